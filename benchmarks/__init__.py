@@ -1,0 +1,1 @@
+"""Studies: variants x seeds, their table and their plots."""

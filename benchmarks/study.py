@@ -1,0 +1,231 @@
+"""Studies: variants of one configuration x seeds, trained one after the other, then compared in a report."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from rich.console import Console
+
+from benchmarks.report import write_report
+from trainer.errors import UserError
+
+TRAIN = (sys.executable, "-m", "trainer.cli", "train")
+"""The command that trains one run: `cetnet train`, in this interpreter."""
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]
+"""A name that is a folder too."""
+
+
+class Study(BaseModel):
+    """A study file: what to train, and what to compare it with."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Name
+    title: str | None = Field(None, description="Heading of the report. Default: the name.")
+    description: str = Field("", description="Markdown under the heading.")
+    base: Path = Field(description="Configuration that the variants change, relative to the study file.")
+    out: Path | None = Field(
+        None,
+        description="Folder for runs and report, relative to the working directory. Default: runs/<name>.",
+    )
+    nproc: int = Field(gt=0, description="Processes of each run.")
+    seeds: tuple[int, ...] = Field(min_length=1)
+    split: str = Field("test", description="The split that the table reports.")
+    baseline: str = Field(description="The variant that NE gains are against.")
+    variants: dict[Name, dict[str, Any]] = Field(
+        min_length=1, description="Dotted configuration keys of each variant and their values."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> "Study":
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds {list(self.seeds)} has a seed twice")
+        if self.baseline not in self.variants:
+            raise ValueError(
+                f"baseline {self.baseline!r} is not one of the variants {', '.join(self.variants)}"
+            )
+        for name, overrides in self.variants.items():
+            if taken := {"run_dir", "training.seed"} & set(overrides):
+                raise ValueError(f"variant {name!r} sets {min(taken)!r}, which the study sets itself")
+        return self
+
+    @property
+    def folder(self) -> Path:
+        """Where runs and report go."""
+        return self.out or Path("runs") / self.name
+
+    @classmethod
+    def load(cls, path: Path) -> "Study":
+        """Read a study file; raises UserError naming the file, the key and what is wrong with it."""
+        try:
+            return cls.model_validate(_read_yaml(path))
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(map(str, first["loc"])) or "study"
+            raise UserError(f"{path}: {key}: {first['msg'].removeprefix('Value error, ')}") from None
+
+
+class Run(NamedTuple):
+    """One run of a study: its folder, its command's arguments, and what must not change once it started."""
+
+    variant: str
+    seed: int
+    folder: Path
+    arguments: list[str]
+    settings: dict[str, Any]
+
+    @property
+    def settings_file(self) -> Path:
+        """Beside the run folder, which belongs to the trainer."""
+        return self.folder.with_name(f"{self.folder.name}.settings.json")
+
+    @property
+    def finished(self) -> bool:
+        """Whether the trainer has written its last file."""
+        return (self.folder / "result.json").exists()
+
+
+def run_study(path: Path, *, command: Sequence[str] = TRAIN, console: Console | None = None) -> None:
+    """Train every run of the study that is missing, one after the other, then write its report.
+
+    A run that was cut short is resumed. Interrupted or failed, the study goes on where it was when it is
+    started again.
+
+    Args:
+        path: The study file.
+        command: What trains one run, called with the arguments of `cetnet train`.
+        console: Where progress and the table are printed. Default: the terminal.
+
+    Raises:
+        UserError: the study is wrong, a run folder was made with other settings, or a run failed.
+    """
+    console = console or Console()
+    study = Study.load(path)
+    runs = _runs(study, path)
+    _refuse_changed(runs, path)
+    started = time.monotonic()
+    for number, run in enumerate(runs, 1):
+        label = f"run {number} of {len(runs)}: {run.variant}, seed {run.seed}"
+        if run.finished:
+            console.print(f"{label}: finished before", highlight=False)
+            continue
+        elapsed = timedelta(seconds=round(time.monotonic() - started))
+        action = "resuming" if run.folder.exists() else "training"
+        console.rule(f"{study.name}, {label}: {action} · {elapsed} elapsed")
+        _train(run, command, study.name)
+    _report(study, runs, console)
+
+
+def report_study(path: Path, *, console: Console | None = None) -> None:
+    """Write the report of a finished study again; raises UserError if a run is missing or was changed."""
+    study = Study.load(path)
+    runs = _runs(study, path)
+    _refuse_changed(runs, path)
+    if missing := [run.folder for run in runs if not run.finished]:
+        raise UserError(
+            f"study {study.name}: {len(missing)} of {len(runs)} runs are not finished, first {missing[0]}; "
+            "run the study to train them"
+        )
+    _report(study, runs, console or Console())
+
+
+def _runs(study: Study, path: Path) -> list[Run]:
+    """Every run of the study, all variants of a seed before the next seed."""
+    base = Path(os.path.normpath(path.parent / study.base))
+    base_settings = _read_yaml(base)
+    runs = []
+    # Seed by seed: a study stopped half way has compared every variant at least once.
+    for seed in study.seeds:
+        for variant, overrides in study.variants.items():
+            folder = study.folder / variant / f"seed{seed}"
+            changes = {**overrides, "training.seed": seed}
+            arguments = [
+                str(base),
+                *(f"{key}={_flow_yaml(value)}" for key, value in changes.items()),
+                f"run_dir={_flow_yaml(str(folder))}",
+                "--nproc",
+                str(study.nproc),
+            ]
+            # As it will be read back from JSON; nproc and run_dir may change, they don't change the numbers.
+            settings = json.loads(json.dumps({"base": base_settings, "overrides": changes}, default=str))
+            runs.append(Run(variant, seed, folder, arguments, settings))
+    return runs
+
+
+def _refuse_changed(runs: Sequence[Run], path: Path) -> None:
+    """Raise UserError for a run folder that was not made with the settings the study has now."""
+    for run in runs:
+        if not run.folder.exists():
+            continue
+        if not run.settings_file.exists():
+            raise UserError(
+                f"{run.folder}: not made by this study; move it away, or give {path} another `out`"
+            )
+        if json.loads(run.settings_file.read_text()) != run.settings:
+            raise UserError(
+                f"{run.folder}: made with other settings than {path} and its base have now (they are in "
+                f"{run.settings_file}); restore them, delete the folder to repeat the run, or change `out`"
+            )
+
+
+def _train(run: Run, command: Sequence[str], study: str) -> None:
+    """Run the child on our own terminal; raises UserError if it does not leave a finished run."""
+    resume = ["--resume"] if run.folder.exists() else []
+    run.folder.parent.mkdir(parents=True, exist_ok=True)
+    run.settings_file.write_text(json.dumps(run.settings, indent=2))
+    with subprocess.Popen([*command, *run.arguments, *resume]) as child:
+        try:
+            code = child.wait()
+        except KeyboardInterrupt:
+            # The terminal sent it to the child as well, which may be saving a checkpoint: don't kill it.
+            child.wait()
+            raise
+    if code or not run.finished:
+        outcome = f"exit code {code}" if code else "no result.json"
+        raise UserError(
+            f"study {study}: run {run.variant}, seed {run.seed} failed ({outcome}; its messages are above, "
+            f"its folder is {run.folder}); mend it and start the study again, which goes on from here"
+        )
+
+
+def _report(study: Study, runs: Sequence[Run], console: Console) -> None:
+    folders = {variant: [run.folder for run in runs if run.variant == variant] for variant in study.variants}
+    commands = [f"cetnet train {shlex.join(run.arguments)}" for run in runs if run.seed == study.seeds[0]]
+    others = " The other seeds likewise." if study.seeds[1:] else ""
+    write_report(
+        folders,
+        baseline=study.baseline,
+        split=study.split,
+        out=study.folder,
+        title=study.title or study.name,
+        description=study.description,
+        appendix="\n".join(
+            [f"## Commands\n\nSeed {study.seeds[0]} of each variant.{others}\n\n```sh", *commands, "```"]
+        ),
+        console=console,
+    )
+
+
+def _flow_yaml(value: Any) -> str:
+    """The value on one line of YAML. (JSON would not do: YAML reads JSON's 1e-05 as a string.)"""
+    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=sys.maxsize)
+    return text.strip().removesuffix("...").strip()
+
+
+def _read_yaml(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None

@@ -1,0 +1,188 @@
+"""DHEN (Zhang et al., "DHEN: A Deep and Hierarchical Ensemble Network", arXiv 2203.11014)."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from models.component import Component, Inputs, InputShape
+from models.layers import Activation, DenseTokens, Readout, TokenLinear, TokenModelConfig, linear, mlp
+
+InteractionName = Literal["dot", "dcn", "attention", "linear", "convolution"]
+Ensemble = Literal["concat", "sum"]
+
+
+class DHENConfig(TokenModelConfig):
+    """Settings of DHEN."""
+
+    kind: Literal["dhen"] = "dhen"
+    num_layers: int = Field(2, ge=1, description="Layers; each raises the order of the interactions.")
+    interactions: tuple[InteractionName, ...] = Field(
+        ("dot", "dcn"), min_length=1, description="Interaction modules that every layer ensembles."
+    )
+    tokens_per_interaction: int | None = Field(
+        None, gt=0, description="Tokens l that each module outputs. Default: the input tokens, at most 16."
+    )
+    ensemble: Ensemble = Field("concat", description="How a layer joins its modules: l N tokens, or l.")
+    dot_hidden_units: tuple[int, ...] = Field(
+        (512,), description="Hidden layers between the dot products and the tokens made of them."
+    )
+
+
+def default_tokens_per_interaction(num_tokens: int) -> int:
+    """As many tokens as come in, but at most 16: the weights of `dcn` grow with the square of tokens x d."""
+    return min(num_tokens, 16)
+
+
+class Dot(nn.Module):
+    """Dot products of all pairs of tokens, through an MLP: `[B, m, d]` -> `[B, l, d]`."""
+
+    pairs: Tensor
+
+    def __init__(
+        self,
+        num_tokens: int,
+        num_outputs: int,
+        embedding_dim: int,
+        hidden_units: Sequence[int],
+        activation: Activation,
+    ) -> None:
+        super().__init__()
+        if num_tokens < 2:
+            raise ValueError("the interaction `dot` needs at least two tokens")
+        row, column = torch.triu_indices(num_tokens, num_tokens, offset=1)
+        self.register_buffer("pairs", row * num_tokens + column, persistent=False)
+        self.mlp = mlp(len(row), hidden_units, activation)
+        self.mlp.append(linear((len(row), *hidden_units)[-1], num_outputs * embedding_dim))
+        self.mlp.append(nn.Unflatten(1, (num_outputs, embedding_dim)))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """`[B, m, d]` -> `[B, l, d]`."""
+        products = tokens @ tokens.transpose(1, 2)  # [B, m, m]
+        return self.mlp(products.flatten(1).index_select(1, self.pairs))
+
+
+class DCN(nn.Module):
+    """One cross of the flattened tokens, x * (W x + b): `[B, m, d]` -> `[B, l, d]`.
+
+    DCN's own skip connection is left out: the layer's shortcut is one.
+    """
+
+    def __init__(self, num_tokens: int, num_outputs: int, embedding_dim: int) -> None:
+        super().__init__()
+        self.cross = linear(num_tokens * embedding_dim, num_tokens * embedding_dim)
+        self.compress = TokenLinear(num_tokens, num_outputs)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """`[B, m, d]` -> `[B, l, d]`."""
+        return self.compress(tokens * self.cross(tokens.flatten(1)).view_as(tokens))
+
+
+class SelfAttention(nn.Module):
+    """A standard transformer encoder layer over the tokens: `[B, m, d]` -> `[B, l, d]`."""
+
+    def __init__(self, num_tokens: int, num_outputs: int, embedding_dim: int) -> None:
+        super().__init__()
+        self.encoder = nn.TransformerEncoderLayer(
+            embedding_dim, nhead=1, dim_feedforward=4 * embedding_dim, dropout=0.0, batch_first=True
+        )
+        self.compress = TokenLinear(num_tokens, num_outputs)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """`[B, m, d]` -> `[B, l, d]`."""
+        return self.compress(self.encoder(tokens))
+
+
+class Convolution(nn.Module):
+    """A 5 x 5 convolution of the m x d "image" of tokens: `[B, m, d]` -> `[B, l, d]`."""
+
+    def __init__(self, num_tokens: int, num_outputs: int) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(1, 1, kernel_size=5, padding=2)
+        self.compress = TokenLinear(num_tokens, num_outputs)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """`[B, m, d]` -> `[B, l, d]`."""
+        return self.compress(self.convolution(tokens.unsqueeze(1)).squeeze(1))
+
+
+class DHENLayer(nn.Module):
+    """X_{n+1} = LN(Ensemble_i(Interaction_i(X_n)) + ShortCut(X_n)), `[B, m, d]` -> `[B, num_outputs, d]`.
+
+    Each of the N modules makes l tokens; they are concatenated on the token axis or summed. ShortCut is the
+    identity if that leaves the number of tokens unchanged, else a linear map on the token axis.
+    """
+
+    def __init__(
+        self,
+        num_tokens: int,
+        embedding_dim: int,
+        interactions: Sequence[InteractionName],
+        tokens_per_interaction: int,
+        ensemble: Ensemble,
+        dot_hidden_units: Sequence[int],
+        activation: Activation,
+    ) -> None:
+        super().__init__()
+        outputs = tokens_per_interaction
+
+        def interaction(name: InteractionName) -> nn.Module:
+            if name == "dot":
+                return Dot(num_tokens, outputs, embedding_dim, dot_hidden_units, activation)
+            if name == "dcn":
+                return DCN(num_tokens, outputs, embedding_dim)
+            if name == "attention":
+                return SelfAttention(num_tokens, outputs, embedding_dim)
+            if name == "convolution":
+                return Convolution(num_tokens, outputs)
+            return TokenLinear(num_tokens, outputs)
+
+        self.ensemble = ensemble
+        self.interactions = nn.ModuleList(interaction(name) for name in interactions)
+        self.num_outputs = outputs * len(interactions) if ensemble == "concat" else outputs
+        self.shortcut = (
+            nn.Identity() if num_tokens == self.num_outputs else TokenLinear(num_tokens, self.num_outputs)
+        )
+        self.norm = nn.LayerNorm(embedding_dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """`[B, m, d]` -> `[B, num_outputs, d]`."""
+        outputs = [interaction(tokens) for interaction in self.interactions]  # N times [B, l, d]
+        joined = torch.cat(outputs, dim=1) if self.ensemble == "concat" else torch.stack(outputs).sum(0)
+        return self.norm(joined + self.shortcut(tokens))
+
+
+class DHEN(Component):
+    """Layers that each ensemble several kinds of interaction; histories enter as their means (section 3)."""
+
+    Config = DHENConfig
+
+    def __init__(self, shape: InputShape, config: DHENConfig) -> None:
+        super().__init__()
+        self.inputs = DenseTokens(
+            shape.num_tokens, shape.num_dense, shape.embedding_dim, config.dense, config.activation
+        )
+        num_tokens = self.inputs.num_tokens
+        # One l for all layers, so that concatenation widens the tokens once and not at every layer.
+        outputs = config.tokens_per_interaction or default_tokens_per_interaction(num_tokens)
+        self.layers = nn.Sequential()
+        for _ in range(config.num_layers):
+            layer = DHENLayer(
+                num_tokens,
+                shape.embedding_dim,
+                config.interactions,
+                outputs,
+                config.ensemble,
+                config.dot_hidden_units,
+                config.activation,
+            )
+            self.layers.append(layer)
+            num_tokens = layer.num_outputs
+        self.readout = Readout(num_tokens, config)
+        self.output_dim = self.readout.output_dim
+
+    def forward(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
+        """Return the output embedding `[B, output_dim]` and the logit `[B]`."""
+        return self.readout(self.layers(self.inputs(inputs.tokens, inputs.dense)))

@@ -1,0 +1,177 @@
+"""Layers that several components share."""
+
+import itertools
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from models.component import ComponentConfig
+
+Activation = Literal["relu", "silu"]
+DenseMode = Literal["field", "token"]
+ReadoutMode = Literal["hidden", "tokens"]
+
+ACTIVATIONS: dict[Activation, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU}
+
+
+class TokenModelConfig(ComponentConfig):
+    """Settings that every component ending in interaction tokens has (DHEN, InterFormer)."""
+
+    dense: DenseMode = Field(
+        "token",
+        description="Dense features become tokens: `token` = an MLP on all of them makes one token; "
+        "`field` = each is one token, its value times a learned vector.",
+    )
+    readout: ReadoutMode = Field(
+        "hidden",
+        description="Output embedding: `hidden` = last hidden layer of the top MLP (the fused logit is "
+        "linear in it, hence as strong as the component's own); `tokens` = the flattened final tokens.",
+    )
+    hidden_units: tuple[int, ...] = Field(
+        (1024, 512, 256, 128), min_length=1, description="Sizes of the hidden layers of the top MLP."
+    )
+    activation: Activation = Field("silu", description="Activation of every MLP; silu is the papers' Swish.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout after each hidden layer of the top MLP.")
+    batch_norm: bool = Field(False, description="BatchNorm in the top MLP; statistics are each rank's own.")
+
+
+def linear(in_features: int, out_features: int, bias: bool = True) -> nn.Linear:
+    """`nn.Linear` that starts from xavier_normal weights and zero bias."""
+    layer = nn.Linear(in_features, out_features, bias)
+    nn.init.xavier_normal_(layer.weight)
+    if bias:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+def mlp(
+    in_features: int,
+    hidden_units: Sequence[int],
+    activation: Activation = "relu",
+    dropout: float = 0.0,
+    batch_norm: bool = False,
+) -> nn.Sequential:
+    """Hidden layers, `[B, in_features]` -> `[B, hidden_units[-1]]`; the identity if there are none.
+
+    Each is Linear, BatchNorm if asked for, activation, dropout.
+    """
+    layers: list[nn.Module] = []
+    for fan_in, fan_out in itertools.pairwise((in_features, *hidden_units)):
+        layers.append(linear(fan_in, fan_out))
+        if batch_norm:
+            layers.append(nn.BatchNorm1d(fan_out))
+        layers.append(ACTIVATIONS[activation]())
+        if dropout > 0:
+            layers.append(nn.Dropout(dropout))
+    return nn.Sequential(*layers)
+
+
+class LogitLinear(nn.Linear):
+    """Affine map to one logit, `[B, in_features]` -> `[B]`.
+
+    Computes in the dtype of its weights even under autocast: bfloat16 has three digits, which would tie
+    predictions and blur NE.
+    """
+
+    def __init__(self, in_features: int) -> None:
+        super().__init__(in_features, 1)
+        nn.init.xavier_normal_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, in_features]` of any floating dtype -> `[B]`."""
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.to(self.weight.dtype)).squeeze(-1)
+
+
+class TokenLinear(nn.Module):
+    """Linear map on the token axis, `[B, m, d]` -> `[B, l, d]`: Y = W X with W in R^{l x m}.
+
+    DHEN's shortcut and InterFormer's Linear Compressed Embedding (LCE, app. A.2.1) are this map.
+    """
+
+    def __init__(self, num_tokens: int, num_outputs: int) -> None:
+        super().__init__()
+        self.linear = linear(num_tokens, num_outputs, bias=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """`[B, m, d]` -> `[B, l, d]`."""
+        return self.linear(tokens.transpose(1, 2)).transpose(1, 2)
+
+
+class DenseTokens(nn.Module):
+    """Appends the dense features to the tokens, `[B, n, d]` and `[B, m]` -> `[B, num_tokens, d]`.
+
+    mode `field`: scalar i becomes x_i v_i, one Linear(1, d) without bias per scalar, as FuxiCTR embeds
+    numeric fields. mode `token`: one MLP makes one token of all scalars. Nothing is appended when m = 0.
+    """
+
+    def __init__(
+        self, num_tokens: int, num_dense: int, embedding_dim: int, mode: DenseMode, activation: Activation
+    ) -> None:
+        super().__init__()
+        self.fields: nn.Parameter | None = None
+        self.mlp: nn.Sequential | None = None
+        if num_dense > 0 and mode == "field":
+            # One row per Linear(1, d), each with the variance 2 / (1 + d) of its own xavier_normal.
+            self.fields = nn.Parameter(
+                torch.randn(num_dense, embedding_dim) * (2 / (1 + embedding_dim)) ** 0.5
+            )
+        elif num_dense > 0:
+            self.mlp = mlp(num_dense, (embedding_dim,), activation)
+            self.mlp.append(linear(embedding_dim, embedding_dim))
+        self.num_tokens = num_tokens + (num_dense if mode == "field" else min(num_dense, 1))
+
+    def forward(self, tokens: Tensor, dense: Tensor) -> Tensor:
+        """`[B, n, d]`, `[B, m]` -> `[B, num_tokens, d]`."""
+        if self.fields is not None:
+            return torch.cat([tokens, dense.unsqueeze(2) * self.fields], dim=1)
+        if self.mlp is not None:
+            return torch.cat([tokens, self.mlp(dense).unsqueeze(1)], dim=1)
+        return tokens
+
+
+class CrossNetV2(nn.Module):
+    """Full-rank cross network, `[B, D]` -> `[B, D]`: x_{l+1} = x_0 * (W_l x_l + b_l) + x_l.
+
+    DCN V2, arXiv 2008.13535, eq. 1. torchrec has the same layer; three lines are cheaper than importing
+    torchrec, which takes seconds, into modules that otherwise need only torch.
+    """
+
+    def __init__(self, num_features: int, num_layers: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(linear(num_features, num_features) for _ in range(num_layers))
+
+    def forward(self, x0: Tensor) -> Tensor:
+        """`[B, D]` -> `[B, D]`."""
+        x = x0
+        for layer in self.layers:
+            x = x0 * layer(x) + x
+        return x
+
+
+class Readout(nn.Module):
+    """Top MLP of a component that ends in tokens: its output embedding `[B, output_dim]` and logit `[B]`.
+
+    Both modes compute the same logit, Linear(MLP(flatten(tokens))); they differ in the embedding offered to
+    the fusion, which is one affine map: the MLP's last hidden layer, or the flattened tokens themselves.
+    """
+
+    def __init__(self, num_tokens: int, config: TokenModelConfig) -> None:
+        super().__init__()
+        self.mode = config.readout
+        num_features = num_tokens * config.embedding_dim
+        self.mlp = mlp(
+            num_features, config.hidden_units, config.activation, config.dropout, config.batch_norm
+        )
+        self.logit = LogitLinear(config.hidden_units[-1])
+        self.output_dim = config.hidden_units[-1] if config.readout == "hidden" else num_features
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """`[B, n, d]` -> `[B, output_dim]`, `[B]`."""
+        features = tokens.flatten(1)
+        hidden = self.mlp(features)
+        return hidden if self.mode == "hidden" else features, self.logit(hidden)

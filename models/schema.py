@@ -1,0 +1,104 @@
+"""The feature schema: which columns a model reads, and which embedding table each id looks up.
+
+Imports neither torch nor torchrec, so that configuration errors are found in milliseconds.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+FeatureKind = Literal["categorical", "multi_valued", "sequence", "dense"]
+
+
+class Feature(BaseModel):
+    """One input column.
+
+    | kind         | Parquet column     | the model sees                                             |
+    |--------------|--------------------|------------------------------------------------------------|
+    | categorical  | int                | one embedding                                              |
+    | multi_valued | list of int        | the mean of the embeddings (zeros for an empty list)       |
+    | sequence     | list of int, oldest first | the embeddings in order, at most `max_length`, or their mean |
+    | dense        | float              | the number                                                 |
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="Column name in the Parquet files.")
+    kind: FeatureKind
+    table: str | None = Field(
+        None, description="Embedding table the ids look up; features may share one. Default: the name."
+    )
+    max_length: int | None = Field(None, gt=0, description="Sequences only: the longest one allowed.")
+    mean_length: float = Field(
+        1.0, ge=0, description="Mean number of ids per row: the planner's pooling factor."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> "Feature":
+        if self.kind == "dense" and self.table is not None:
+            raise ValueError(f"feature {self.name!r} is dense and cannot have a table")
+        if (self.kind == "sequence") != (self.max_length is not None):
+            raise ValueError(f"feature {self.name!r}: max_length belongs to sequences, which must have it")
+        if self.kind != "dense" and self.table is None:
+            object.__setattr__(self, "table", self.name)
+        return self
+
+
+class Schema(BaseModel):
+    """Columns of a prepared dataset (`schema.yaml`).
+
+    `tables` maps each embedding table to its number of rows; every id of a feature is in
+    `[0, num_embeddings)`. By convention of `cetnet prepare`, id 0 stands for missing or unseen values.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    label: str = Field(description="Column with 0 or 1.")
+    group: str | None = Field(None, description="Integer column; gAUC is computed within each of its values.")
+    timestamp: str | None = Field(None, description="Integer column, seconds; orders a time split.")
+    weight: str | None = Field(None, description="Float column: the row's weight in losses and metrics.")
+    true_probability: str | None = Field(
+        None, description="Float column, synthetic data only: the probability the label was drawn from."
+    )
+    tables: dict[str, int] = Field(description="Number of rows (num_embeddings) of each table.")
+    features: tuple[Feature, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> "Schema":
+        names = [feature.name for feature in self.features]
+        if duplicates := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"features named twice: {', '.join(duplicates)}")
+        for feature in self.features:
+            if feature.table is not None and feature.table not in self.tables:
+                raise ValueError(f"feature {feature.name!r} reads table {feature.table!r}, not in tables")
+        for table, rows in self.tables.items():
+            if rows < 1:
+                raise ValueError(f"table {table!r} has {rows} rows")
+        if unread := sorted(set(self.tables) - {feature.table for feature in self.features}):
+            raise ValueError(f"tables that no feature reads: {', '.join(unread)}")
+        return self
+
+    def of_kind(self, *kinds: FeatureKind) -> list[Feature]:
+        """Features of these kinds, in the schema's order."""
+        return [feature for feature in self.features if feature.kind in kinds]
+
+    @property
+    def id_features(self) -> list[Feature]:
+        """Features that look up a table, in the schema's order: the keys of the KeyedJaggedTensor."""
+        return self.of_kind("categorical", "multi_valued", "sequence")
+
+    @property
+    def dense_features(self) -> list[Feature]:
+        """Dense features, in the schema's order: the columns of `Batch.dense`."""
+        return self.of_kind("dense")
+
+    @classmethod
+    def load(cls, path: Path) -> "Schema":
+        """Read `schema.yaml`; raises OSError, yaml.YAMLError or pydantic.ValidationError."""
+        return cls.model_validate(yaml.safe_load(path.read_text()))
+
+    def save(self, path: Path) -> None:
+        """Write `schema.yaml`."""
+        path.write_text(yaml.safe_dump(self.model_dump(exclude_none=True, mode="json"), sort_keys=False))

@@ -1,0 +1,1 @@
+"""Where each embedding table lives: topology, planner, plan report, sharders, sparse optimizers."""

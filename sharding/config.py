@@ -1,0 +1,54 @@
+"""Where tables may live, and what the planner is told of the cluster."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+ShardingType = Literal[
+    "table_wise", "row_wise", "table_row_wise", "column_wise", "table_column_wise", "grid_shard"
+]
+
+
+class ClusterConfig(BaseModel):
+    """Sizes and speeds the planner reckons with; a key left out is measured or TorchRec's default."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    hbm_gb: float | None = Field(None, gt=0, description="Memory of one GPU, GiB.")
+    ddr_gb: float | None = Field(None, gt=0, description="Host memory of one process, GiB.")
+    hbm_bandwidth: float | None = Field(None, gt=0, description="GB/s.")
+    ddr_bandwidth: float | None = Field(None, gt=0, description="GB/s.")
+    intra_host_bandwidth: float | None = Field(
+        None, gt=0, description="Between GPUs of a host, GB/s each way."
+    )
+    inter_host_bandwidth: float | None = Field(None, gt=0, description="Between hosts, GB/s a GPU.")
+
+
+class TableConstraint(BaseModel):
+    """What the planner may do with a table."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sharding_types: tuple[ShardingType, ...] = Field(min_length=1)
+
+
+class ShardingConfig(BaseModel):
+    """Placement of the embedding tables; the planner chooses within it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    constraints: dict[str, TableConstraint] = Field(
+        default={},
+        description="By table name or pattern (`interformer__*`); the last that matches counts. Default: "
+        "table_wise, row_wise, table_row_wise. Column-split types work too, but a run can't be resumed under "
+        "another column split.",
+    )
+    dense_tables: tuple[str, ...] = Field(
+        (),
+        description="Names or patterns of small tables that every process holds whole and "
+        "`optimizer.dense_tables` trains, instead of being sharded.",
+    )
+    reserve: float = Field(
+        0.15, ge=0, lt=1, description="Share of memory kept for dense parameters, activations and batches."
+    )
+    cluster: ClusterConfig = ClusterConfig()

@@ -1,0 +1,238 @@
+import csv
+import io
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from rich.console import Console
+
+from benchmarks.study import Study, report_study, run_study
+from trainer.errors import UserError
+
+FAKE_TRAINER = [sys.executable, str(Path(__file__).with_name("fake_trainer.py"))]
+PNG = b"\x89PNG\r\n\x1a\n"
+
+Make = Callable[..., Path]
+
+
+@pytest.fixture
+def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
+    """Writes a study of two variants x two seeds, changed by keywords, into the working directory."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(**changes: Any) -> Path:
+        study = {
+            "name": "small",
+            "base": "base.yaml",
+            "nproc": 2,
+            "seeds": [1, 2],
+            "baseline": "single",
+            "variants": {"single": {}, "pair": {"components": ["left", "right"]}},
+        } | changes
+        (tmp_path / "base.yaml").write_text("skill: 0.5\n")
+        (tmp_path / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
+        return Path("study.yaml")
+
+    return write
+
+
+def run(path: Path) -> str:
+    """Run with the fake trainer; returns what a terminal of 100 columns shows."""
+    shown = io.StringIO()
+    run_study(path, command=FAKE_TRAINER, console=Console(file=shown, width=100))
+    return shown.getvalue()
+
+
+def calls() -> list[list[str]]:
+    """Arguments of the fake trainer's calls since the last time it was asked."""
+    log = Path("calls.txt")
+    lines = log.read_text().splitlines() if log.exists() else []
+    log.unlink(missing_ok=True)
+    return [json.loads(line) for line in lines]
+
+
+def test_trains_every_variant_with_every_seed_and_reports(make: Make) -> None:
+    shown = run(make())
+    assert calls() == [
+        ["training.seed=1", "run_dir=runs/small/single/seed1", "--nproc", "2"],
+        ["components=[left, right]", "training.seed=1", "run_dir=runs/small/pair/seed1", "--nproc", "2"],
+        ["training.seed=2", "run_dir=runs/small/single/seed2", "--nproc", "2"],
+        ["components=[left, right]", "training.seed=2", "run_dir=runs/small/pair/seed2", "--nproc", "2"],
+    ]
+    assert "run 4 of 4: pair, seed 2: training" in shown
+    assert max(map(len, shown.splitlines())) <= 100
+
+    out = Path("runs/small")
+    for name in ("ne_curves.png", "gain.png"):
+        assert (out / name).read_bytes().startswith(PNG)
+    with (out / "table.csv").open() as file:
+        table = {(row["variant"], row["component"]): row for row in csv.DictReader(file)}
+    assert list(table) == [("single", ""), ("pair", ""), ("pair", "left"), ("pair", "right")]
+    single, pair = table["single", ""], table["pair", ""]
+    gain = 100 * (float(pair["NE"]) / float(single["NE"]) - 1)
+    assert float(pair["NE gain (%)"]) == pytest.approx(gain, rel=1e-4)
+    assert float(pair["NE gain low (%)"]) < gain < float(pair["NE gain high (%)"])
+    assert single["NE gain (%)"] == ""
+    assert float(single["AUC"]) == pytest.approx(0.7515)
+    assert float(single["AUC std"]) == pytest.approx(0.001 / 2**0.5)
+    assert pair["dense parameters"] == str(2 * 234_567)
+    assert float(pair["NE"]) < float(table["pair", "left"]["NE"])
+
+    report = (out / "report.md").read_text()
+    assert f"{gain:+.3f} [" in report
+    assert "| 0.75150 ± 0.00071 |" in report
+    assert "| &emsp;left |" in report
+    assert "cetnet train base.yaml 'components=[left, right]' training.seed=1" in report
+    assert "Bayes" not in report
+    assert str(Path.cwd()) not in report
+
+
+def test_runs_only_what_is_missing_and_resumes_what_was_cut_short(make: Make) -> None:
+    path = make()
+    run(path)
+    calls()
+    assert "run 2 of 4: pair, seed 1: finished before" in run(path)
+    assert calls() == []
+
+    Path("runs/small/pair/seed1/result.json").unlink()
+    # Neither a new title, nor more seeds, nor another number of processes makes finished runs invalid.
+    run(make(seeds=[1, 2, 3], nproc=1, title="More seeds"))
+    assert [call[call.index("--nproc") - 1 :] for call in calls()] == [
+        ["run_dir=runs/small/pair/seed1", "--nproc", "1", "--resume"],
+        ["run_dir=runs/small/single/seed3", "--nproc", "1"],
+        ["run_dir=runs/small/pair/seed3", "--nproc", "1"],
+    ]
+
+
+def test_a_failing_run_is_named(make: Make) -> None:
+    path = make(variants={"single": {}, "bad": {"fail": True}})
+    with pytest.raises(UserError, match=r"^study small: run bad, seed 1 failed \(exit code 3; .*bad/seed1"):
+        run(path)
+    assert len(calls()) == 2
+    with pytest.raises(UserError, match="3 of 4 runs are not finished, first runs/small/bad/seed1"):
+        report_study(path)
+
+
+def test_refuses_runs_made_with_other_settings(make: Make) -> None:
+    run(make(seeds=[1]))
+    changed = make(seeds=[1], variants={"single": {}, "pair": {"components": ["left", "middle"]}})
+    for action in (run, report_study):
+        with pytest.raises(
+            UserError, match=r"^runs/small/pair/seed1: made with other settings .*delete"
+        ) as raised:
+            action(changed)
+        assert "\n" not in str(raised.value)
+
+    path = make(seeds=[1])
+    Path("base.yaml").write_text("skill: 0.6\n")
+    with pytest.raises(UserError, match=r"^runs/small/single/seed1: made with other settings"):
+        run(path)
+
+    path = make(seeds=[1])
+    Path("runs/small/pair/seed1.settings.json").unlink()
+    with pytest.raises(UserError, match=r"^runs/small/pair/seed1: not made by this study"):
+        run(path)
+
+
+def test_report_is_rebuilt_without_training(make: Make) -> None:
+    path = make(seeds=[1])
+    run(path)
+    calls()
+    report = Path("runs/small/report.md")
+    first = report.read_text()
+    report.unlink()
+    shown = io.StringIO()
+    report_study(path, console=Console(file=shown, width=100))
+    assert report.read_text() == first
+    assert calls() == []
+    assert "±" not in first.replace("mean ± standard", "")  # one seed has no deviation
+
+
+def test_bayes_optimum_is_the_best_row_where_the_truth_is_known(make: Make) -> None:
+    path = make(seeds=[1])
+    Path("base.yaml").write_text("skill: 0.5\ntruth: true\n")
+    run(path)
+    with Path("runs/small/table.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert rows[-1]["variant"] == "Bayes optimum"
+    assert all(float(rows[-1]["LogLoss"]) < float(row["LogLoss"]) for row in rows[:-1])
+    assert rows[-1]["NE gain (%)"] == rows[-1]["rows/s"] == ""
+
+
+def test_values_reach_the_trainer_as_they_were_written(make: Make) -> None:
+    values = {
+        "a.components": {"z": {"kind": "z", "layers": [1, 2]}, "a": {"rate": 1e-5}},
+        "a.rate": 1e-05,
+        "a.text": "it's: [odd] #" + "long " * 50,
+        "a.digits": "007",
+        "a.nothing": None,
+        "a.flag": False,
+    }
+    run(make(seeds=[1], variants={"single": values}))
+    (arguments,) = calls()
+    received = {key: yaml.safe_load(value) for key, value in (item.split("=", 1) for item in arguments[:-3])}
+    assert received == values | {"training.seed": 1}
+    assert list(received["a.components"]) == ["z", "a"]
+
+
+def test_runs_on_other_data_are_not_compared(make: Make) -> None:
+    with pytest.raises(UserError, match=r"pair/seed1/.*test\.parquet: column 'label' differs"):
+        run(make(seeds=[1], variants={"single": {}, "pair": {"data_seed": 1}}))
+
+
+def test_unknown_split(make: Make) -> None:
+    with pytest.raises(UserError, match="not evaluated on split 'valid', only on test"):
+        run(make(seeds=[1], split="valid"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sedes": [1]}, "sedes: Extra inputs are not permitted"),
+        ({"seeds": []}, "seeds: "),
+        ({"seeds": [1, 1]}, "seeds [1, 1] has a seed twice"),
+        ({"baseline": "double"}, "baseline 'double' is not one of the variants single, pair"),
+        ({"variants": {"single": {"run_dir": "x"}}}, "variant 'single' sets 'run_dir', which the study sets"),
+        ({"variants": {"single": {}, "../up": {}}}, "variants.../up"),
+        ({"nproc": 0}, "nproc: Input should be greater than 0"),
+        ({"base": "absent.yaml"}, "absent.yaml: cannot be read: No such file"),
+    ],
+)
+def test_bad_study_files(make: Make, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)) as raised:
+        run(make(**changes))
+    assert "\n" not in str(raised.value)
+    assert calls() == []
+
+
+@pytest.mark.parametrize("text", ["name: [", "", "- a list"])
+def test_files_that_are_no_study(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=re.escape(str(path))) as raised:
+        run_study(path)
+    assert "\n" not in str(raised.value)
+
+
+def test_study_that_is_not_there() -> None:
+    with pytest.raises(UserError, match=r"absent\.yaml: cannot be read"):
+        run_study(Path("absent.yaml"))
+
+
+def test_published_studies_are_valid() -> None:
+    studies = sorted((Path(__file__).parents[2] / "benchmarks" / "studies").glob("*.yaml"))
+    assert studies
+    for path in studies:
+        study = Study.load(path)
+        assert study.name == path.stem
+
+
+def test_does_not_import_torch() -> None:
+    code = "import sys, benchmarks.study; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,176 @@
+"""What every component must do. A new component is covered by one line in CONFIGS."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from pydantic import ValidationError
+
+from models.component import Component, ComponentConfig, Inputs, InputShape
+from models.dcnv2 import DCNv2Config
+from models.dhen import DHENConfig
+from models.interformer import InterFormerConfig
+from models.registry import COMPONENTS, component_class
+from tests.models.inputs import random_inputs
+
+SMALL = {"embedding_dim": 8, "hidden_units": (16, 8)}
+ALL_INTERACTIONS = ("dot", "dcn", "attention", "linear", "convolution")
+CONFIGS: dict[str, ComponentConfig] = {
+    "dcnv2": DCNv2Config(**SMALL),
+    "dcnv2_stacked": DCNv2Config(**SMALL, structure="stacked", dense="token"),
+    "dcnv2_stacked_parallel": DCNv2Config(**SMALL, structure="stacked_parallel"),
+    "dcnv2_crossnet_only": DCNv2Config(**SMALL, structure="crossnet_only"),
+    "dhen": DHENConfig(**SMALL),
+    "dhen_all": DHENConfig(**SMALL, interactions=ALL_INTERACTIONS, tokens_per_interaction=2, dense="field"),
+    "dhen_sum": DHENConfig(**SMALL, ensemble="sum", readout="tokens"),
+    "interformer": InterFormerConfig(**SMALL, num_heads=2),
+    "interformer_tokens": InterFormerConfig(**SMALL, readout="tokens", num_layers=1, num_summary_tokens=2),
+}
+any_component = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+
+
+def shape_of(config: ComponentConfig, num_sequences: int = 2, num_dense: int = 3) -> InputShape:
+    """Three features and some histories, which components that pool them get as tokens."""
+    reads_sequences = component_class(config.kind).reads_sequences
+    num_tokens, k = (3, num_sequences) if reads_sequences else (3 + num_sequences, 0)
+    return InputShape(num_tokens, k, max_length=5, num_dense=num_dense, embedding_dim=config.embedding_dim)
+
+
+def build(config: ComponentConfig, shape: InputShape) -> Component:
+    torch.manual_seed(0)
+    return component_class(config.kind)(shape, config)  # type: ignore[call-arg]
+
+
+def test_every_registered_component_is_covered() -> None:
+    assert {config.kind for config in CONFIGS.values()} == set(COMPONENTS)
+
+
+@any_component
+@pytest.mark.parametrize("batch_size", [1, 7])
+@pytest.mark.parametrize(("num_sequences", "num_dense"), [(2, 3), (1, 0), (0, 1)])
+def test_output_shapes(config: ComponentConfig, batch_size: int, num_sequences: int, num_dense: int) -> None:
+    shape = shape_of(config, num_sequences, num_dense)
+    component = build(config, shape)
+    embedding, logit = component(random_inputs(shape, batch_size))
+    assert embedding.shape == (batch_size, component.output_dim)
+    assert logit.shape == (batch_size,)
+    assert embedding.isfinite().all()
+    assert logit.isfinite().all()
+
+
+@any_component
+@pytest.mark.parametrize("num_sequences", [0, 2])
+def test_gradients_reach_every_parameter_and_input(config: ComponentConfig, num_sequences: int) -> None:
+    shape = shape_of(config, num_sequences)
+    component = build(config, shape)
+    inputs = random_inputs(shape, 16)
+    inputs.tokens.requires_grad_()
+    inputs.sequences.requires_grad_()
+    component(inputs)[1].sum().backward()
+    unreached = [name for name, p in component.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not unreached
+    assert inputs.tokens.grad is not None
+    assert inputs.tokens.grad.flatten(2).any(2).all()
+    if shape.num_sequences:
+        assert inputs.sequences.grad is not None
+        assert inputs.sequences.grad.isfinite().all()
+        valid = torch.arange(shape.max_length) < inputs.lengths.unsqueeze(2)
+        assert torch.equal(inputs.sequences.grad.any(3), valid)
+
+
+@any_component
+def test_gradcheck(config: ComponentConfig) -> None:
+    shape = shape_of(config)
+    component = build(config, shape).double()
+    inputs = random_inputs(shape, 3, dtype=torch.float64)
+    lengths = torch.tensor([[0, 0], [5, 2], [1, 4]])[:, : shape.num_sequences]
+
+    def outputs(tokens: torch.Tensor, sequences: torch.Tensor, dense: torch.Tensor) -> tuple:
+        return component(Inputs(tokens, sequences, lengths, dense))
+
+    leaves = (inputs.tokens, inputs.sequences, inputs.dense)
+    assert torch.autograd.gradcheck(outputs, tuple(x.requires_grad_() for x in leaves), fast_mode=True)
+
+
+@any_component
+def test_eval_output_of_a_row_does_not_depend_on_the_others(config: ComponentConfig) -> None:
+    config = config.model_copy(update={"batch_norm": True, "dropout": 0.5})
+    shape = shape_of(config)
+    component = build(config, shape).eval()
+    inputs = random_inputs(shape, 9)
+    embedding, logit = component(inputs)
+    for row in range(9):
+        alone = component(Inputs(*(x[row : row + 1] for x in inputs)))
+        torch.testing.assert_close(alone, (embedding[row : row + 1], logit[row : row + 1]))
+
+
+@pytest.mark.parametrize("config", [c for c in CONFIGS.values() if component_class(c.kind).reads_sequences])
+def test_padding_has_no_influence(config: ComponentConfig) -> None:
+    shape = shape_of(config)
+    component = build(config, shape)
+    inputs = random_inputs(shape, 32)
+    beyond = torch.arange(shape.max_length) >= inputs.lengths.unsqueeze(2)
+    garbage = inputs.sequences.masked_fill(beyond.unsqueeze(3), torch.nan)
+    torch.testing.assert_close(
+        component(inputs._replace(sequences=garbage)), component(inputs), rtol=0, atol=0
+    )
+    trimmed = inputs._replace(lengths=inputs.lengths.clamp(max=3))
+    shorter = trimmed._replace(sequences=inputs.sequences[:, :, :3])
+    torch.testing.assert_close(component(shorter), component(trimmed))
+
+
+@any_component
+def test_empty_histories(config: ComponentConfig) -> None:
+    shape = shape_of(config)
+    component = build(config, shape)
+    inputs = random_inputs(shape, 4)
+    inputs = inputs._replace(
+        sequences=torch.zeros_like(inputs.sequences), lengths=torch.zeros_like(inputs.lengths)
+    )
+    logit = component(inputs)[1]
+    logit.sum().backward()
+    assert logit.isfinite().all()
+    for name, parameter in component.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+
+
+@any_component
+def test_bf16_autocast(config: ComponentConfig) -> None:
+    shape = shape_of(config)
+    component = build(config, shape)
+    inputs = random_inputs(shape, 16)
+    exact = component(inputs)[1]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logit = component(inputs)[1]
+    assert logit.dtype == torch.float32
+    assert (logit - exact).abs().mean() < 0.05 * exact.abs().mean()
+    logit.sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in component.parameters())
+
+
+@any_component
+def test_learns_by_heart(config: ComponentConfig) -> None:
+    shape = shape_of(config)
+    component = build(config, shape)
+    inputs = random_inputs(shape, 32)
+    label = (torch.arange(32) % 2).float()
+    optimizer = torch.optim.Adam(component.parameters(), lr=0.01)
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = F.binary_cross_entropy_with_logits(component(inputs)[1], label)
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.2
+
+
+@any_component
+def test_unknown_settings_are_refused(config: ComponentConfig) -> None:
+    settings = config.model_dump()
+    assert type(config).model_validate(settings) == config
+    with pytest.raises(ValidationError, match="no_such_setting"):
+        type(config).model_validate({**settings, "no_such_setting": 1})
+
+
+def test_unknown_kind() -> None:
+    with pytest.raises(ValueError, match="known: dcnv2, dhen, interformer"):
+        component_class("dcn")

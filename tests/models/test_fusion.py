@@ -1,0 +1,128 @@
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.fusion import Fusion, binary_entropy, confidence_weights
+
+
+def test_binary_entropy() -> None:
+    p = torch.tensor([0.001, 0.2, 0.5, 0.9], dtype=torch.float64)
+    expected = -(p * p.log() + (1 - p) * (1 - p).log())
+    torch.testing.assert_close(binary_entropy(p.logit()), expected)
+    assert binary_entropy(torch.zeros(())).item() == pytest.approx(math.log(2))
+    extreme = binary_entropy(torch.tensor([-1e4, -30.0, 30.0, 1e4]))
+    torch.testing.assert_close(extreme[1:3], torch.full((2,), 31 * math.exp(-30)))
+    assert not extreme[[0, 3]].any()
+
+
+def test_entropy_gradient() -> None:
+    z = torch.tensor([-20.0, -3.0, 0.0, 0.5, 20.0], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(binary_entropy, z)
+
+
+@pytest.mark.parametrize("n", [2, 3, 7])
+def test_weights_sum_to_one_and_keep_their_bounds(n: int) -> None:
+    torch.manual_seed(0)
+    logits = torch.cat([torch.randn(1000, n) * 10, torch.zeros(1, n), torch.full((1, n), 1e4)])
+    only_sure, only_unsure = torch.zeros(1, n), torch.full((1, n), 100.0)
+    only_sure[0, 0], only_unsure[0, 0] = 100.0, 0.0
+    weights = confidence_weights(torch.cat([logits, only_sure, only_unsure]))
+    torch.testing.assert_close(weights.sum(1), torch.ones(len(weights)))
+    low, high = 1 / (2 * n - 1), 2 / (n + 1)
+    assert weights.min().item() == pytest.approx(low)
+    assert weights.max().item() == pytest.approx(high)
+    assert weights[-2, 0].item() == pytest.approx(high)
+    assert weights[-1, 0].item() == pytest.approx(low)
+
+
+def test_the_surer_component_weighs_more() -> None:
+    weights = confidence_weights(torch.tensor([[3.0, 0.5, -6.0]]))
+    assert weights[0].argsort().tolist() == [1, 0, 2]
+
+
+def fused_reference(fusion: Fusion, mode: str, embeddings: list[Tensor], logits: Tensor) -> Tensor:
+    rows = []
+    for row in range(len(logits)):
+        p = logits[row].sigmoid()
+        confidence = [q * math.log(q) + (1 - q) * math.log(1 - q) for q in p.tolist()]
+        total = sum(math.exp(c) for c in confidence)
+        w = [math.exp(c) / total for c in confidence]
+        e = [projection(x[row]) for projection, x in zip(fusion.projections, embeddings, strict=True)]
+        if mode.startswith("confidence"):
+            e = [w[m] * e[m] for m in range(len(e))]
+        joined = torch.cat(e) if mode.endswith("concat") else torch.stack(e).sum(0)
+        if mode == "mean":
+            joined = joined / len(e)
+        rows.append(fusion.readout.weight[0].dot(joined) + fusion.readout.bias[0])
+    return torch.stack(rows)
+
+
+MODES = ["confidence_concat", "confidence_sum", "concat", "mean"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dims", [(4, 4), (5, 3, 2)])
+def test_modes(mode: str, dims: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    fusion = Fusion(dims, mode)  # type: ignore[arg-type]
+    torch.nn.init.constant_(fusion.readout.bias, 0.3)
+    for batch_size in (1, 6):
+        embeddings, logits = (
+            [torch.randn(batch_size, dim) for dim in dims],
+            torch.randn(batch_size, len(dims)),
+        )
+        fused = fusion(embeddings, logits)
+        assert fused.shape == (batch_size,)
+        torch.testing.assert_close(fused, fused_reference(fusion, mode, embeddings, logits))
+    projects = len(set(dims)) > 1 and not mode.endswith("concat")
+    assert bool(list(fusion.projections.parameters())) == projects
+
+
+@pytest.mark.parametrize("mode", ["confidence_concat", "confidence_sum"])
+@pytest.mark.parametrize("stop_gradient", [True, False])
+def test_fused_loss_moves_the_logits_only_without_stop_gradient(mode: str, stop_gradient: bool) -> None:
+    torch.manual_seed(0)
+    fusion = Fusion([4, 4], mode, stop_gradient)  # type: ignore[arg-type]
+    embeddings = [torch.randn(6, 4, requires_grad=True) for _ in range(2)]
+    heads = [torch.nn.Linear(4, 1) for _ in range(2)]
+    logits = torch.cat([head(e.detach()) for head, e in zip(heads, embeddings, strict=True)], dim=1)
+    logits.retain_grad()
+    fusion(embeddings, logits).square().sum().backward()
+    assert all(e.grad is not None and e.grad.any() for e in embeddings)
+    if stop_gradient:
+        assert logits.grad is None
+        assert all(head.weight.grad is None for head in heads)
+    else:
+        assert logits.grad is not None
+        assert logits.grad.all()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_gradcheck(mode: str) -> None:
+    torch.manual_seed(0)
+    fusion = Fusion([3, 2, 3], mode, stop_gradient=False).double()  # type: ignore[arg-type]
+    leaves = [torch.randn(4, n, dtype=torch.float64, requires_grad=True) for n in (3, 2, 3, 3)]
+    used = leaves if mode.startswith("confidence") else [*leaves[:3], leaves[3].detach()]
+    assert torch.autograd.gradcheck(lambda *x: fusion(x[:3], x[3]), tuple(used))
+
+
+def test_swapping_components_swaps_their_parts() -> None:
+    torch.manual_seed(0)
+    fusion, swapped = Fusion([4, 4]), Fusion([4, 4])
+    weight = fusion.readout.weight.detach()
+    swapped.readout.weight.data = torch.cat([weight[:, 4:], weight[:, :4]], dim=1)
+    embeddings, logits = [torch.randn(6, 4) for _ in range(2)], torch.randn(6, 2)
+    torch.testing.assert_close(swapped(embeddings[::-1], logits.flip(1)), fusion(embeddings, logits))
+
+
+def test_float32_under_autocast() -> None:
+    torch.manual_seed(0)
+    fusion = Fusion([8, 5], "confidence_sum")
+    embeddings = [torch.randn(6, 8).bfloat16(), torch.randn(6, 5).bfloat16()]
+    logits = torch.randn(6, 2)
+    exact = fusion([e.float() for e in embeddings], logits)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(fusion(embeddings, logits), exact)
+    assert confidence_weights(logits.bfloat16()).dtype == torch.float32

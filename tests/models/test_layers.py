@@ -1,0 +1,93 @@
+import pytest
+import torch
+from torch import nn
+
+from models.dhen import DHENConfig
+from models.layers import CrossNetV2, DenseTokens, LogitLinear, Readout, TokenLinear, mlp
+
+
+def test_mlp_is_linear_norm_activation_dropout() -> None:
+    kinds = [type(layer) for layer in mlp(3, (5, 2), "silu", dropout=0.1, batch_norm=True)]
+    assert kinds == [nn.Linear, nn.BatchNorm1d, nn.SiLU, nn.Dropout] * 2
+    assert [type(layer) for layer in mlp(3, (5,))] == [nn.Linear, nn.ReLU]
+    x = torch.randn(2, 3)
+    assert mlp(3, ())(x) is x
+
+
+def test_initialisation() -> None:
+    torch.manual_seed(0)
+    layer = mlp(300, (500,))[0]
+    assert isinstance(layer, nn.Linear)
+    assert layer.weight.std().item() == pytest.approx((2 / 800) ** 0.5, rel=0.02)
+    assert not layer.bias.any()
+
+
+def test_dense_tokens_of_fields_are_scaled_vectors() -> None:
+    layer = DenseTokens(2, 3, 4, "field", "relu")
+    tokens, dense = torch.randn(5, 2, 4), torch.randn(5, 3)
+    out = layer(tokens, dense)
+    assert out.shape == (5, layer.num_tokens, 4) == (5, 5, 4)
+    assert torch.equal(out[:, :2], tokens)
+    assert layer.fields is not None
+    for row in range(5):
+        for field in range(3):
+            torch.testing.assert_close(out[row, 2 + field], dense[row, field] * layer.fields[field])
+    assert sum(p.numel() for p in layer.parameters()) == 3 * 4
+
+
+def test_dense_tokens_as_one_token() -> None:
+    layer = DenseTokens(2, 3, 4, "token", "relu")
+    out = layer(torch.randn(5, 2, 4), torch.randn(5, 3))
+    assert out.shape == (5, layer.num_tokens, 4) == (5, 3, 4)
+
+
+@pytest.mark.parametrize("mode", ["field", "token"])
+def test_no_dense_features_no_token(mode: str) -> None:
+    layer = DenseTokens(2, 0, 4, mode, "relu")  # type: ignore[arg-type]
+    tokens = torch.randn(5, 2, 4)
+    assert layer(tokens, torch.empty(5, 0)) is tokens
+    assert layer.num_tokens == 2
+    assert not list(layer.parameters())
+
+
+def test_token_linear() -> None:
+    layer = TokenLinear(3, 2)
+    tokens = torch.randn(4, 3, 5)
+    torch.testing.assert_close(layer(tokens), torch.einsum("lm,bmd->bld", layer.linear.weight, tokens))
+
+
+def test_crossnet_of_scalars_is_the_published_recurrence() -> None:
+    net = CrossNetV2(3, 2)
+    nn.init.normal_(net.layers[0].bias)  # type: ignore[arg-type]
+    x0 = torch.randn(4, 3)
+    out = net(x0)
+    for row in range(4):
+        x = x0[row]
+        for layer in net.layers:
+            x = torch.stack(
+                [x0[row, i] * (layer.weight[i].dot(x) + layer.bias[i]) + x[i] for i in range(3)]  # type: ignore
+            )
+        torch.testing.assert_close(out[row], x)
+
+
+def test_logit_is_float32_under_autocast() -> None:
+    layer = LogitLinear(64)
+    x = torch.randn(8, 64)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logit = layer(x)
+    torch.testing.assert_close(logit, x @ layer.weight[0] + layer.bias)
+    assert logit.dtype == torch.float32
+    assert layer(x[:1]).shape == (1,)
+
+
+def test_readout_modes_share_the_logit_and_differ_in_the_embedding() -> None:
+    torch.manual_seed(0)
+    hidden = Readout(3, DHENConfig(embedding_dim=4, hidden_units=(6, 5)))
+    tokens = Readout(3, DHENConfig(embedding_dim=4, hidden_units=(6, 5), readout="tokens"))
+    tokens.load_state_dict(hidden.state_dict())
+    x = torch.randn(2, 3, 4)
+    (embedding, logit), (flat, same_logit) = hidden(x), tokens(x)
+    assert torch.equal(logit, same_logit)
+    assert torch.equal(flat, x.reshape(2, 12))
+    torch.testing.assert_close(logit, hidden.logit(embedding))
+    assert (hidden.output_dim, tokens.output_dim) == (5, 12)

@@ -1,0 +1,101 @@
+"""From a configuration to a sharded model with its optimizer; the same for training, scoring and planning."""
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.train_pipeline import TrainPipelineBase, TrainPipelineSparseDist
+from torchrec.optim.keyed import KeyedOptimizer
+
+from models.cetnet import CETNet, Predictions
+from models.schema import Schema
+from sharding.optimizers import combine_optimizers, dense_factory, fuse_sparse_optimizer
+from sharding.parallel import shard
+from sharding.planner import Plan, make_plan, topology
+from trainer.batch import Batch
+from trainer.config import RunConfig
+from trainer.distributed import Processes
+from trainer.errors import UserError
+
+
+@dataclass(frozen=True)
+class Session:
+    """Everything that a step needs."""
+
+    model: DistributedModelParallel
+    optimizer: KeyedOptimizer
+    pipeline: TrainPipelineSparseDist[Batch, Predictions] | TrainPipelineBase[Batch, Predictions]
+    plan: Plan
+    outputs: list[str]
+    num_parameters: dict[str, int]
+
+
+def build_session(config: RunConfig, schema: Schema, processes: Processes) -> Session:
+    """Build, plan, shard; every rank calls it. Raises UserError if the planner finds no place for the tables."""
+    torch.manual_seed(config.training.seed)
+    model = build_model(config, schema, processes.device)
+    num_parameters = count_parameters(model)
+    plan = plan_model(
+        model, config, schema, processes.device.type, processes.world_size, processes.local_world_size
+    )
+    outputs = model.outputs
+    parallel = shard(model, plan, processes.device, config.training.seed)
+    dense, tables = config.optimizer.dense, config.optimizer.dense_tables
+    optimizer = combine_optimizers(
+        parallel,
+        dense_factory(dense.kind, dense.lr, dense.weight_decay),
+        dense_factory(tables.kind, tables.lr, tables.weight_decay),
+        config.optimizer.clip_norm,
+    )
+    # Without a sharded table there is no sparse data to distribute ahead, and nothing for the trace to find.
+    pipeline_class = TrainPipelineSparseDist if plan.placements else TrainPipelineBase
+    pipeline = pipeline_class(parallel, optimizer, processes.device)
+    return Session(parallel, optimizer, pipeline, plan, outputs, num_parameters)
+
+
+def build_model(config: RunConfig, schema: Schema, device: torch.device | str) -> CETNet:
+    """The model with its sharded tables on `meta` and their sparse optimizer applied."""
+
+    def is_dense(table: str) -> bool:
+        return any(fnmatchcase(table, pattern) for pattern in config.sharding.dense_tables)
+
+    model = CETNet(
+        schema,
+        config.model,
+        is_dense=is_dense,
+        table_device="meta",
+        device=device,
+        bf16=config.training.precision == "bf16",
+    )
+    for key in ("constraints", "dense_tables"):
+        for pattern in getattr(config.sharding, key):
+            if not any(fnmatchcase(table, pattern) for table in model.table_std):
+                raise UserError(
+                    f"sharding.{key}: {pattern!r} matches no table; tables: {', '.join(model.table_std)}"
+                )
+    sparse = config.optimizer.sparse
+    fuse_sparse_optimizer(model, sparse.kind, sparse.lr, sparse.eps)
+    return model
+
+
+def plan_model(
+    model: CETNet, config: RunConfig, schema: Schema, device: str, world_size: int, local_world_size: int
+) -> Plan:
+    """The planner's plan of a model for a cluster; raises UserError if there is none."""
+    try:
+        return make_plan(
+            model,
+            schema,
+            config.sharding,
+            topology(config.sharding.cluster, world_size, local_world_size, device),
+            batch_size=config.data.batch_size // world_size,
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def count_parameters(model: CETNet) -> dict[str, int]:
+    """Number of parameters in tables and in everything else."""
+    tables = sum(p.numel() for name, p in model.named_parameters() if ".tables." in name)
+    return {"tables": tables, "dense": sum(p.numel() for p in model.parameters()) - tables}

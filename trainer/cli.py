@@ -1,0 +1,291 @@
+"""The command line: `cetnet prepare`, `train`, `evaluate`, `predict`, `plan`, `study`, `config`.
+
+Heavy libraries are imported inside the commands, so that `--help` and mistakes answer at once.
+"""
+
+import logging
+import os
+import shlex
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from trainer.errors import UserError
+
+app = typer.Typer(
+    help="Train and compare click-through-rate ensembles on TorchRec.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+prepare_app = typer.Typer(
+    help="Turn raw click logs into Parquet, schema.yaml and a data card (README.md).", no_args_is_help=True
+)
+app.add_typer(prepare_app, name="prepare")
+
+Out = Annotated[Path, typer.Option(help="Directory that receives the dataset; must not exist.")]
+Raw = Annotated[Path, typer.Option(help="Directory (or file) with the raw data.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")]
+Seed = Annotated[int, typer.Option(help="Seed of the split, and of synthetic data.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...", help="Replace keys of the file, e.g. training.seed=7 (value: YAML)."
+    ),
+]
+NumProcesses = Annotated[int, typer.Option("--nproc", min=1, help="Processes to start on this machine.")]
+
+
+@prepare_app.command()
+def ebnerd(
+    raw: Raw,
+    out: Out,
+    split: Annotated[
+        Literal["random", "time"], typer.Option(help="Impressions at random 80/10/10, or in order of time.")
+    ] = "random",
+    history_length: Annotated[int, typer.Option(min=1, help="Most recent articles kept.")] = 50,
+    dense: Annotated[
+        bool, typer.Option("--dense", help="Add counts of earlier clicks and exposures.")
+    ] = False,
+    seed: Seed = 1,
+    overwrite: Overwrite = False,
+) -> None:
+    """EB-NeRD: Danish news, a row per (impression, shown article), with reading histories."""
+    from trainer.prepare.ebnerd import prepare_ebnerd
+
+    prepare_ebnerd(raw, out, split, history_length, dense, overwrite, seed, _command())
+    _prepared(out)
+
+
+@prepare_app.command()
+def frappe(raw: Raw, out: Out, overwrite: Overwrite = False) -> None:
+    """Frappe_x1: app usage in 10 categorical fields, from the libfm files."""
+    from trainer.prepare.frappe import prepare_frappe
+
+    prepare_frappe(raw, out, overwrite, _command())
+    _prepared(out)
+
+
+@prepare_app.command()
+def synthetic(
+    out: Out,
+    rows: Annotated[int, typer.Option(min=1, help="Rows in all splits together.")] = 300_000,
+    seed: Seed = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Processes; the result doesn't depend on it.")] = (
+        os.cpu_count() or 1
+    ),
+    overwrite: Overwrite = False,
+) -> None:
+    """A click log drawn from a known model, so that the best possible NE is known."""
+    from trainer.prepare.synthetic import prepare_synthetic
+
+    prepare_synthetic(out, rows, seed, workers=workers, overwrite=overwrite, command=_command())
+    _prepared(out)
+
+
+RawSchema = Annotated[
+    Path, typer.Option("--schema", help="YAML that names columns and kinds; see the README.")
+]
+Split = Annotated[
+    str,
+    typer.Option(
+        help="random:0.8,0.1,0.1 or time:0.8,0.1,0.1; not used where RAW has train, validation and test files."
+    ),
+]
+
+
+@prepare_app.command()
+def csv(
+    raw: Raw,
+    out: Out,
+    schema: RawSchema,
+    split: Split = "random:0.8,0.1,0.1",
+    seed: Seed = 1,
+    overwrite: Overwrite = False,
+) -> None:
+    """Your own CSV files."""
+    _prepare_tabular("csv", raw, out, schema, split, seed, overwrite)
+
+
+@prepare_app.command()
+def parquet(
+    raw: Raw,
+    out: Out,
+    schema: RawSchema,
+    split: Split = "random:0.8,0.1,0.1",
+    seed: Seed = 1,
+    overwrite: Overwrite = False,
+) -> None:
+    """Your own Parquet files."""
+    _prepare_tabular("parquet", raw, out, schema, split, seed, overwrite)
+
+
+def _prepare_tabular(
+    source: Literal["csv", "parquet"],
+    raw: Path,
+    out: Path,
+    schema: Path,
+    split: str,
+    seed: int,
+    overwrite: bool,
+) -> None:
+    from trainer.prepare.tabular import prepare_tabular
+
+    prepare_tabular(source, raw, out, schema, split, overwrite, seed, _command())
+    _prepared(out)
+
+
+@app.command()
+def train(
+    config: Annotated[
+        Path, typer.Argument(help="Experiment file (YAML); `cetnet config` explains every key.")
+    ],
+    overrides: Overrides = None,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Continue from the newest checkpoint in run_dir, on any world size."),
+    ] = False,
+    nproc: NumProcesses = 1,
+) -> None:
+    """Train a model for one epoch; alone, with --nproc, or under torchrun."""
+    from trainer.config import load_config
+    from trainer.distributed import process_group, world_size
+
+    settings = load_config(config, overrides)
+    if nproc > 1 and "RANK" not in os.environ:
+        _check_training(settings, nproc, resume)
+        _launch(["train", str(config), *(overrides or []), *(["--resume"] if resume else [])], nproc)
+    _check_training(settings, world_size(), resume)
+    from trainer.train import train as run
+
+    with process_group(settings.training.device) as processes:
+        run(settings, processes, resume)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    data: Annotated[Path, typer.Argument(help="A prepared dataset.")],
+    split: Annotated[str, typer.Option(help="Split to score.")] = "test",
+    nproc: NumProcesses = 1,
+) -> None:
+    """Metrics of a trained model on a split: NE, AUC, gAUC, LogLoss, calibration."""
+    if nproc > 1 and "RANK" not in os.environ:
+        _launch(["evaluate", str(run), str(data), "--split", split], nproc)
+    from trainer.evaluate import evaluate_run
+
+    evaluate_run(run, data, split)
+
+
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    data: Annotated[Path, typer.Argument(help="A prepared dataset.")],
+    out: Annotated[Path, typer.Option(help="Parquet file to write.")],
+    split: Annotated[str, typer.Option(help="Split to score.")] = "test",
+    nproc: NumProcesses = 1,
+) -> None:
+    """Write the probabilities of the fused output and of every component, a row per row of the split."""
+    if nproc > 1 and "RANK" not in os.environ:
+        _launch(["predict", str(run), str(data), "--out", str(out), "--split", split], nproc)
+    from trainer.evaluate import predict_run
+
+    predict_run(run, data, split, out)
+
+
+@app.command()
+def plan(
+    config: Annotated[Path, typer.Argument(help="Experiment file.")],
+    overrides: Overrides = None,
+    nodes: Annotated[int, typer.Option(min=1, help="Hosts of the cluster.")] = 1,
+    gpus_per_node: Annotated[int, typer.Option(min=1, help="GPUs of each host.")] = 1,
+    device: Annotated[Literal["cuda", "cpu"], typer.Option(help="What the ranks compute on.")] = "cuda",
+) -> None:
+    """Where the planner would put each table on a cluster, computed here, without it."""
+    from rich.console import Console
+
+    from sharding.report import plan_table
+    from trainer.build import build_model, plan_model
+    from trainer.config import load_config
+    from trainer.dataset import load_schema
+
+    settings = load_config(config, overrides)
+    schema = load_schema(settings.data.path)
+    model = build_model(settings, schema, "meta")
+    world_size = nodes * gpus_per_node
+    result = plan_model(model, settings, schema, device, world_size, gpus_per_node)
+    Console(width=None if sys.stdout.isatty() else 140).print(plan_table(result, world_size))
+
+
+@app.command()
+def study(
+    file: Annotated[Path, typer.Argument(help="Study file (YAML): a base configuration, variants, seeds.")],
+    report_only: Annotated[
+        bool, typer.Option("--report-only", help="Rebuild the report; train nothing.")
+    ] = False,
+) -> None:
+    """Train variants x seeds (only what is missing) and write their table and plots."""
+    from benchmarks.study import report_study, run_study
+
+    (report_study if report_only else run_study)(file)
+
+
+@app.command()
+def config() -> None:
+    """All keys of an experiment file, with their defaults."""
+    from rich.console import Console
+
+    from trainer.config import RunConfig
+    from trainer.reference import reference_table
+
+    Console().print(*reference_table(RunConfig), sep="\n")
+
+
+def _check_training(settings: Any, world_size: int, resume: bool) -> None:
+    from trainer.train import check_inputs
+
+    check_inputs(settings, world_size, resume)
+
+
+def _launch(arguments: list[str], nproc: int) -> None:
+    from trainer.distributed import launch
+
+    raise typer.Exit(launch(arguments, nproc))
+
+
+def _command() -> str:
+    return shlex.join(["cetnet", *sys.argv[1:]])
+
+
+def _prepared(out: Path) -> None:
+    typer.echo(f"{out}: ready; the data card is {out / 'README.md'}")
+
+
+def _quieten() -> None:
+    """Silence what the libraries say at import and in every step, and a user can do nothing about."""
+    for module in ("torch", "torchrec", "fbgemm_gpu", "torchmetrics", "tensordict", "tensorboard"):
+        warnings.filterwarnings("ignore", module=rf"{module}(\..*)?$")
+    warnings.filterwarnings("ignore", message="Please use DTensor instead")
+    for logger in ("torchrec", "torch.fx", "torch.distributed.checkpoint"):
+        logging.getLogger(logger).setLevel(logging.ERROR)
+
+
+def main() -> None:
+    """Entry point of `cetnet`: a user's mistake is one line on stderr and exit code 2."""
+    _quieten()
+    from trainer.versions import check_versions
+
+    try:
+        if {"train", "evaluate", "predict", "plan"} & set(sys.argv[1:2]):
+            check_versions()
+        app()
+    except UserError as error:
+        print(f"cetnet: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,217 @@
+"""The experiment file: one YAML, checked as a whole before anything starts."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from models.config import CETNetConfig
+from sharding.config import ShardingConfig
+from trainer.errors import UserError
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataConfig(_Section):
+    """What is read, and in which order."""
+
+    path: Path = Field(
+        description="A prepared dataset: a directory with schema.yaml and a directory per split."
+    )
+    split: str = Field("train", description="Split that is trained on.")
+    batch_size: int = Field(4096, gt=0, description="Rows per step over all processes (global batch size).")
+    order: Literal["shuffled", "sequential"] = Field(
+        "shuffled", description="`sequential` keeps the order of the files: for a log in time order."
+    )
+    lanes: int = Field(
+        16, gt=0, description="Shares of the shuffled epoch: a multiple of every world size you will use."
+    )
+    shuffle_rows: int = Field(
+        65_536, gt=0, description="Rows of a lane that are shuffled together, at least."
+    )
+    prefetch: int = Field(4, ge=0, description="Batches assembled ahead of the step.")
+    threads: int = Field(1, gt=0, description="Decoding threads per process.")
+
+
+class SparseOptimizerConfig(_Section):
+    """Optimizer of the sharded tables, fused into the backward pass; touches only the rows looked up."""
+
+    kind: Literal["rowwise_adagrad", "adagrad", "sgd", "adam"] = Field(
+        "rowwise_adagrad", description="`adam` runs on CUDA only."
+    )
+    lr: float = Field(0.02, gt=0)
+    eps: float = Field(1e-8, gt=0)
+
+
+class DenseOptimizerConfig(_Section):
+    """Optimizer of parameters that every process holds."""
+
+    kind: Literal["adam", "adamw", "adagrad", "sgd"] = "adam"
+    lr: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(
+        0.0,
+        ge=0,
+        description="L2 term added to the gradient (decoupled for adamw); on tables: of the whole table.",
+    )
+
+
+class OptimizerConfig(_Section):
+    """Optimizers, clipping and the learning-rate schedule (which scales all of them)."""
+
+    sparse: SparseOptimizerConfig = SparseOptimizerConfig()
+    dense: DenseOptimizerConfig = DenseOptimizerConfig()
+    dense_tables: DenseOptimizerConfig = Field(
+        DenseOptimizerConfig(), description="Optimizer of the tables named by `sharding.dense_tables`."
+    )
+    clip_norm: float | None = Field(None, gt=0, description="Largest norm of the dense gradients.")
+    warmup_steps: int = Field(0, ge=0, description="Steps over which the learning rate rises linearly.")
+    decay: Literal["none", "linear", "cosine"] = Field(
+        "none", description="How the learning rate falls from the end of the warm-up to the last step."
+    )
+    final_lr: float = Field(
+        0.0, ge=0, le=1, description="Learning rate of the last step, as a share of the full."
+    )
+
+
+class TrainingConfig(_Section):
+    """The loop."""
+
+    epochs: int = Field(1, gt=0)
+    max_steps: int | None = Field(None, gt=0, description="Stop after so many steps.")
+    seed: int = Field(42, ge=0)
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="Of the components; losses are always fp32."
+    )
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    log_every: int = Field(
+        50, gt=0, description="Steps between progress lines, metrics and TensorBoard points."
+    )
+    ne_window_steps: int = Field(100, gt=0, description="Steps in the window of the progressive NE.")
+
+
+class EarlyStoppingConfig(_Section):
+    """For training over many epochs: what happens when the monitored metric stops improving."""
+
+    monitor: str = Field("auc/fused", description="Metric of the validation split; `ne` and `logloss` fall.")
+    patience: int = Field(2, gt=0, description="Stop at the n-th evaluation in a row without an improvement.")
+    lr_factor: float = Field(
+        0.1, gt=0, le=1, description="The learning rate is scaled by this at each of them."
+    )
+
+
+class EvaluationConfig(_Section):
+    """Held-out splits."""
+
+    splits: tuple[str, ...] = Field(("validation", "test"), description="Scored when training has ended.")
+    validation: str = Field("validation", description="Split scored during training.")
+    every_steps: int | None = Field(None, gt=0, description="Steps between evaluations during training.")
+    every_epoch: bool = Field(False, description="Evaluate at the end of each epoch.")
+    batch_size: int | None = Field(None, gt=0, description="Rows per step; default: `data.batch_size`.")
+    early_stopping: EarlyStoppingConfig | None = None
+
+
+class CheckpointConfig(_Section):
+    """Checkpoints are written in the background and appear whole, by one rename."""
+
+    every_steps: int | None = Field(
+        None, gt=0, description="Steps between checkpoints; always one at the end."
+    )
+    keep: int = Field(2, gt=0, description="How many of the newest are kept.")
+
+
+class RunConfig(_Section):
+    """A training run."""
+
+    run_dir: Path = Field(Path("runs/run"), description="Folder that receives everything the run writes.")
+    data: DataConfig
+    model: CETNetConfig
+    optimizer: OptimizerConfig = OptimizerConfig()
+    sharding: ShardingConfig = ShardingConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> "RunConfig":
+        if self.data.order == "shuffled" and self.data.batch_size % self.data.lanes:
+            lanes = self.data.lanes
+            nearest = max(lanes, self.data.batch_size // lanes * lanes)
+            raise ValueError(
+                f"data.batch_size={self.data.batch_size} is not a multiple of data.lanes={lanes}; "
+                f"the nearest is {nearest}"
+            )
+        stopping = self.evaluation.early_stopping
+        if stopping and not (self.evaluation.every_epoch or self.evaluation.every_steps):
+            raise ValueError(
+                "evaluation.early_stopping needs evaluation.every_epoch or evaluation.every_steps"
+            )
+        return self
+
+
+def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
+    """Read an experiment file and apply `key=value` overrides to it.
+
+    An override's key is dotted (`training.seed=7`), its value is YAML and replaces what the file has there.
+    Paths are relative to the working directory.
+
+    Raises:
+        UserError: naming the key and the remedy.
+    """
+    settings = read_yaml(path)
+    for override in overrides or []:
+        _override(settings, override)
+    try:
+        return RunConfig.model_validate(settings)
+    except ValidationError as error:
+        raise UserError(f"{path}: {validation_message(error)}") from error
+
+
+def validation_message(error: ValidationError) -> str:
+    """First problem of a pydantic error, as one line: the key, what is wrong and, for a typo, what exists."""
+    problem = error.errors()[0]
+    key = ".".join(map(str, problem["loc"])) or "the file"
+    message = problem["msg"].removeprefix("Value error, ").replace("\n", "; ")
+    if problem["type"] == "extra_forbidden":
+        message = "unknown key; see `cetnet config` for all keys"
+    elif problem["type"] == "missing":
+        message = "is missing"
+    elif not isinstance(problem["input"], dict):
+        message += f" (got {problem['input']!r})"
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return f"{key}: {message}{more}"
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file that holds a mapping; raises UserError otherwise."""
+    try:
+        content = yaml.safe_load(path.read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: a mapping of keys to values is expected at the top")
+    return content
+
+
+def save_yaml(path: Path, content: BaseModel) -> None:
+    """Write a model as YAML, keys in the order of their definition."""
+    path.write_text(yaml.safe_dump(content.model_dump(mode="json", exclude_none=True), sort_keys=False))
+
+
+def _override(settings: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"override {override!r} is not of the form key=value")
+    *parents, last = key.split(".")
+    for parent in parents:
+        settings = settings.setdefault(parent, {})
+        if not isinstance(settings, dict):
+            raise UserError(f"override {override!r}: {parent!r} is a value, not a section")
+    try:
+        settings[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UserError(f"override {override!r}: the value is not YAML") from error

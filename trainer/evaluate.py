@@ -1,0 +1,71 @@
+"""`cetnet evaluate` and `cetnet predict`: a finished or interrupted run, applied to a split."""
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from models.schema import Schema
+from trainer.build import build_session
+from trainer.checkpoint import latest_checkpoint, load_checkpoint
+from trainer.dataset import Dataset
+from trainer.distributed import process_group
+from trainer.errors import UserError
+from trainer.run import CHECKPOINTS, load_run
+from trainer.scoring import Scores, score
+
+METRICS = {"ne": "NE", "auc": "AUC", "gauc": "gAUC", "logloss": "LogLoss", "calibration": "calibration"}
+
+
+def evaluate_run(run: Path, data: Path, split: str) -> None:
+    """Print the metrics of every output of a run on a split."""
+    scores = _score_run(run, data, split)
+    if scores is None:
+        return
+    metrics = scores.metrics()
+    table = Table(title=f"{run} on {split} of {data}: {metrics['rows']:,} rows", title_justify="left")
+    table.add_column("output")
+    shown = {key: name for key, name in METRICS.items() if f"{key}/fused" in metrics}
+    for name in shown.values():
+        table.add_column(name, justify="right")
+    for output in scores.probability:
+        table.add_row(output, *(f"{metrics[f'{key}/{output}']:.5f}" for key in shown))
+    Console().print(table)
+
+
+def predict_run(run: Path, data: Path, split: str, out: Path) -> None:
+    """Write the probabilities of every output of a run on a split as Parquet."""
+    scores = _score_run(run, data, split)
+    if scores is not None:
+        scores.write(out)
+        Console().print(f"{out}: {scores.dataset.num_rows:,} rows", highlight=False)
+
+
+def _score_run(run: Path, data: Path, split: str) -> Scores | None:
+    config, schema = load_run(run)
+    dataset = Dataset(data, split)
+    _check_same(schema, dataset.schema, data)
+    checkpoint = latest_checkpoint(run / CHECKPOINTS)
+    if checkpoint is None:
+        raise UserError(f"{run}: no checkpoint yet; finish the run with `cetnet train ... --resume`")
+    with process_group(config.training.device) as processes:
+        session = build_session(config, schema, processes)
+        load_checkpoint(checkpoint, session.model)
+        batch_size = config.evaluation.batch_size or config.data.batch_size
+        return score(session, dataset, batch_size, processes)
+
+
+def _check_same(run: Schema, data: Schema, path: Path) -> None:
+    """The data must mean the same to the model: equal features and tables."""
+    inputs = {feature.name: (feature.kind, feature.table, feature.max_length) for feature in run.features}
+    others = {feature.name: (feature.kind, feature.table, feature.max_length) for feature in data.features}
+    for name in {**inputs, **others}:
+        if inputs.get(name) != others.get(name):
+            raise UserError(
+                f"{path}: feature {name!r} is not as in the run; score data of the run's own schema"
+            )
+    if run.tables != data.tables:
+        table = next(t for t in {**run.tables, **data.tables} if run.tables.get(t) != data.tables.get(t))
+        raise UserError(
+            f"{path}: table {table!r} has other rows than in the run; use the run's own vocabulary"
+        )

@@ -1,0 +1,81 @@
+"""Exact evaluation metrics over a whole split, in NumPy and double precision."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def binary_metrics(
+    label: NDArray, probability: NDArray, weight: NDArray, group: NDArray | None = None
+) -> dict[str, float]:
+    """Metrics of predicted probabilities.
+
+    Args:
+        label: `[n]`, 0 or 1.
+        probability: `[n]`.
+        weight: `[n]`, at least 0.
+        group: `[n]` integers for gAUC; without it gAUC is left out.
+
+    Returns:
+        `ne` (LogLoss over the entropy of these labels' own base rate; He et al. 2014, eq. 1), `logloss`
+        (nats), `auc`, `gauc`, `calibration` (sum of predictions over sum of labels). NaN where undefined
+        (a single class).
+    """
+    label, weight = label.astype(np.float64), weight.astype(np.float64)
+    loss = float(np.average(cross_entropy(label, probability), weights=weight))
+    positives = float(weight @ label)
+    metrics = {
+        "ne": _divide(loss, binary_entropy(positives / float(weight.sum()))),
+        "logloss": loss,
+        "auc": auc(label, probability, weight),
+        "calibration": _divide(float(weight @ probability.astype(np.float64)), positives),
+    }
+    if group is not None:
+        metrics["gauc"] = grouped_auc(label, probability, weight, group)
+    return metrics
+
+
+def cross_entropy(label: NDArray, probability: NDArray) -> NDArray[np.float64]:
+    """Binary cross entropy of each row, in nats; probabilities are kept one rounding error from 0 and 1."""
+    eps = np.finfo(np.float64).eps
+    p = np.clip(probability.astype(np.float64), eps, 1 - eps)
+    return -(label * np.log(p) + (1 - label) * np.log1p(-p))
+
+
+def binary_entropy(p: float) -> float:
+    """Entropy of a Bernoulli variable, in nats."""
+    return 0.0 if p in (0, 1) else float(-p * np.log(p) - (1 - p) * np.log1p(-p))
+
+
+def auc(label: NDArray, score: NDArray, weight: NDArray) -> float:
+    """Weighted area under the ROC curve, ties counted half; NaN if there is a single class."""
+    return _divide(*_won_pairs(label, score, weight, np.zeros(len(label), np.int64))[:, 0])
+
+
+def grouped_auc(label: NDArray, score: NDArray, weight: NDArray, group: NDArray) -> float:
+    """Mean AUC of the groups that have both classes, weighted by their rows (Zhou et al. 2018, eq. 7)."""
+    _, index = np.unique(group, return_inverse=True)
+    won, pairs = _won_pairs(label, score, weight, index)
+    both = pairs > 0
+    return _divide(
+        (won[both] / pairs[both]) @ np.bincount(index, weights=weight)[both],
+        np.bincount(index, weights=weight)[both].sum(),
+    )
+
+
+def _won_pairs(label: NDArray, score: NDArray, weight: NDArray, group: NDArray) -> NDArray[np.float64]:
+    """`[2, groups]`: weight of (positive, negative) pairs ordered rightly, a tie as half; and of all pairs."""
+    order = np.lexsort((score, group))
+    score, group = score[order], group[order]
+    positive, negative = (label * weight)[order], ((1 - label) * weight)[order]
+    new_tie = np.concatenate([[True], (np.diff(score) != 0) | (np.diff(group) != 0)])
+    starts = np.flatnonzero(new_tie)
+    positive, negative = np.add.reduceat(positive, starts), np.add.reduceat(negative, starts)
+    group = group[starts]
+    before = np.cumsum(negative) - negative
+    first_of_group = np.searchsorted(group, group)
+    won = np.bincount(group, positive * (before - before[first_of_group] + negative / 2))
+    return np.stack([won, np.bincount(group, positive) * np.bincount(group, negative)])
+
+
+def _divide(numerator: float, denominator: float) -> float:
+    return float(numerator / denominator) if denominator else float("nan")

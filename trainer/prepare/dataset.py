@@ -1,0 +1,451 @@
+"""What every preparation shares: splits, vocabularies, and the writer of the layout and its data card.
+
+    OUT/schema.yaml  README.md  card.json
+    OUT/{train,validation,test}/part-00000.parquet ...
+
+Only the standard library, numpy, polars and pyarrow: no torch.
+"""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from models.schema import Feature, Schema
+from trainer.errors import UserError
+
+SPLITS = ("train", "validation", "test")
+ROW_GROUP_ROWS = 16_384
+ROWS_PER_FILE = 64 * ROW_GROUP_ROWS
+DEFAULT_FRACTIONS = (0.8, 0.1, 0.1)
+
+Fractions = tuple[float, float, float]
+
+
+# ---------------------------------------------------------------------------------------------- splits
+
+
+def mix64(keys: np.ndarray) -> np.ndarray:
+    """The splitmix64 finalizer: a bijection of uint64, stable over versions, machines and processes."""
+    with np.errstate(over="ignore"):  # arithmetic modulo 2**64 is meant; numpy warns of it for scalars
+        x = keys.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def hashed_uniform(keys: np.ndarray, seed: int) -> np.ndarray:
+    """A float64 in [0, 1) per integer key: the same for equal (key, seed), whatever else is in `keys`."""
+    salt = mix64(np.array([seed % 2**64], dtype=np.uint64))
+    return (mix64(keys.astype(np.int64).view(np.uint64) ^ salt) >> np.uint64(11)) * 2.0**-53
+
+
+def check_fractions(fractions: Fractions) -> None:
+    """Three positive numbers that add up to 1; anything else is a UserError."""
+    if len(fractions) != 3 or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-9:
+        shown = ",".join(f"{fraction:g}" for fraction in fractions)
+        raise UserError(
+            f"split fractions {shown}: give three positive numbers (train, validation, test) that add up "
+            "to 1, such as 0.8,0.1,0.1"
+        )
+
+
+def random_split(keys: pl.Series, seed: int, fractions: Fractions = DEFAULT_FRACTIONS) -> pl.Series:
+    """Index into SPLITS (Int8) for each integer group key: all rows of a group fall into one split.
+
+    A function of (key, seed) alone, so it can be computed chunk by chunk.
+    """
+    bounds = np.cumsum(fractions)[:2]
+    index = np.searchsorted(bounds, hashed_uniform(keys.to_numpy(), seed), side="right")
+    return pl.Series("split", index.astype(np.int8))
+
+
+def time_cuts(timestamps: pl.Series, fractions: Fractions = DEFAULT_FRACTIONS) -> tuple[int, int]:
+    """First timestamps of validation and of test, so that each split holds its fraction of the rows.
+
+    Rows with equal timestamps stay together, in the later split. Too few distinct timestamps for three
+    splits are a UserError.
+    """
+    ordered = timestamps.sort()
+    first, second = (ordered[int(len(ordered) * share)] for share in np.cumsum(fractions)[:2])
+    if not ordered[0] < first < second:
+        raise UserError(
+            f"column {timestamps.name!r} has too few distinct timestamps for a split by time "
+            f"(from {ordered[0]} to {ordered[-1]}); use a random split"
+        )
+    return first, second
+
+
+def time_split(timestamps: pl.Series, cuts: tuple[int, int]) -> pl.Series:
+    """Index into SPLITS (Int8) for each timestamp: train < cuts[0] <= validation < cuts[1] <= test."""
+    return pl.Series("split", np.searchsorted(cuts, timestamps.to_numpy(), side="right").astype(np.int8))
+
+
+# ---------------------------------------------------------------------------------------- vocabularies
+
+
+def build_vocabulary(values: pl.Series | pl.LazyFrame, min_count: int = 1) -> pl.Series:
+    """Distinct non-null values that occur at least `min_count` times; the value at position i has id i + 1.
+
+    `values` is a column, or a lazy frame of one column: then only the distinct values are in memory. In the
+    order of the values, not of their frequency: row-wise sharding gives neighbouring rows to one rank, and
+    that rank should not get all the hot ones.
+    """
+    frame = values.to_frame().lazy() if isinstance(values, pl.Series) else values
+    counts = frame.select(pl.all().alias("value")).drop_nulls().group_by("value").len("count")
+    kept = counts.filter(pl.col("count") >= min_count).select("value")
+    return kept.collect(engine="streaming")["value"].sort()
+
+
+def encode(values: pl.Expr, vocabulary: pl.Series) -> pl.Expr:
+    """Ids (Int32) of values: 0 for null and for values outside the vocabulary, else 1 + the position."""
+    if vocabulary.is_empty():
+        return values.is_null().cast(pl.Int32) * 0
+    ids = pl.Series(np.arange(1, len(vocabulary) + 1, dtype=np.int32))
+    return values.replace_strict(vocabulary, ids, default=0, return_dtype=pl.Int32).fill_null(0)
+
+
+# ---------------------------------------------------------------------------------------------- output
+
+
+@contextmanager
+def staging(out: Path, overwrite: bool) -> Iterator[Path]:
+    """A temporary sibling of `out`, renamed to `out` at the end and removed on any failure or Ctrl-C.
+
+    An existing `out` is a UserError unless `overwrite`; what is not a prepared dataset is never removed.
+    """
+    if out.exists():
+        if not overwrite:
+            raise UserError(f"{out} exists already: give another directory, or overwrite it with --overwrite")
+        if not out.is_dir() or (any(out.iterdir()) and not (out / "card.json").is_file()):
+            raise UserError(
+                f"{out} is not a prepared dataset (no card.json), so it is not overwritten: "
+                "remove it, or give another directory"
+            )
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
+    except OSError as error:
+        raise UserError(f"cannot write beside {out}: {error.strerror}; give a writable directory") from error
+    staged, replaced = temporary / "new", temporary / "old"
+    try:
+        staged.mkdir()
+        yield staged
+        if out.exists():
+            out.rename(replaced)
+        staged.rename(out)
+    finally:
+        if replaced.exists() and not out.exists():
+            replaced.rename(out)
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class Card:
+    """What the data card says beyond what the writer measures."""
+
+    title: str
+    source: str
+    split_rule: str
+    command: str
+    seed: int | None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass
+class _IdStatistics:
+    """Sums over one id feature in one split."""
+
+    ids: int = 0
+    unknown: int = 0
+    longest: int = 0
+    empty: int = 0
+
+    def add(self, column: pa.Array) -> None:
+        ids = column.flatten() if pa.types.is_list(column.type) else column
+        if pa.types.is_list(column.type):
+            lengths = pc.list_value_length(column).to_numpy()
+            self.longest = max(self.longest, int(lengths.max()))
+            self.empty += int((lengths == 0).sum())
+        else:
+            self.longest = 1
+        self.ids += len(ids)
+        self.unknown += int((ids.to_numpy() == 0).sum())
+
+
+@dataclass
+class _SplitStatistics:
+    """Sums over one split, and the Parquet files it goes to."""
+
+    rows: int = 0
+    positives: int = 0
+    log_loss: float = 0.0  # of the true probabilities, where the schema has them
+    first_timestamp: int | None = None
+    last_timestamp: int | None = None
+    ids: dict[str, _IdStatistics] = field(default_factory=dict)
+
+    def add(self, table: pa.Table, schema: Schema) -> None:
+        label = table[schema.label].to_numpy()
+        self.rows += table.num_rows
+        self.positives += int(label.sum())
+        if schema.true_probability:
+            p = table[schema.true_probability].to_numpy().astype(np.float64)
+            self.log_loss -= float(np.where(label == 1, np.log(p), np.log1p(-p)).sum())
+        if schema.timestamp:
+            times = table[schema.timestamp].to_numpy()
+            first, last = int(times.min()), int(times.max())
+            self.first_timestamp = first if self.first_timestamp is None else min(first, self.first_timestamp)
+            self.last_timestamp = last if self.last_timestamp is None else max(last, self.last_timestamp)
+        for feature in schema.id_features:
+            for chunk in table[feature.name].chunks:
+                if len(chunk):
+                    self.ids.setdefault(feature.name, _IdStatistics()).add(chunk)
+
+    @property
+    def positive_rate(self) -> float:
+        return self.positives / self.rows
+
+    @property
+    def bayes_ne(self) -> float:
+        """Normalized entropy of the true probabilities: no model has a lower expected one."""
+        p = self.positive_rate
+        return self.log_loss / self.rows / -(p * np.log(p) + (1 - p) * np.log1p(-p))
+
+
+class _Parts:
+    """Parquet files of one split, with row groups of exactly ROW_GROUP_ROWS rows (but the last)."""
+
+    def __init__(self, directory: Path, schema: pa.Schema) -> None:
+        self._directory = directory
+        self._schema = schema
+        self._pending = schema.empty_table()
+        self._writer: pq.ParquetWriter | None = None
+        self._part = 0
+        self._rows_in_file = 0
+
+    def write(self, table: pa.Table) -> None:
+        self._pending = pa.concat_tables([self._pending, table])
+        whole = self._pending.num_rows // ROW_GROUP_ROWS * ROW_GROUP_ROWS
+        self._write(self._pending.slice(0, whole))
+        self._pending = self._pending.slice(whole)
+
+    def close(self) -> None:
+        self._write(self._pending)
+        if self._writer:
+            self._writer.close()
+
+    def _write(self, table: pa.Table) -> None:
+        while table.num_rows:
+            if self._writer is None:
+                self._directory.mkdir(exist_ok=True)
+                path = self._directory / f"part-{self._part:05d}.parquet"
+                self._writer = pq.ParquetWriter(path, self._schema, compression="zstd")
+            rows = min(table.num_rows, ROWS_PER_FILE - self._rows_in_file)
+            self._writer.write_table(table.slice(0, rows), row_group_size=ROW_GROUP_ROWS)
+            table = table.slice(rows)
+            self._rows_in_file += rows
+            if self._rows_in_file == ROWS_PER_FILE:
+                self._writer.close()
+                self._writer, self._part, self._rows_in_file = None, self._part + 1, 0
+
+
+def arrow_schema(schema: Schema) -> pa.Schema:
+    """Columns on disk: ids int32 (int64 for tables beyond it), group and timestamp int64, else float32."""
+    columns: dict[str, pa.DataType] = {schema.label: pa.float32()}
+    for name, dtype in (
+        (schema.group, pa.int64()),
+        (schema.timestamp, pa.int64()),
+        (schema.weight, pa.float32()),
+        (schema.true_probability, pa.float32()),
+    ):
+        if name is not None:
+            columns[name] = dtype
+    for feature in schema.features:
+        columns[feature.name] = _dtype(feature, schema)
+    return pa.schema([pa.field(name, dtype) for name, dtype in columns.items()])
+
+
+def _dtype(feature: Feature, schema: Schema) -> pa.DataType:
+    if feature.table is None:
+        return pa.float32()
+    ids = pa.int32() if schema.tables[feature.table] <= 2**31 else pa.int64()
+    return ids if feature.kind == "categorical" else pa.list_(ids)
+
+
+def progress_bar() -> Progress:
+    """A progress bar on stderr; nothing at all where stderr is not a terminal."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+
+
+def write_dataset(
+    directory: Path,
+    schema: Schema,
+    frames: Iterable[tuple[str, pl.DataFrame]],
+    card: Card,
+    total_rows: int | None = None,
+) -> Schema:
+    """Write (split, frame) pairs, in their order within each split, then the schema and the data card.
+
+    Each frame holds the schema's columns (others are dropped) in types that cast losslessly to those of
+    `arrow_schema`, without nulls, ids within their tables, sequences no longer than max_length. Memory:
+    one frame and at most a row group per split. Returns the schema with `mean_length` measured on train.
+    A split without rows is a UserError.
+    """
+    columns = arrow_schema(schema)
+    parts = {split: _Parts(directory / split, columns) for split in SPLITS}
+    statistics = {split: _SplitStatistics() for split in SPLITS}
+    with progress_bar() as progress:
+        task = progress.add_task("rows", total=total_rows)
+        for split, frame in frames:
+            table = frame.select(columns.names).to_arrow().cast(columns)
+            _check_table(table, schema)
+            parts[split].write(table)
+            statistics[split].add(table, schema)
+            progress.advance(task, frame.height)
+    for split in SPLITS:
+        parts[split].close()
+        if not statistics[split].rows:
+            raise UserError(f"the {split} split has no rows: give more data or other split fractions")
+    train = statistics["train"]
+    features = tuple(
+        feature.model_copy(update={"mean_length": round(train.ids[feature.name].ids / train.rows, 4)})
+        if feature.table is not None
+        else feature
+        for feature in schema.features
+    )
+    schema = schema.model_copy(update={"features": features})
+    schema.save(directory / "schema.yaml")
+    facts = _facts(schema, statistics, card)
+    (directory / "card.json").write_text(json.dumps(facts, indent=2) + "\n")
+    (directory / "README.md").write_text(_readme(schema, statistics, card))
+    return schema
+
+
+def _check_table(table: pa.Table, schema: Schema) -> None:
+    """The contract between the preparations and the writer; a failure is our mistake, not the user's."""
+    for name in table.column_names:
+        assert table[name].null_count == 0, f"nulls in {name}"
+    for feature in schema.id_features:
+        assert feature.table is not None
+        for chunk in table[feature.name].chunks:
+            ids = chunk.flatten() if pa.types.is_list(chunk.type) else chunk
+            assert ids.null_count == 0, f"nulls in lists of {feature.name}"
+            low, high = pc.min_max(ids).as_py().values()
+            assert low is None or (low >= 0 and high < schema.tables[feature.table]), feature.name
+            if feature.max_length is not None:
+                longest = pc.max(pc.list_value_length(chunk)).as_py()
+                assert longest is None or longest <= feature.max_length, f"{feature.name} is too long"
+
+
+def _facts(schema: Schema, statistics: Mapping[str, _SplitStatistics], card: Card) -> dict[str, object]:
+    """The data card for machines."""
+    splits: dict[str, dict[str, object]] = {}
+    for split, sums in statistics.items():
+        splits[split] = {
+            "rows": sums.rows,
+            "positives": sums.positives,
+            "positive_rate": sums.positive_rate,
+        }
+        if schema.timestamp:
+            splits[split] |= {"first_timestamp": sums.first_timestamp, "last_timestamp": sums.last_timestamp}
+        if schema.true_probability:
+            splits[split]["bayes_ne"] = sums.bayes_ne
+    features: dict[str, dict[str, object]] = {}
+    for feature in schema.features:
+        features[feature.name] = feature.model_dump(exclude_none=True, exclude={"name"}, mode="json")
+        if feature.table is not None:
+            features[feature.name]["splits"] = {
+                split: {
+                    "mean_length": sums.ids[feature.name].ids / sums.rows,
+                    "longest": sums.ids[feature.name].longest,
+                    "empty_rows": sums.ids[feature.name].empty / sums.rows,
+                    "unknown_ids": sums.ids[feature.name].unknown / max(1, sums.ids[feature.name].ids),
+                }
+                for split, sums in statistics.items()
+            }
+    return {
+        "title": card.title,
+        "source": card.source,
+        "command": card.command,
+        "seed": card.seed,
+        "split_rule": card.split_rule,
+        "splits": splits,
+        "tables": schema.tables,
+        "features": features,
+        "notes": list(card.notes),
+    }
+
+
+def _markdown_table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _readme(schema: Schema, statistics: Mapping[str, _SplitStatistics], card: Card) -> str:
+    """The data card for people."""
+    header = ["split", "rows", "positives", "positive rate"]
+    header += ["timestamps"] if schema.timestamp else []
+    header += ["Bayes NE"] if schema.true_probability else []
+    rows = []
+    for split, sums in statistics.items():
+        row = [split, f"{sums.rows:,}", f"{sums.positives:,}", f"{sums.positive_rate:.4f}"]
+        row += [f"{sums.first_timestamp} to {sums.last_timestamp}"] if schema.timestamp else []
+        row += [f"{sums.bayes_ne:.4f}"] if schema.true_probability else []
+        rows.append(row)
+    feature_rows = []
+    for feature in schema.features:
+        row = [f"`{feature.name}`", feature.kind, f"`{feature.table}`" if feature.table else ""]
+        if feature.table is None:
+            row += ["", "", ""]
+        else:
+            train, test = (statistics[split].ids[feature.name] for split in ("train", "test"))
+            length = "1"
+            if feature.kind != "categorical":
+                empty = train.empty / statistics["train"].rows
+                length = f"{feature.mean_length:.2f} (longest {train.longest}, {empty:.1%} empty)"
+            row += [length, *(f"{sums.unknown / max(1, sums.ids):.2%}" for sums in (train, test))]
+        feature_rows.append(row)
+    tables = [[f"`{name}`", f"{count:,}"] for name, count in schema.tables.items()]
+    tables.append(["all", f"{sum(schema.tables.values()):,}"])
+    roles = [
+        f"{role} `{name}`"
+        for role, name in (
+            ("label", schema.label),
+            ("group", schema.group),
+            ("timestamp (seconds)", schema.timestamp),
+            ("weight", schema.weight),
+            ("true probability", schema.true_probability),
+        )
+        if name
+    ]
+    sections = [
+        f"# {card.title}",
+        f"Source: {card.source}\n\nCommand: `{card.command}`\n\nSeed: {card.seed}",
+        f"Split: {card.split_rule}",
+        _markdown_table(header, rows),
+        "## Columns",
+        f"Besides the features: {', '.join(roles)}. Id 0 stands for missing values and for values outside "
+        "the vocabulary; lists are oldest first.",
+        _markdown_table(
+            ["feature", "kind", "table", "mean length (train)", "id 0 in train", "id 0 in test"],
+            feature_rows,
+        ),
+        "## Tables",
+        _markdown_table(["table", "rows (with id 0)"], tables),
+    ]
+    if card.notes:
+        sections += ["## Notes", "\n".join(f"- {note}" for note in card.notes)]
+    return "\n\n".join(sections) + "\n"

@@ -1,0 +1,65 @@
+"""What a person sees while a run goes on: a live line on a terminal, plain lines elsewhere."""
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+console = Console(stderr=True)
+if not console.is_terminal:
+    console.width = 120
+
+
+class TrainingProgress(AbstractContextManager["TrainingProgress"]):
+    """Progress of a run on rank 0; silent elsewhere.
+
+    Args:
+        total: steps in the whole run.
+        done: steps already made.
+        enabled: whether this process speaks.
+    """
+
+    def __init__(self, total: int, done: int, enabled: bool) -> None:
+        self._enabled, self._total = enabled, total
+        self._bar: Progress | None = None
+        if enabled and console.is_terminal:
+            self._bar = Progress(
+                TextColumn("step"),
+                MofNCompleteColumn(),
+                BarColumn(bar_width=20),
+                TextColumn("{task.fields[status]}"),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                console=console,
+            )
+            self._task = self._bar.add_task("train", total=total, completed=done, status="starting")
+            self._bar.start()
+
+    def step(self, step: int) -> None:
+        """Move the bar."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step)
+
+    def report(self, step: int, values: dict[str, Any]) -> None:
+        """Say how it goes: rows/s, NE, share of the time spent waiting for data, time left."""
+        status = (
+            f"{values['rows_per_second']:,.0f} rows/s | NE {values['ne/window/fused']:.4f} window "
+            f"{values['ne/lifetime/fused']:.4f} lifetime | data wait {values['data_wait']:.0%}"
+        )
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, status=status)
+        elif self._enabled:
+            left = (self._total - step) * values["seconds_per_step"]
+            console.print(
+                f"step {step}/{self._total} | {status} | {left:.0f} s left", highlight=False, soft_wrap=True
+            )
+
+    def say(self, message: str, style: str | None = None) -> None:
+        """Print a line above the bar."""
+        if self._enabled:
+            console.print(message, style=style, highlight=False, soft_wrap=True)
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()

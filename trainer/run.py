@@ -1,0 +1,148 @@
+"""The run folder: everything needed to understand and repeat a run."""
+
+import json
+import math
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from torch.utils.tensorboard import SummaryWriter
+
+from models.schema import Schema
+from sharding.planner import Plan
+from sharding.report import plan_dict, plan_table
+from trainer.config import RunConfig, load_config, save_yaml
+from trainer.dataset import load_schema
+from trainer.errors import UserError
+from trainer.versions import installed_versions
+
+RESULT = "result.json"
+CHECKPOINTS = "checkpoints"
+
+
+def prepare_run(config: RunConfig, resume: bool) -> None:
+    """Check that a run may start in its folder; changes nothing.
+
+    Raises:
+        UserError: the folder is taken and this is no resume, or is finished, or was another run's.
+    """
+    folder = config.run_dir
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    if not resume:
+        raise UserError(f"{folder} exists; continue it with --resume or choose another run_dir=...")
+    if (folder / RESULT).exists():
+        raise UserError(f"{folder}: this run is finished; choose another run_dir=... to train again")
+    if (folder / "config.yaml").exists():
+        before, now = (c.model_dump(mode="json") for c in (load_config(folder / "config.yaml"), config))
+        if changed := _first_difference(before, now):
+            raise UserError(
+                f"{folder}: cannot resume, {changed}; use the same configuration or another run_dir"
+            )
+
+
+def load_run(folder: Path) -> tuple[RunConfig, Schema]:
+    """Configuration and schema of a run; raises UserError if this is no run folder."""
+    if not (folder / "config.yaml").exists():
+        raise UserError(
+            f"{folder}: no config.yaml here; name the folder of a run (the run_dir of `cetnet train`)"
+        )
+    return load_config(folder / "config.yaml"), load_schema(folder)
+
+
+class RunFolder:
+    """Writes the folder's files; rank 0 only."""
+
+    def __init__(self, config: RunConfig, schema: Schema, plan: Plan, world_size: int) -> None:
+        self.path = config.run_dir
+        self.path.mkdir(parents=True, exist_ok=True)
+        save_yaml(self.path / "config.yaml", config)
+        schema.save(self.path / "schema.yaml")
+        with (self.path / "plan.txt").open("w") as file:
+            Console(file=file, width=140).print(plan_table(plan, world_size))
+        write_json(self.path / "plan.json", plan_dict(plan, world_size))
+        write_json(self.path / "environment.json", _environment(world_size))
+        self._metrics = self.path / "metrics.jsonl"
+        self._board: SummaryWriter | None = None
+
+    def truncate_metrics(self, step: int) -> None:
+        """Forget what was written after a checkpoint's step, before training goes on from it."""
+        shutil.rmtree(self.path / "predictions", ignore_errors=True)
+        if self._metrics.exists():
+            lines = self._metrics.read_text().splitlines(keepends=True)
+            # A line cut short by a crash has no newline; it is dropped like those beyond the step.
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+            self._metrics.write_text("".join(kept))
+        self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=step + 1)
+
+    def log(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        """Append to metrics.jsonl and, for numbers, to TensorBoard."""
+        with self._metrics.open("a") as file:
+            file.write(json.dumps({"kind": kind, "step": step} | finite(values)) + "\n")
+        if self._board is None:
+            self._board = SummaryWriter(str(self.path / "tensorboard"))
+        prefix = "" if kind == "train" else f"{values.get('split', kind)}/"
+        for key, value in values.items():
+            if isinstance(value, (int, float)):
+                self._board.add_scalar(prefix + key, value, step)
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Write result.json, the mark of a finished run."""
+        if self._board is not None:
+            self._board.close()
+        write_json(self.path / RESULT, finite(result))
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write JSON whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    temporary.rename(path)
+
+
+def finite(values: dict[str, Any]) -> dict[str, Any]:
+    """The same with NaN and infinity as None, which JSON has no word for."""
+    return {
+        key: finite(value)
+        if isinstance(value, dict)
+        else (None if isinstance(value, float) and not math.isfinite(value) else value)
+        for key, value in values.items()
+    }
+
+
+def _environment(world_size: int) -> dict[str, Any]:
+    root = Path(__file__).parent.parent
+    git = subprocess.run(
+        ["git", "-C", str(root), "describe", "--always", "--dirty"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(sys.argv),
+        "directory": str(Path.cwd()),
+        "host": platform.node(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "python": platform.python_version(),
+        "versions": installed_versions(),
+        "commit": git.stdout.strip() or None,
+        "world_size": world_size,
+        "torchx": {key: value for key, value in os.environ.items() if key.startswith("TORCHX_")},
+    }
+
+
+def _first_difference(before: Any, now: Any, key: str = "") -> str | None:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in {**before, **now}:
+            if difference := _first_difference(before.get(name), now.get(name), f"{key}.{name}".lstrip(".")):
+                return difference
+        return None
+    return None if before == now else f"{key} was {before!r} and is now {now!r}"

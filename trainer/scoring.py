@@ -1,0 +1,106 @@
+"""Score a split with a model, and measure the scores: shared by training, `cetnet evaluate` and `predict`."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+
+from models.cetnet import Predictions
+from trainer.batch import Batch
+from trainer.build import Session
+from trainer.dataset import Dataset
+from trainer.distributed import Processes
+from trainer.metrics import binary_metrics
+from trainer.reader import Reader
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Probabilities of a whole split, on rank 0.
+
+    Attributes:
+        probability: per output, `[n]` float64 in the order of the split's files.
+    """
+
+    dataset: Dataset
+    probability: dict[str, NDArray[np.float64]]
+
+    def metrics(self) -> dict[str, float]:
+        """`ne/<output>`, `auc/<output>`, ... of every output, and `rows`; see `binary_metrics`."""
+        schema = self.dataset.schema
+        label = self.dataset.column(schema.label)
+        weight = self.dataset.column(schema.weight) if schema.weight else np.ones(len(label))
+        group = self.dataset.column(schema.group) if schema.group else None
+        result: dict[str, float] = {"rows": len(label)}
+        for output, probability in self.probability.items():
+            for metric, value in binary_metrics(label, probability, weight, group).items():
+                result[f"{metric}/{output}"] = value
+        return result
+
+    def write(self, path: Path) -> None:
+        """Write Parquet: row, label, weight, group and true_probability where there are, then the outputs."""
+        schema = self.dataset.schema
+        names = {
+            "label": schema.label,
+            "weight": schema.weight,
+            "group": schema.group,
+            "true_probability": schema.true_probability,
+        }
+        columns: dict[str, NDArray] = {"row": np.arange(self.dataset.num_rows)}
+        columns |= {key: self.dataset.column(name) for key, name in names.items() if name}
+        columns.setdefault("weight", np.ones(self.dataset.num_rows, np.float32))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.tmp")
+        pq.write_table(pa.table(columns | self.probability), temporary, compression="zstd")
+        temporary.rename(path)
+
+
+def score(session: Session, dataset: Dataset, batch_size: int, processes: Processes) -> Scores | None:
+    """Score every row of a split once; every rank calls it, rank 0 gets the scores.
+
+    `batch_size` is rounded up to a multiple of the world size: the last batch is padded, nothing is lost.
+    """
+    batch_size = -(-batch_size // processes.world_size) * processes.world_size
+    reader = Reader(
+        dataset,
+        batch_size,
+        order="partitioned",
+        rank=processes.rank,
+        world_size=processes.world_size,
+    )
+    rows, logits = [], []
+    training = session.model.training
+    session.model.eval()
+    with torch.no_grad():
+        for predictions in run_pipeline(session, reader.batches(epoch=0)):
+            rows.append(predictions.row.cpu())
+            logits.append(predictions.logits.cpu())
+    session.model.train(training)
+    row, logit = torch.cat(rows), torch.cat(logits, 1)
+    all_rows = [torch.empty_like(row) for _ in range(processes.world_size)] if processes.is_main else None
+    all_logits = [torch.empty_like(logit) for _ in range(processes.world_size)] if processes.is_main else None
+    dist.gather(row, all_rows, group=processes.cpu_group)
+    dist.gather(logit, all_logits, group=processes.cpu_group)
+    if all_rows is None or all_logits is None:
+        return None
+    row, logit = torch.cat(all_rows), torch.cat(all_logits, 1)
+    ordered = torch.empty(logit.shape[0], dataset.num_rows, dtype=torch.float64)
+    ordered[:, row[row >= 0]] = logit[:, row >= 0].double().sigmoid()
+    return Scores(dataset, dict(zip(session.outputs, ordered.numpy(), strict=True)))
+
+
+def run_pipeline(session: Session, batches: Iterable[Batch]) -> Iterator[Predictions]:
+    """Drive the train pipeline over batches: trains in training mode, scores in eval mode."""
+    iterator = iter(batches)
+    while True:
+        try:
+            predictions = session.pipeline.progress(iterator)
+        except StopIteration:
+            return
+        yield predictions

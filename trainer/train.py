@@ -1,0 +1,340 @@
+"""The training loop: one epoch, every batch scored before it is learned from."""
+
+import math
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from sharding.report import plan_table
+from trainer.batch import Batch
+from trainer.build import Session, build_session
+from trainer.checkpoint import Checkpoints, latest_checkpoint, load_checkpoint, read_trainer_state
+from trainer.config import RunConfig
+from trainer.dataset import Dataset
+from trainer.distributed import Processes
+from trainer.errors import UserError
+from trainer.progress import TrainingProgress, console
+from trainer.progressive import ProgressiveNE
+from trainer.reader import Reader
+from trainer.run import CHECKPOINTS, RunFolder, prepare_run
+from trainer.schedule import LearningRate
+from trainer.scoring import run_pipeline, score
+
+
+@dataclass
+class Progress:
+    """The state of a run beside parameters and metrics: what `trainer.json` of a checkpoint holds."""
+
+    step: int = 0
+    seconds: float = 0.0
+    plateau: float = 1.0
+    best: float | None = None
+    bad_evaluations: int = 0
+    stopped: bool = False
+
+
+@dataclass
+class Trainer:
+    """A run under way, the same on every rank."""
+
+    config: RunConfig
+    processes: Processes
+    session: Session
+    reader: Reader
+    ne: ProgressiveNE
+    lr: LearningRate
+    checkpoints: Checkpoints
+    folder: RunFolder | None
+    display: TrainingProgress
+    total_steps: int
+    progress: Progress = field(default_factory=Progress)
+
+
+def check_inputs(config: RunConfig, world_size: int, resume: bool) -> Dataset:
+    """Find every mistake that can be found before anything starts; raises UserError."""
+    prepare_run(config, resume)
+    if config.data.batch_size % world_size:
+        raise UserError(
+            f"data.batch_size={config.data.batch_size} is not a multiple of the {world_size} processes"
+        )
+    dataset = Dataset(config.data.path, config.data.split)
+    Reader(
+        dataset,
+        config.data.batch_size,
+        order=config.data.order,
+        lanes=config.data.lanes,
+        world_size=world_size,
+    )
+    splits = set(config.evaluation.splits)
+    if config.evaluation.every_steps or config.evaluation.every_epoch:
+        splits.add(config.evaluation.validation)
+    for split in sorted(splits):
+        Dataset(config.data.path, split)
+    return dataset
+
+
+def train(config: RunConfig, processes: Processes, resume: bool = False) -> dict[str, Any] | None:
+    """Train a model; returns the final metrics on rank 0.
+
+    Raises:
+        UserError: bad configuration, bad data, or a run folder that can't be used.
+    """
+    dataset = check_inputs(config, processes.world_size, resume)
+    session = build_session(config, dataset.schema, processes)
+    trainer = _start(config, processes, session, dataset, resume)
+    with trainer.display:
+        while trainer.progress.step < trainer.total_steps and not trainer.progress.stopped:
+            train_segment(trainer)
+            evaluate_if_due(trainer)
+        return _finish(trainer)
+
+
+def _start(
+    config: RunConfig, processes: Processes, session: Session, dataset: Dataset, resume: bool
+) -> Trainer:
+    data, training = config.data, config.training
+    reader = Reader(
+        dataset,
+        data.batch_size,
+        order=data.order,
+        lanes=data.lanes,
+        shuffle_rows=data.shuffle_rows,
+        seed=training.seed,
+        prefetch=data.prefetch,
+        threads=data.threads,
+        rank=processes.rank,
+        world_size=processes.world_size,
+    )
+    total_steps = min(training.epochs * reader.steps_per_epoch, training.max_steps or math.inf)
+    ne = ProgressiveNE(session.outputs, training.ne_window_steps, processes.device)
+    lr = LearningRate(session.optimizer, config.optimizer, int(total_steps))
+    progress = Progress()
+    checkpoint = latest_checkpoint(config.run_dir / CHECKPOINTS) if resume else None
+    if checkpoint:
+        state = read_trainer_state(checkpoint)
+        load_checkpoint(checkpoint, session.model, session.optimizer)
+        progress = Progress(**state["progress"])
+        ne.load_state_dict(state["ne"])
+        lr.plateau = progress.plateau
+    folder = None
+    if processes.is_main:
+        folder = RunFolder(config, dataset.schema, session.plan, processes.world_size)
+        folder.truncate_metrics(progress.step)
+        console.print(plan_table(session.plan, processes.world_size))
+    trainer = Trainer(
+        config=config,
+        processes=processes,
+        session=session,
+        reader=reader,
+        ne=ne,
+        lr=lr,
+        checkpoints=Checkpoints(config.run_dir / CHECKPOINTS, config.checkpoint.keep),
+        folder=folder,
+        display=TrainingProgress(int(total_steps), progress.step, processes.is_main),
+        total_steps=int(total_steps),
+        progress=progress,
+    )
+    parameters = session.num_parameters
+    trainer.display.say(
+        f"{config.run_dir}: {dataset.num_rows:,} rows, {trainer.total_steps:,} steps of {data.batch_size:,} rows on "
+        f"{processes.world_size} processes ({processes.device.type}); {parameters['tables']:,} parameters in "
+        f"tables, {parameters['dense']:,} dense"
+        + (f"; resumed at step {progress.step} from {checkpoint}" if checkpoint else "")
+    )
+    return trainer
+
+
+def train_segment(trainer: Trainer) -> None:
+    """Train until the next evaluation or the end of the epoch; the pipeline is empty afterwards."""
+    progress, reader, config = trainer.progress, trainer.reader, trainer.config
+    epoch, first = divmod(progress.step, reader.steps_per_epoch)
+    segment_end = min((epoch + 1) * reader.steps_per_epoch, trainer.total_steps)
+    if every := config.evaluation.every_steps:
+        segment_end = min(segment_end, (progress.step // every + 1) * every)
+    batches = _Timed(reader.batches(epoch, first, first + segment_end - progress.step))
+    clock = _Clock(progress, batches)
+    trainer.session.model.train()
+    trainer.lr.set(progress.step)
+    loss = torch.zeros((), device=trainer.processes.device)
+    for predictions in run_pipeline(trainer.session, batches):
+        trainer.ne.update(predictions.logits, predictions.label, predictions.weight)
+        loss += predictions.loss
+        progress.step += 1
+        trainer.lr.set(progress.step)
+        trainer.display.step(progress.step)
+        if progress.step % config.training.log_every == 0 or progress.step == segment_end:
+            _log(trainer, clock, loss)
+            loss.zero_()
+        if config.checkpoint.every_steps and progress.step % config.checkpoint.every_steps == 0:
+            progress.seconds = clock.seconds()
+            _save(trainer, f"step-{progress.step:09d}")
+    progress.seconds = clock.seconds()
+
+
+def evaluate_if_due(trainer: Trainer) -> None:
+    """Score the validation split if its time has come, and react to a metric that stopped improving."""
+    config, progress = trainer.config.evaluation, trainer.progress
+    end_of_epoch = progress.step % trainer.reader.steps_per_epoch == 0
+    due = (config.every_epoch and end_of_epoch) or (
+        config.every_steps is not None and progress.step % config.every_steps == 0
+    )
+    if not due:
+        return
+    metrics = _evaluate(trainer, config.validation, write=False)
+    stopping = config.early_stopping
+    if stopping is None:
+        return
+    if stopping.monitor not in metrics:
+        raise UserError(
+            f"evaluation.early_stopping.monitor={stopping.monitor!r} is none of {', '.join(metrics)}"
+        )
+    value = metrics[stopping.monitor]
+    falls = stopping.monitor.split("/")[0] in ("ne", "logloss")
+    if progress.best is None or (value < progress.best if falls else value > progress.best):
+        progress.best, progress.bad_evaluations = value, 0
+        _save(trainer, "best")
+        return
+    progress.bad_evaluations += 1
+    progress.plateau *= stopping.lr_factor
+    trainer.lr.plateau = progress.plateau
+    progress.stopped = progress.bad_evaluations >= stopping.patience
+    trainer.display.say(
+        f"{stopping.monitor} {value:.5f} is no better than {progress.best:.5f}: "
+        + ("stop" if progress.stopped else f"learning rate x {progress.plateau:g}")
+    )
+
+
+def _finish(trainer: Trainer) -> dict[str, Any] | None:
+    progress, config = trainer.progress, trainer.config
+    if config.evaluation.early_stopping and progress.best is not None:
+        trainer.checkpoints.close()
+        load_checkpoint(config.run_dir / CHECKPOINTS / "best", trainer.session.model)
+        trainer.checkpoints = Checkpoints(config.run_dir / CHECKPOINTS, config.checkpoint.keep)
+    _save(trainer, f"step-{progress.step:09d}")
+    splits = {split: _evaluate(trainer, split, write=True) for split in config.evaluation.splits}
+    progressive = trainer.ne.compute()
+    trainer.checkpoints.close()
+    if trainer.folder is None:
+        return None
+    rows = _rows_seen(trainer)
+    result = {
+        "steps": progress.step,
+        "rows": rows,
+        "seconds": progress.seconds,
+        "rows_per_second": rows / progress.seconds if progress.seconds else 0.0,
+        "parameters": trainer.session.num_parameters,
+        "train": progressive,
+        "splits": splits,
+    }
+    trainer.folder.finish(result)
+    return result
+
+
+def _evaluate(trainer: Trainer, split: str, write: bool) -> dict[str, float]:
+    """Metrics of a split, on every rank."""
+    config = trainer.config
+    dataset = Dataset(config.data.path, split)
+    batch_size = config.evaluation.batch_size or config.data.batch_size
+    scores = score(trainer.session, dataset, batch_size, trainer.processes)
+    shared: list[dict[str, float]] = [{}]
+    if scores is not None:
+        assert trainer.folder is not None
+        shared = [scores.metrics()]
+        trainer.folder.log("eval", trainer.progress.step, {"split": split, **shared[0]})
+        if write:
+            scores.write(trainer.folder.path / "predictions" / f"{split}.parquet")
+        trainer.display.say(f"{split}: {describe(shared[0])}")
+    dist.broadcast_object_list(shared, group=trainer.processes.cpu_group)
+    return shared[0]
+
+
+def describe(metrics: dict[str, float]) -> str:
+    """The fused output's metrics in a line."""
+    names = {"ne": "NE", "auc": "AUC", "gauc": "gAUC", "logloss": "LogLoss", "calibration": "calibration"}
+    parts = [
+        f"{label} {metrics[f'{key}/fused']:.5f}" for key, label in names.items() if f"{key}/fused" in metrics
+    ]
+    return f"{metrics['rows']:,} rows, " + ", ".join(parts)
+
+
+def _log(trainer: Trainer, clock: "_Clock", loss: torch.Tensor) -> None:
+    step = trainer.progress.step
+    ne = trainer.ne.compute()
+    timing = clock.lap(step)
+    dist.all_reduce(loss)
+    mean_loss = float(loss) / trainer.processes.world_size / timing.pop("steps")
+    if trainer.folder is None:
+        return
+    values = {
+        "rows": _rows_seen(trainer),
+        "loss": mean_loss,
+        "lr_scale": trainer.lr.scale,
+        **ne,
+        **timing,
+        "rows_per_second": trainer.config.data.batch_size / timing["seconds_per_step"],
+    }
+    trainer.folder.log("train", step, values)
+    trainer.display.report(step, values)
+    warm = max(trainer.config.optimizer.warmup_steps, trainer.config.training.ne_window_steps)
+    if step >= warm and not values["ne/window/fused"] < 1:
+        trainer.display.say(
+            f"WARNING: NE is {values['ne/window/fused']:.4f} at step {step}: no better than predicting the base "
+            "rate. Lower optimizer.dense.lr or optimizer.sparse.lr, add optimizer.warmup_steps, or look at the data.",
+            style="bold red",
+        )
+
+
+def _rows_seen(trainer: Trainer) -> int:
+    epoch, step = divmod(trainer.progress.step, trainer.reader.steps_per_epoch)
+    num_rows = trainer.reader.dataset.num_rows
+    return epoch * num_rows + min(step * trainer.config.data.batch_size, num_rows)
+
+
+def _save(trainer: Trainer, name: str) -> None:
+    state = {"progress": vars(trainer.progress).copy(), "ne": trainer.ne.state_dict()}
+    trainer.checkpoints.save(name, trainer.session.model, trainer.session.optimizer, state)
+
+
+class _Timed(Iterator[Batch]):
+    """Counts the seconds that the consumer waits for batches."""
+
+    def __init__(self, batches: Iterable[Batch]) -> None:
+        self._batches = iter(batches)
+        self.waited = 0.0
+
+    def __next__(self) -> Batch:
+        start = time.perf_counter()
+        try:
+            return next(self._batches)
+        finally:
+            self.waited += time.perf_counter() - start
+
+
+class _Clock:
+    """Times laps between log points, and the whole run, resumes included."""
+
+    def __init__(self, progress: Progress, batches: _Timed) -> None:
+        self._before, self._batches = progress.seconds, batches
+        self._start = self._lap_start = time.perf_counter()
+        self._lap_step, self._lap_waited = progress.step, 0.0
+
+    def seconds(self) -> float:
+        """Seconds spent training, since the run began."""
+        return self._before + time.perf_counter() - self._start
+
+    def lap(self, step: int) -> dict[str, float]:
+        """Steps, seconds per step and share of waiting for data since the last lap; seconds of the run."""
+        now, waited = time.perf_counter(), self._batches.waited
+        elapsed, steps = now - self._lap_start, step - self._lap_step
+        result = {
+            "steps": steps,
+            "seconds": self.seconds(),
+            "seconds_per_step": elapsed / steps,
+            "data_wait": (waited - self._lap_waited) / elapsed,
+        }
+        self._lap_start, self._lap_step, self._lap_waited = now, step, waited
+        return result
