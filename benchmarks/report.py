@@ -17,6 +17,7 @@ from matplotlib.ticker import EngFormatter
 from numpy.typing import NDArray
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
@@ -110,7 +111,7 @@ def write_report(
         appendix.strip(),
     ]
     (out / "report.md").write_text("\n\n".join(filter(None, paragraphs)) + "\n")
-    console.print(f"report: {out / 'report.md'}", highlight=False, soft_wrap=True)
+    console.print(f"report: {out / 'report.md'}", highlight=False, markup=False, soft_wrap=True)
 
 
 def table_rows(runs: Mapping[str, Sequence[Path]], baseline: str, split: str) -> list[Row]:
@@ -218,7 +219,7 @@ def _short(number: float | None) -> str:
 def _print_table(rows: Sequence[Row], title: str, console: Console) -> None:
     # Two lines a row and no vertical rules, so that it fits a terminal of 100 columns.
     table = Table(
-        title=title, title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True, show_edge=False
+        title=escape(title), title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True, show_edge=False
     )
     table.add_column("variant", overflow="fold", min_width=14)
     for column in COLUMNS[1:]:
@@ -256,7 +257,13 @@ def _reading(rows: Sequence[Row], baseline_runs: Sequence[Path], split: str, bas
         sentences.append("Indented rows are an ensemble's components on their own.")
     if rows[-1].variant == BAYES:
         sentences.append(f"{BAYES}: the probabilities that the synthetic labels were drawn from.")
-    sentences.append(f"Written on {date.today().isoformat()}.")
+    if num_seeds > 1:
+        sentences.append(
+            "In the plots, lines are means over the seeds, bands reach from the lowest to the highest."
+        )
+    sentences.append(
+        f"Written on {date.today()}; each run's `environment.json` has its machine and versions."
+    )
     return "\n".join(sentences)
 
 
@@ -372,7 +379,8 @@ def _plot(
         axes.axhline(value, color="0.35", linestyle=(0, (6, 4)), linewidth=1)
         ends.append((axes.get_xlim()[1], value, label(name=name, value=value), "0.35"))
     axes.set_title(title, loc="left")
-    axes.set_xlabel("training examples")
+    several = any(len(curve.values) > 1 for curve in curves.values())
+    axes.set_xlabel("training examples" + " (line: mean of the seeds, band: lowest to highest)" * several)
     axes.set_ylabel(ylabel)
     axes.xaxis.set_major_formatter(EngFormatter())
     axes.grid(alpha=0.25)

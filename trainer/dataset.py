@@ -228,7 +228,7 @@ def _check_values(group: RowGroup, table: pa.Table, schema: Schema) -> None:
 
 
 def _numbers(table: pa.Table, name: str) -> NDArray[np.float32]:
-    return table[name].cast(pa.float32()).to_numpy()
+    return table[name].cast(pa.float32(), safe=False).to_numpy()  # integers beyond 2^24 are rounded
 
 
 def _dense(table: pa.Table, features: list[Feature]) -> NDArray[np.float32]:

@@ -22,6 +22,7 @@ class TrainingProgress(AbstractContextManager["TrainingProgress"]):
 
     def __init__(self, total: int, done: int, enabled: bool) -> None:
         self._enabled, self._total = enabled, total
+        self._warned = False
         self._bar: Progress | None = None
         if enabled and console.is_terminal:
             self._bar = Progress(
@@ -55,10 +56,16 @@ class TrainingProgress(AbstractContextManager["TrainingProgress"]):
                 f"step {step}/{self._total} | {status} | {left:.0f} s left", highlight=False, soft_wrap=True
             )
 
-    def say(self, message: str, style: str | None = None) -> None:
+    def say(self, message: str) -> None:
         """Print a line above the bar."""
         if self._enabled:
-            console.print(message, style=style, highlight=False, soft_wrap=True)
+            console.print(message, highlight=False, soft_wrap=True)
+
+    def warn_once(self, message: str) -> None:
+        """Print a warning that stands out; once a run, since it would come again with every report."""
+        if self._enabled and not self._warned:
+            console.print(message, style="bold red", highlight=False, soft_wrap=True)
+        self._warned = True
 
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:

@@ -98,6 +98,7 @@ def score(session: Session, dataset: Dataset, batch_size: int, processes: Proces
 def run_pipeline(session: Session, batches: Iterable[Batch]) -> Iterator[Predictions]:
     """Drive the train pipeline over batches: trains in training mode, scores in eval mode."""
     iterator = iter(batches)
+    session.pipeline.reset()  # it remembers that the batches before came to an end
     while True:
         try:
             predictions = session.pipeline.progress(iterator)

@@ -281,10 +281,9 @@ def _log(trainer: Trainer, clock: "_Clock", loss: torch.Tensor) -> None:
     trainer.display.report(step, values)
     warm = max(trainer.config.optimizer.warmup_steps, trainer.config.training.ne_window_steps)
     if step >= warm and not values["ne/window/fused"] < 1:
-        trainer.display.say(
+        trainer.display.warn_once(
             f"WARNING: NE is {values['ne/window/fused']:.4f} at step {step}: no better than predicting the base "
-            "rate. Lower optimizer.dense.lr or optimizer.sparse.lr, add optimizer.warmup_steps, or look at the data.",
-            style="bold red",
+            "rate. Lower optimizer.dense.lr or optimizer.sparse.lr, add optimizer.warmup_steps, or look at the data."
         )
 
 

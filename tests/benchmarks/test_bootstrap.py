@@ -4,7 +4,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from sklearn.metrics import log_loss
 
 from benchmarks.bootstrap import CHUNK, bootstrap_gain, ne_gain
 from trainer.errors import UserError
@@ -29,11 +28,12 @@ def evaluation(rng: np.random.Generator, num_rows: int, num_groups: int | None) 
 
 
 def normalized_entropy(label: np.ndarray, probability: np.ndarray, weight: np.ndarray) -> float:
-    """From the definition, with scikit-learn: log loss over the log loss of the base rate."""
-    base_rate = np.full(len(label), np.average(label, weights=weight))
-    return log_loss(label, probability, sample_weight=weight, labels=[0, 1]) / log_loss(
-        label, base_rate, sample_weight=weight, labels=[0, 1]
-    )
+    """From the definition: log loss over the log loss of the base rate."""
+
+    def log_loss(p: np.ndarray) -> float:
+        return float(np.average(-np.log(np.where(label == 1, p, 1 - p)), weights=weight))
+
+    return log_loss(probability) / log_loss(np.full(len(label), np.average(label, weights=weight)))
 
 
 @pytest.mark.parametrize("num_groups", [None, 40])

@@ -94,19 +94,19 @@ def test_trains_every_variant_with_every_seed_and_reports(make: Make) -> None:
 
 
 def test_runs_only_what_is_missing_and_resumes_what_was_cut_short(make: Make) -> None:
-    path = make()
+    path = make(seeds=[1])
     run(path)
     calls()
-    assert "run 2 of 4: pair, seed 1: finished before" in run(path)
+    assert "run 2 of 2: pair, seed 1: finished before" in run(path)
     assert calls() == []
 
     Path("runs/small/pair/seed1/result.json").unlink()
     # Neither a new title, nor more seeds, nor another number of processes makes finished runs invalid.
-    run(make(seeds=[1, 2, 3], nproc=1, title="More seeds"))
+    run(make(seeds=[1, 2], nproc=1, title="More seeds"))
     assert [call[call.index("--nproc") - 1 :] for call in calls()] == [
         ["run_dir=runs/small/pair/seed1", "--nproc", "1", "--resume"],
-        ["run_dir=runs/small/single/seed3", "--nproc", "1"],
-        ["run_dir=runs/small/pair/seed3", "--nproc", "1"],
+        ["run_dir=runs/small/single/seed2", "--nproc", "1"],
+        ["run_dir=runs/small/pair/seed2", "--nproc", "1"],
     ]
 
 
@@ -152,6 +152,23 @@ def test_report_is_rebuilt_without_training(make: Make) -> None:
     assert report.read_text() == first
     assert calls() == []
     assert "±" not in first.replace("mean ± standard", "")  # one seed has no deviation
+
+
+def test_report_of_runs_with_sparse_or_repeated_records(make: Make) -> None:
+    path = make(seeds=[1])
+    run(path)
+    log = Path("runs/small/pair/seed1/metrics.jsonl")
+    first = json.loads(log.read_text().splitlines()[0])
+    unknown = {"ne/window/fused": None, "ne/lifetime/fused": float("nan")}
+    log.write_text(
+        "".join(json.dumps(record) + "\n" for record in (first, first, first | {"rows": 9} | unknown))
+    )
+    report_study(path, console=Console(file=io.StringIO()))
+    log.write_text("")  # a run shorter than training.log_every
+    report_study(path, console=Console(file=io.StringIO()))
+    log.write_text('{"kind": "tr')
+    with pytest.raises(UserError, match=r"pair/seed1/metrics\.jsonl: cannot be read"):
+        report_study(path, console=Console(file=io.StringIO()))
 
 
 def test_bayes_optimum_is_the_best_row_where_the_truth_is_known(make: Make) -> None:

@@ -1,0 +1,37 @@
+# Everything a newcomer needs: `make demo`, `make test`. The environment is made on the first call.
+EXTRA ?= cpu
+VENV := .venv
+# A directory with wheels of your own (say, a CPU build of torch), as pip knows it, serves uv too.
+ifneq ($(strip $(PIP_FIND_LINKS)),)
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+endif
+UV := $(or $(shell command -v uv),.tools/bin/uv)
+
+.PHONY: help demo test lint clean
+help: ## show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+
+demo: data/demo/schema.yaml ## train CETNet and its components alone on generated clicks; print the NE-gain table
+	$(VENV)/bin/cetnet study benchmarks/studies/demo.yaml
+
+test: $(VENV)/synced ## run the tests
+	$(VENV)/bin/pytest
+
+lint: $(VENV)/synced ## check style and types
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+clean: ## remove the environment, the demo's data and runs, and caches
+	rm -rf $(VENV) .tools data/demo runs/demo .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+
+data/demo/schema.yaml: | $(VENV)/synced
+	$(VENV)/bin/cetnet prepare synthetic --out data/demo --rows 400000
+
+$(VENV)/synced: pyproject.toml | $(UV)
+	$(UV) sync --quiet --extra $(EXTRA)
+	@touch $@
+
+.tools/bin/uv:
+	@python3 -m pip --version >/dev/null 2>&1 || { echo "make: needs uv, or pip for Python 3 to fetch it: install python3-pip"; exit 2; }
+	python3 -m pip install --quiet --disable-pip-version-check --target .tools uv

@@ -1,0 +1,74 @@
+"""Run functions in real process groups (gloo) of this machine."""
+
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.multiprocessing as mp
+
+from trainer.config import RunConfig
+from trainer.distributed import Processes, process_group
+from trainer.train import train
+
+
+def run_processes(function: Callable[..., Any], world_size: int, *args: Any) -> None:
+    """Call `function(processes, *args)` in `world_size` new processes; raises if one of them fails."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    mp.spawn(_worker, (world_size, port, function, args), nprocs=world_size)
+
+
+def _worker(rank: int, world_size: int, port: int, function: Callable[..., Any], args: tuple) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": str(port),
+    }
+    with process_group("cpu") as processes:
+        function(processes, *args)
+
+
+def train_all(processes: Processes, settings: list[dict[str, Any]], resume: bool = False) -> None:
+    """Train one run after the other; each is a RunConfig as a plain mapping."""
+    for setting in settings:
+        train(RunConfig.model_validate(setting), processes, resume)
+
+
+def run_settings(data: Path, run_dir: Path, **sections: Any) -> dict[str, Any]:
+    """A small CETNet run of all three kinds of component; `sections` replace whole sections."""
+    return {
+        "run_dir": str(run_dir),
+        "data": {"path": str(data), "batch_size": 64, "lanes": 4, "shuffle_rows": 100},
+        "model": {
+            "components": {
+                "interformer": {
+                    "kind": "interformer",
+                    "embedding_dim": 8,
+                    "num_layers": 1,
+                    "num_heads": 2,
+                    "hidden_units": [16],
+                    "dot_hidden_units": [8],
+                },
+                "dhen": {
+                    "kind": "dhen",
+                    "embedding_dim": 4,
+                    "num_layers": 1,
+                    "hidden_units": [16],
+                    "dot_hidden_units": [8],
+                },
+                "dcnv2": {"kind": "dcnv2", "embedding_dim": 4, "hidden_units": [16], "embedding_std": 0.05},
+            },
+            "kl_weight": 0.5,
+        },
+        "training": {"log_every": 1, "seed": 7, "ne_window_steps": 10, "device": "cpu"},
+        "evaluation": {"splits": ["test"]},
+        **sections,
+    }
