@@ -24,6 +24,7 @@ from trainer.reader import Order, Reader
 
 WORLD_SIZES = (1, 2, 4)
 ORDERS: tuple[Order, ...] = ("shuffled", "sequential", "partitioned")
+KEYS = [feature.name for feature in make_schema().id_features]
 Layout = list[list[int]]
 
 # Sizes of the row groups of each file; empty row groups and empty files too.
@@ -86,7 +87,7 @@ def global_batches(dataset: Dataset, config: Settings, order: Order, world_size:
     return [[row for rows in step for row in rows] for step in zip(*ranks, strict=True)]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(layouts, reader_settings(), st.sampled_from(ORDERS), st.sampled_from(WORLD_SIZES))
 def test_every_row_once_and_padding_only_at_the_end(
     layout: Layout, config: Settings, order: Order, world_size: int
@@ -107,7 +108,7 @@ def test_every_row_once_and_padding_only_at_the_end(
         assert sorted(seen) == list(range(sum(map(sum, layout))))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(layouts, reader_settings(), st.sampled_from(["shuffled", "sequential"]))
 def test_a_step_has_the_same_rows_on_every_world_size(layout: Layout, config: Settings, order: Order) -> None:
     with random_dataset(layout) as dataset:
@@ -118,7 +119,7 @@ def test_a_step_has_the_same_rows_on_every_world_size(layout: Layout, config: Se
         assert steps[0] == steps[1] == steps[2]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(layouts, reader_settings(), st.sampled_from(WORLD_SIZES))
 def test_sequential_order_is_the_order_of_the_files(
     layout: Layout, config: Settings, world_size: int
@@ -129,7 +130,7 @@ def test_sequential_order_is_the_order_of_the_files(
         assert all(len(step) == config.batch_size for step in steps[:-1])
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(layouts, reader_settings(), st.sampled_from(WORLD_SIZES))
 def test_partitioned_order_gives_each_rank_one_part(
     layout: Layout, config: Settings, world_size: int
@@ -147,7 +148,7 @@ def test_partitioned_order_gives_each_rank_one_part(
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(layouts, reader_settings(), st.sampled_from(ORDERS), st.sampled_from(WORLD_SIZES), st.data())
 def test_starting_at_a_step_equals_skipping(
     layout: Layout, config: Settings, order: Order, world_size: int, data: st.DataObject
@@ -224,7 +225,7 @@ def slow_contents(path: Path, schema: Schema) -> dict[int, tuple[Any, ...]]:
     return result | {-1: (-1, 0, 0, (0,) * len(schema.dense_features), *padding)}
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(layouts, reader_settings(), st.sampled_from(ORDERS), st.sampled_from(WORLD_SIZES), st.booleans())
 def test_batches_hold_what_the_files_hold(
     layout: Layout, config: Settings, order: Order, world_size: int, weight: bool
@@ -233,7 +234,7 @@ def test_batches_hold_what_the_files_hold(
         expected = slow_contents(dataset.row_groups[0].file.parent.parent, dataset.schema)
         for rank in range(world_size):
             for batch in config.reader(dataset, order, rank, world_size).batches(epoch=0):
-                assert batch.sparse.keys() == [feature.name for feature in dataset.schema.id_features]
+                assert batch.sparse.keys() == KEYS
                 assert (batch.sparse.values().dtype, batch.sparse.lengths().dtype) == (
                     torch.int64,
                     torch.int32,

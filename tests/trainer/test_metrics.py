@@ -1,0 +1,130 @@
+"""Exact metrics against scikit-learn and against their definitions."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from sklearn.metrics import log_loss, roc_auc_score
+
+from trainer.metrics import binary_metrics
+
+
+@dataclass(frozen=True)
+class Scored:
+    label: NDArray[np.int8]
+    probability: NDArray[np.float64]
+    weight: NDArray[np.float64]
+    group: NDArray[np.int64]
+
+    def metrics(self) -> dict[str, float]:
+        return binary_metrics(self.label, self.probability, self.weight, self.group)
+
+
+# Few distinct probabilities, so that there are ties; zero weights; few groups, some of a single class.
+rows = st.lists(
+    st.tuples(
+        st.integers(0, 1),
+        st.sampled_from([1e-6, 0.1, 0.25, 0.25 + 1e-12, 0.5, 0.9]) | st.floats(1e-9, 1 - 1e-9),
+        st.sampled_from([0.0, 0.1, 0.3, 1.0, 2.5]),
+        st.integers(-2, 3),
+    ),
+    min_size=1,
+    max_size=60,
+)
+
+
+def scored(values: list[tuple[int, float, float, int]]) -> Scored:
+    label, probability, weight, group = zip(*values, strict=True)
+    return Scored(np.array(label, np.int8), np.array(probability), np.array(weight), np.array(group))
+
+
+def classes(data: Scored) -> set[int]:
+    """Labels of the rows that count."""
+    return set(data.label[data.weight > 0].tolist())
+
+
+def close(value: float) -> float:
+    return pytest.approx(value, rel=1e-9, abs=1e-9)
+
+
+@settings(max_examples=300, deadline=None)
+@given(rows.map(scored))
+def test_auc_and_logloss_are_those_of_sklearn(data: Scored) -> None:
+    metrics = data.metrics()
+    if not data.weight.any():
+        assert math.isnan(metrics["auc"])
+        assert math.isnan(metrics["logloss"])
+        return
+    expected = log_loss(data.label, data.probability, sample_weight=data.weight, labels=[0, 1])
+    assert metrics["logloss"] == close(expected)
+    if len(classes(data)) == 1:
+        assert math.isnan(metrics["auc"])
+    else:
+        assert metrics["auc"] == close(roc_auc_score(data.label, data.probability, sample_weight=data.weight))
+
+
+@settings(max_examples=300, deadline=None)
+@given(rows.map(scored))
+def test_gauc_is_the_mean_over_groups_with_both_classes(data: Scored) -> None:
+    total = weights = 0.0
+    for group in np.unique(data.group):
+        mine = data.group == group
+        part = Scored(data.label[mine], data.probability[mine], data.weight[mine], data.group[mine])
+        if len(classes(part)) == 2:
+            auc = roc_auc_score(part.label, part.probability, sample_weight=part.weight)
+            total += auc * part.weight.sum()
+            weights += part.weight.sum()
+    gauc = data.metrics()["gauc"]
+    assert gauc == close(total / weights) if weights else math.isnan(gauc)
+
+
+@settings(max_examples=300, deadline=None)
+@given(rows.map(scored))
+def test_ne_and_calibration_from_their_definitions(data: Scored) -> None:
+    metrics = data.metrics()
+    if 1 not in classes(data):
+        assert math.isnan(metrics["calibration"])
+    else:
+        positives = sum(w for y, w in zip(data.label, data.weight, strict=True) if y)
+        assert metrics["calibration"] == close(sum(data.probability * data.weight) / positives)
+    if len(classes(data)) < 2:
+        assert math.isnan(metrics["ne"])
+        return
+    base = sum(data.label * data.weight) / sum(data.weight)
+    losses = [-math.log(p if y else 1 - p) for y, p in zip(data.label, data.probability, strict=True)]
+    mean_loss = sum(losses * data.weight) / sum(data.weight)
+    entropy = -base * math.log(base) - (1 - base) * math.log(1 - base)
+    assert metrics["ne"] == close(mean_loss / entropy)
+
+
+def test_many_rows() -> None:
+    rng = np.random.default_rng(0)
+    n = 50_000
+    probability = rng.integers(1, 1000, n) / 1000
+    data = Scored(
+        (rng.random(n) < probability).astype(np.int8), probability, rng.random(n), rng.integers(0, 500, n)
+    )
+    metrics = data.metrics()
+    assert metrics["auc"] == close(roc_auc_score(data.label, probability, sample_weight=data.weight))
+    assert metrics["logloss"] == close(log_loss(data.label, probability, sample_weight=data.weight))
+
+
+def test_predicting_the_base_rate_has_ne_one_and_auc_one_half() -> None:
+    label = np.array([1, 0, 0, 0])
+    metrics = binary_metrics(label, np.full(4, 0.25), np.ones(4))
+    assert metrics == {
+        "ne": close(1),
+        "logloss": close(metrics["logloss"]),
+        "auc": 0.5,
+        "calibration": close(1),
+    }
+
+
+@pytest.mark.parametrize("wrong", [0.0, 1.0])
+def test_a_certain_and_wrong_prediction_costs_much_but_not_everything(wrong: float) -> None:
+    logloss = binary_metrics(np.array([1 - wrong, wrong]), np.array([wrong, wrong]), np.ones(2))["logloss"]
+    assert 10 < logloss < 40
