@@ -217,19 +217,21 @@ def _short(number: float | None) -> str:
 
 
 def _print_table(rows: Sequence[Row], title: str, console: Console) -> None:
-    # Two lines a row and no vertical rules, so that it fits a terminal of 100 columns.
+    # Two lines a row and no vertical rules, so that it fits a terminal of 100 columns; the sizes and the
+    # speed, which the report has too, give way on a narrower one.
+    columns = COLUMNS[1:] if console.width >= 100 else COLUMNS[1:-3]
     table = Table(
         title=escape(title), title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True, show_edge=False
     )
     table.add_column("variant", overflow="fold", min_width=14)
-    for column in COLUMNS[1:]:
+    for column in columns:
         heading = (
             column.replace(" (", "\n(").replace(" parameters", "\nparams").replace("embedding", "embed.")
         )
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         name = Padding(row.component, (0, 0, 0, 2)) if row.component else row.variant
-        cells = [cell.replace(" ± ", "\n±").replace(" [", "\n[") for cell in _cells(row)]
+        cells = [cell.replace(" ± ", "\n±").replace(" [", "\n[") for cell in _cells(row)][: len(columns)]
         table.add_row(name, *cells, style="dim" if row.component else None)
     console.print(table)
 

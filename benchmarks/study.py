@@ -17,6 +17,7 @@ from rich.console import Console
 
 from benchmarks.report import write_report
 from trainer.errors import UserError
+from trainer.progress import output
 
 TRAIN = (sys.executable, "-m", "trainer.cli", "train")
 """The command that trains one run: `cetnet train`, in this interpreter."""
@@ -109,7 +110,7 @@ def run_study(path: Path, *, command: Sequence[str] = TRAIN, console: Console | 
     Raises:
         UserError: the study is wrong, a run folder was made with other settings, or a run failed.
     """
-    console = console or Console()
+    console = console or output
     study = Study.load(path)
     runs = _runs(study, path)
     _refuse_changed(runs, path)
@@ -136,7 +137,7 @@ def report_study(path: Path, *, console: Console | None = None) -> None:
             f"study {study.name}: {len(missing)} of {len(runs)} runs are not finished, first {missing[0]}; "
             "run the study to train them"
         )
-    _report(study, runs, console or Console())
+    _report(study, runs, console or output)
 
 
 def _runs(study: Study, path: Path) -> list[Run]:

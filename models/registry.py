@@ -13,7 +13,7 @@ COMPONENTS = {
 
 def component_class(kind: str) -> type[Component]:
     """Class of the component called `kind`; raises ValueError with the known names."""
-    if kind not in COMPONENTS:
+    if not isinstance(kind, str) or kind not in COMPONENTS:  # a configuration may hold anything
         raise ValueError(f"unknown component kind {kind!r}; known: {', '.join(sorted(COMPONENTS))}")
     module, name = COMPONENTS[kind].rsplit(".", 1)
     cls: type[Component] = getattr(importlib.import_module(module), name)

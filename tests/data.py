@@ -13,7 +13,7 @@ SPLITS = {"train": 1000, "validation": 200, "test": 200}
 
 
 def make_schema(weight: bool = False) -> Schema:
-    """Two categorical features, one multi-valued, two sequences (`history` shares a table with `item`), two dense."""
+    """Every kind of feature; the sequence `history` reads the table of `item`."""
     return Schema(
         label="click",
         group="session",

@@ -205,19 +205,18 @@ def plan(
     device: Annotated[Literal["cuda", "cpu"], typer.Option(help="What the ranks compute on.")] = "cuda",
 ) -> None:
     """Where the planner would put each table on a cluster, computed here, without it."""
-    from rich.console import Console
-
     from sharding.report import plan_table
     from trainer.build import build_model, plan_model
     from trainer.config import load_config
     from trainer.dataset import load_schema
+    from trainer.progress import output
 
     settings = load_config(config, overrides)
     schema = load_schema(settings.data.path)
     model = build_model(settings, schema, "meta")
     world_size = nodes * gpus_per_node
     result = plan_model(model, settings, schema, device, world_size, gpus_per_node)
-    Console(width=None if sys.stdout.isatty() else 140).print(plan_table(result, world_size))
+    output.print(plan_table(result, world_size))
 
 
 @app.command()
@@ -236,12 +235,11 @@ def study(
 @app.command()
 def config() -> None:
     """All keys of an experiment file, with their defaults."""
-    from rich.console import Console
-
     from trainer.config import RunConfig
+    from trainer.progress import output
     from trainer.reference import reference_table
 
-    Console().print(*reference_table(RunConfig), sep="\n")
+    output.print(*reference_table(RunConfig), sep="\n")
 
 
 def _check_training(settings: Any, world_size: int, resume: bool) -> None:

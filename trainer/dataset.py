@@ -122,8 +122,12 @@ class Dataset:
         )
 
     def column(self, name: str) -> NDArray:
-        """One whole column, in the order of the files."""
-        parts = [self._read_row_group(group, [name])[name].to_numpy() for group in self.row_groups]
+        """One whole column, in the order of the files; raises UserError for nulls."""
+        parts = []
+        for group in self.row_groups:
+            table = self._read_row_group(group, [name])
+            _check_nulls(group, table)
+            parts.append(table[name].to_numpy())
         return np.concatenate(parts)
 
     def _read_row_group(self, group: RowGroup, columns: list[str]) -> pa.Table:
@@ -192,39 +196,48 @@ def _check_columns(file: Path, arrow: pa.Schema, schema: Schema) -> None:
             raise UserError(f"{file}: column {name!r} is {kind}, but schema.yaml wants {want}")
 
 
-def _check_values(group: RowGroup, table: pa.Table, schema: Schema) -> None:
-    def bad(column: str, problem: str) -> UserError:
-        return UserError(f"{group}, column {column!r}: {problem}; mend the data and prepare it again")
+def _bad(group: RowGroup, column: str, problem: str) -> UserError:
+    return UserError(f"{group}, column {column!r}: {problem}; mend the data and prepare it again")
 
+
+def _check_nulls(group: RowGroup, table: pa.Table) -> None:
     for name in table.column_names:
         if nulls := table[name].null_count:
-            raise bad(name, f"{nulls} null values")
+            raise _bad(group, name, f"{nulls} null values")
+
+
+def _check_values(group: RowGroup, table: pa.Table, schema: Schema) -> None:
+    _check_nulls(group, table)
     label = _numbers(table, schema.label)
     if not np.isin(label, (0, 1)).all():
-        raise bad(schema.label, f"label {label[~np.isin(label, (0, 1))][0]:g} is neither 0 nor 1")
+        raise _bad(group, schema.label, f"label {label[~np.isin(label, (0, 1))][0]:g} is neither 0 nor 1")
     if schema.weight:
         weight = _numbers(table, schema.weight)
         if not (np.isfinite(weight) & (weight >= 0)).all():
-            raise bad(schema.weight, "a weight is negative, infinite or NaN")
+            raise _bad(group, schema.weight, "a weight is negative, infinite or NaN")
     for feature in schema.dense_features:
         if not np.isfinite(_numbers(table, feature.name)).all():
-            raise bad(feature.name, "an infinite or NaN value")
+            raise _bad(group, feature.name, "an infinite or NaN value")
     for feature in schema.id_features:
         column = table[feature.name]
         if feature.kind != "categorical":
             longest = pc.max(pc.list_value_length(column)).as_py() or 0
             if feature.max_length is not None and longest > feature.max_length:
-                raise bad(
-                    feature.name, f"a sequence of {longest} ids, longer than max_length {feature.max_length}"
+                raise _bad(
+                    group,
+                    feature.name,
+                    f"a sequence of {longest} ids, longer than max_length {feature.max_length}",
                 )
             column = pc.list_flatten(column)
             if column.null_count:
-                raise bad(feature.name, f"{column.null_count} null ids")
+                raise _bad(group, feature.name, f"{column.null_count} null ids")
         rows = schema.tables[str(feature.table)]
         extremes = pc.min_max(column).as_py()
         for value in (extremes["min"], extremes["max"]):
             if value is not None and not 0 <= value < rows:
-                raise bad(feature.name, f"id {value} is outside table {feature.table!r} of {rows} rows")
+                raise _bad(
+                    group, feature.name, f"id {value} is outside table {feature.table!r} of {rows} rows"
+                )
 
 
 def _numbers(table: pa.Table, name: str) -> NDArray[np.float32]:

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from models.schema import Schema
@@ -11,6 +10,7 @@ from trainer.checkpoint import latest_checkpoint, load_checkpoint
 from trainer.dataset import Dataset
 from trainer.distributed import process_group
 from trainer.errors import UserError
+from trainer.progress import output
 from trainer.run import CHECKPOINTS, load_run
 from trainer.scoring import Scores, score
 
@@ -28,9 +28,9 @@ def evaluate_run(run: Path, data: Path, split: str) -> None:
     shown = {key: name for key, name in METRICS.items() if f"{key}/fused" in metrics}
     for name in shown.values():
         table.add_column(name, justify="right")
-    for output in scores.probability:
-        table.add_row(output, *(f"{metrics[f'{key}/{output}']:.5f}" for key in shown))
-    Console().print(table)
+    for name in scores.probability:
+        table.add_row(name, *(f"{metrics[f'{key}/{name}']:.5f}" for key in shown))
+    output.print(table)
 
 
 def predict_run(run: Path, data: Path, split: str, out: Path) -> None:
@@ -38,7 +38,7 @@ def predict_run(run: Path, data: Path, split: str, out: Path) -> None:
     scores = _score_run(run, data, split)
     if scores is not None:
         scores.write(out)
-        Console().print(f"{out}: {scores.dataset.num_rows:,} rows", highlight=False)
+        output.print(f"{out}: {scores.dataset.num_rows:,} rows", highlight=False)
 
 
 def _score_run(run: Path, data: Path, split: str) -> Scores | None:

@@ -18,13 +18,14 @@ def binary_metrics(
     Returns:
         `ne` (LogLoss over the entropy of these labels' own base rate; He et al. 2014, eq. 1), `logloss`
         (nats), `auc`, `gauc`, `calibration` (sum of predictions over sum of labels). NaN where undefined
-        (a single class).
+        (a single class, or no weight at all).
     """
     label, weight = label.astype(np.float64), weight.astype(np.float64)
-    loss = float(np.average(cross_entropy(label, probability), weights=weight))
-    positives = float(weight @ label)
+    # Added up apart, so that a single class gives a base rate of exactly 0 or 1.
+    positives, negatives = float(weight @ label), float(weight @ (1 - label))
+    loss = _divide(float(weight @ cross_entropy(label, probability)), positives + negatives)
     metrics = {
-        "ne": _divide(loss, binary_entropy(positives / float(weight.sum()))),
+        "ne": _divide(loss, binary_entropy(_divide(positives, positives + negatives))),
         "logloss": loss,
         "auc": auc(label, probability, weight),
         "calibration": _divide(float(weight @ probability.astype(np.float64)), positives),

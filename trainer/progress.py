@@ -6,9 +6,11 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-console = Console(stderr=True)
-if not console.is_terminal:
-    console.width = 120
+# Progress goes to stderr, results to stdout; where that is a file, tables keep their full width.
+console, output = Console(stderr=True), Console()
+for _console in (console, output):
+    if not _console.is_terminal:
+        _console.width = 120
 
 
 class TrainingProgress(AbstractContextManager["TrainingProgress"]):

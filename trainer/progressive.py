@@ -25,7 +25,8 @@ class ProgressiveNE:
 
     def __init__(self, outputs: Sequence[str], window_steps: int, device: torch.device) -> None:
         self._outputs = list(outputs)
-        # Columns: cross entropy of each output, weight, weight of the positives.
+        # Columns: cross entropy of each output, weight of the negatives, weight of the positives; added up
+        # apart, so that a single class gives a base rate of exactly 0 or 1.
         columns = len(self._outputs) + 2
         self._lifetime = torch.zeros(columns, dtype=torch.float64, device=device)
         self._window = torch.zeros(window_steps, columns, dtype=torch.float64, device=device)
@@ -35,7 +36,7 @@ class ProgressiveNE:
         """Add a batch: logits `[outputs, B]`, label `[B]`, weight `[B]`."""
         logits, label, weight = logits.double(), label.double(), weight.double()
         loss = F.binary_cross_entropy_with_logits(logits, label.expand_as(logits), reduction="none")
-        sums = torch.cat([loss @ weight, weight.sum()[None], (weight @ label)[None]])
+        sums = torch.cat([loss @ weight, (weight @ (1 - label))[None], (weight @ label)[None]])
         self._lifetime += sums
         self._window[self._steps % len(self._window)] = sums
         self._steps += 1
@@ -45,7 +46,8 @@ class ProgressiveNE:
         sums = torch.stack([self._lifetime, self._window.sum(0)])
         dist.all_reduce(sums)
         result = {}
-        for kind, (*losses, weight, positive) in zip(("lifetime", "window"), sums.tolist(), strict=True):
+        for kind, (*losses, negative, positive) in zip(("lifetime", "window"), sums.tolist(), strict=True):
+            weight = negative + positive
             entropy = binary_entropy(positive / weight) if weight else 0.0
             for output, loss in zip(self._outputs, losses, strict=True):
                 result[f"ne/{kind}/{output}"] = loss / weight / entropy if entropy else float("nan")

@@ -7,6 +7,7 @@ lanes `[r L / W, (r + 1) L / W)`. A lane's stream is a pure function of the seed
 the reader is the step.
 """
 
+import itertools
 import math
 from bisect import bisect_right
 from collections import deque
@@ -215,12 +216,18 @@ def _chunked(pieces: list[Piece], min_rows: int, seed: tuple[int, ...] | None) -
 
 
 def _to_batch(schema: Schema, slices: list[tuple[Rows, int, int]], batch_size: int) -> Batch:
-    """Concatenate slices of decoded rows and pad them to `batch_size` with rows of weight 0."""
-    padding = batch_size - sum(stop - start for _, start, stop in slices)
+    """Concatenate slices of decoded rows and pad them to `batch_size` with rows of weight 0.
 
-    def padded(name: str, fill: float, dtype: type) -> NDArray:
+    The padding repeats rows of the batch, so that BatchNorm sees nothing it doesn't see elsewhere; where
+    this rank has no row left at all, it is made of zeros.
+    """
+    num_rows = sum(stop - start for _, start, stop in slices)
+    slices = _repeated(slices, batch_size) if num_rows else []
+    padding = 0 if num_rows else batch_size
+
+    def concatenated(name: str, dtype: type) -> NDArray:
         parts = [getattr(rows, name)[start:stop] for rows, start, stop in slices]
-        return np.concatenate([*parts, np.full(padding, fill, dtype)])
+        return np.concatenate([*parts, np.zeros(padding, dtype)])
 
     values, lengths = [], []
     for index, feature in enumerate(schema.id_features):
@@ -233,6 +240,8 @@ def _to_batch(schema: Schema, slices: list[tuple[Rows, int, int]], batch_size: i
         lengths.append(np.full(padding, pad_length, np.int64))
     dense = [rows.dense[start:stop] for rows, start, stop in slices]
     dense.append(np.zeros((padding, len(schema.dense_features)), np.float32))
+    weight, row = concatenated("weight", np.float32), concatenated("row", np.int64)
+    weight[num_rows:], row[num_rows:] = 0, -1
     return Batch(
         sparse=KeyedJaggedTensor(
             keys=[feature.name for feature in schema.id_features],
@@ -240,7 +249,18 @@ def _to_batch(schema: Schema, slices: list[tuple[Rows, int, int]], batch_size: i
             lengths=torch.from_numpy(np.concatenate(lengths).astype(np.int32)),
         ),
         dense=torch.from_numpy(np.concatenate(dense)),
-        label=torch.from_numpy(padded("label", 0, np.float32)),
-        weight=torch.from_numpy(padded("weight", 0, np.float32)),
-        row=torch.from_numpy(padded("row", -1, np.int64)),
+        label=torch.from_numpy(concatenated("label", np.float32)),
+        weight=torch.from_numpy(weight),
+        row=torch.from_numpy(row),
     )
+
+
+def _repeated(slices: list[tuple[Rows, int, int]], count: int) -> list[tuple[Rows, int, int]]:
+    """The slices, over and over, cut at `count` rows."""
+    result = []
+    for rows, start, stop in itertools.cycle(slices):
+        if count <= 0:
+            break
+        result.append((rows, start, min(stop, start + count)))
+        count -= stop - start
+    return result

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from models.schema import Schema
 from sharding.report import plan_table
 from trainer.batch import Batch
 from trainer.build import Session, build_session
 from trainer.checkpoint import Checkpoints, latest_checkpoint, load_checkpoint, read_trainer_state
 from trainer.config import RunConfig
 from trainer.dataset import Dataset
-from trainer.distributed import Processes
+from trainer.distributed import Processes, resolve_device
 from trainer.errors import UserError
 from trainer.progress import TrainingProgress, console
 from trainer.progressive import ProgressiveNE
@@ -57,6 +58,10 @@ class Trainer:
 def check_inputs(config: RunConfig, world_size: int, resume: bool) -> Dataset:
     """Find every mistake that can be found before anything starts; raises UserError."""
     prepare_run(config, resume)
+    if config.optimizer.sparse.kind == "adam" and resolve_device(config.training.device).type == "cpu":
+        raise UserError(
+            "optimizer.sparse.kind=adam runs on CUDA only and the device is cpu; use rowwise_adagrad, adagrad or sgd"
+        )
     if config.data.batch_size % world_size:
         raise UserError(
             f"data.batch_size={config.data.batch_size} is not a multiple of the {world_size} processes"
@@ -74,7 +79,19 @@ def check_inputs(config: RunConfig, world_size: int, resume: bool) -> Dataset:
         splits.add(config.evaluation.validation)
     for split in sorted(splits):
         Dataset(config.data.path, split)
+    _check_monitor(config, dataset.schema)
     return dataset
+
+
+def _check_monitor(config: RunConfig, schema: Schema) -> None:
+    stopping, components = config.evaluation.early_stopping, config.model.components
+    outputs = ["fused", *(components if len(components) > 1 else [])]
+    metrics = ["auc", "ne", "logloss", *(["gauc"] if schema.group else [])]
+    known = [f"{metric}/{output}" for metric in metrics for output in outputs]
+    if stopping and stopping.monitor not in known:
+        raise UserError(
+            f"evaluation.early_stopping.monitor={stopping.monitor!r} is none of {', '.join(known)}"
+        )
 
 
 def train(config: RunConfig, processes: Processes, resume: bool = False) -> dict[str, Any] | None:
@@ -188,10 +205,6 @@ def evaluate_if_due(trainer: Trainer) -> None:
     stopping = config.early_stopping
     if stopping is None:
         return
-    if stopping.monitor not in metrics:
-        raise UserError(
-            f"evaluation.early_stopping.monitor={stopping.monitor!r} is none of {', '.join(metrics)}"
-        )
     value = metrics[stopping.monitor]
     falls = stopping.monitor.split("/")[0] in ("ne", "logloss")
     if progress.best is None or (value < progress.best if falls else value > progress.best):

@@ -113,6 +113,15 @@ def test_many_rows() -> None:
     assert metrics["logloss"] == close(log_loss(data.label, probability, sample_weight=data.weight))
 
 
+@pytest.mark.parametrize("label", [0, 1])
+@pytest.mark.parametrize("seed", range(10))
+def test_a_single_class_has_no_ne_whatever_the_rounding(label: int, seed: int) -> None:
+    weight = np.random.default_rng(seed).random(64)
+    metrics = binary_metrics(np.full(64, label), np.full(64, 0.3), weight)
+    assert math.isnan(metrics["ne"])
+    assert math.isnan(metrics["auc"])
+
+
 def test_predicting_the_base_rate_has_ne_one_and_auc_one_half() -> None:
     label = np.array([1, 0, 0, 0])
     metrics = binary_metrics(label, np.full(4, 0.25), np.ones(4))

@@ -1,5 +1,6 @@
 """The reader against a slow one: row by row, with pyarrow, by row number."""
 
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.schema import Schema
+from models.schema import Feature, Schema
 from tests.data import make_schema, make_table, write_split
 from trainer.batch import Batch
 from trainer.dataset import Dataset
@@ -60,18 +61,18 @@ def reader_settings(draw: st.DrawFn) -> Settings:
 
 
 @contextmanager
-def written(schema: Schema, table: pa.Table, layout: Layout) -> Iterator[Dataset]:
+def written(schema: Schema, table: pa.Table, layout: Layout) -> Iterator[tuple[Path, Dataset]]:
     with TemporaryDirectory() as directory:
         schema.save(Path(directory) / "schema.yaml")
         write_split(Path(directory) / "train", table, layout)
-        yield Dataset(Path(directory), "train")
+        yield Path(directory), Dataset(Path(directory), "train")
 
 
 @contextmanager
-def random_dataset(layout: Layout, weight: bool = False) -> Iterator[Dataset]:
+def random_dataset(layout: Layout, weight: bool = False) -> Iterator[tuple[Path, Dataset]]:
     schema = make_schema(weight)
-    with written(schema, make_table(schema, sum(map(sum, layout))), layout) as dataset:
-        yield dataset
+    with written(schema, make_table(schema, sum(map(sum, layout))), layout) as opened:
+        yield opened
 
 
 def rows_of(batch: Batch) -> list[int]:
@@ -87,12 +88,12 @@ def global_batches(dataset: Dataset, config: Settings, order: Order, world_size:
     return [[row for rows in step for row in rows] for step in zip(*ranks, strict=True)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(layouts, reader_settings(), st.sampled_from(ORDERS), st.sampled_from(WORLD_SIZES))
 def test_every_row_once_and_padding_only_at_the_end(
     layout: Layout, config: Settings, order: Order, world_size: int
 ) -> None:
-    with random_dataset(layout, weight=True) as dataset:
+    with random_dataset(layout, weight=True) as (_, dataset):
         seen: list[int] = []
         for rank in range(world_size):
             reader = config.reader(dataset, order, rank, world_size)
@@ -108,10 +109,10 @@ def test_every_row_once_and_padding_only_at_the_end(
         assert sorted(seen) == list(range(sum(map(sum, layout))))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(layouts, reader_settings(), st.sampled_from(["shuffled", "sequential"]))
 def test_a_step_has_the_same_rows_on_every_world_size(layout: Layout, config: Settings, order: Order) -> None:
-    with random_dataset(layout) as dataset:
+    with random_dataset(layout) as (_, dataset):
         steps = [
             list(map(Counter, global_batches(dataset, config, order, world_size)))
             for world_size in WORLD_SIZES
@@ -119,23 +120,23 @@ def test_a_step_has_the_same_rows_on_every_world_size(layout: Layout, config: Se
         assert steps[0] == steps[1] == steps[2]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(layouts, reader_settings(), st.sampled_from(WORLD_SIZES))
 def test_sequential_order_is_the_order_of_the_files(
     layout: Layout, config: Settings, world_size: int
 ) -> None:
-    with random_dataset(layout) as dataset:
+    with random_dataset(layout) as (_, dataset):
         steps = global_batches(dataset, config, "sequential", world_size)
         assert [row for step in steps for row in step] == list(range(dataset.num_rows))
         assert all(len(step) == config.batch_size for step in steps[:-1])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(layouts, reader_settings(), st.sampled_from(WORLD_SIZES))
 def test_partitioned_order_gives_each_rank_one_part(
     layout: Layout, config: Settings, world_size: int
 ) -> None:
-    with random_dataset(layout) as dataset:
+    with random_dataset(layout) as (_, dataset):
         parts = [
             [
                 row
@@ -148,12 +149,12 @@ def test_partitioned_order_gives_each_rank_one_part(
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(layouts, reader_settings(), st.sampled_from(ORDERS), st.sampled_from(WORLD_SIZES), st.data())
 def test_starting_at_a_step_equals_skipping(
     layout: Layout, config: Settings, order: Order, world_size: int, data: st.DataObject
 ) -> None:
-    with random_dataset(layout) as dataset:
+    with random_dataset(layout) as (_, dataset):
         reader = config.reader(dataset, order, data.draw(st.integers(0, world_size - 1)), world_size)
         start = data.draw(st.integers(0, reader.steps_per_epoch))
         stop = data.draw(st.integers(start, reader.steps_per_epoch))
@@ -168,7 +169,7 @@ def test_seed_and_epoch_fix_the_shuffled_order() -> None:
         reader = Reader(dataset, 32, lanes=4, shuffle_rows=50, seed=seed)
         return [row for batch in reader.batches(epoch) for row in rows_of(batch)]
 
-    with random_dataset([[40, 40, 40], [30, 50]]) as dataset:
+    with random_dataset([[40, 40, 40], [30, 50]]) as (_, dataset):
         orders = {(seed, epoch): order_of(seed, epoch) for seed in (0, 1) for epoch in (0, 1)}
         assert orders[0, 1] == order_of(0, 1)
         assert len(set(map(tuple, orders.values()))) == 4
@@ -176,7 +177,7 @@ def test_seed_and_epoch_fix_the_shuffled_order() -> None:
 
 
 def test_rows_of_a_chunk_are_mixed_and_chunks_stay_within_shuffle_rows() -> None:
-    with random_dataset([[50] * 8]) as dataset:
+    with random_dataset([[50] * 8]) as (_, dataset):
         order = [
             row for batch in Reader(dataset, 4, lanes=4, shuffle_rows=1).batches(0) for row in rows_of(batch)
         ]
@@ -202,46 +203,59 @@ def contents(batch: Batch) -> list[tuple[Any, ...]]:
     )
 
 
-def slow_contents(path: Path, schema: Schema) -> dict[int, tuple[Any, ...]]:
-    """The same of every row of the files, read row by row; of padding under the number -1."""
+def slow_contents(path: Path, schema: Schema) -> list[tuple[Any, ...]]:
+    """The same of every row of the files, read row by row."""
     rows: list[dict[str, Any]] = []
     for file in sorted(path.glob("train/*.parquet")):
         rows += pq.read_table(file).to_pylist()
 
-    def ids(row: dict[str, Any], name: str, kind: str) -> list[int]:
-        return [row[name]] if kind == "categorical" else row[name]
+    def ids(row: dict[str, Any], feature: Feature) -> list[int]:
+        return [row[feature.name]] if feature.kind == "categorical" else row[feature.name]
 
-    result = {
-        number: (
+    return [
+        (
             number,
             row[schema.label],
             row[schema.weight] if schema.weight else 1,
             tuple(row[feature.name] for feature in schema.dense_features),
-            *(ids(row, feature.name, feature.kind) for feature in schema.id_features),
+            *(ids(row, feature) for feature in schema.id_features),
         )
         for number, row in enumerate(rows)
-    }
-    padding = [[0] if feature.kind == "categorical" else [] for feature in schema.id_features]
-    return result | {-1: (-1, 0, 0, (0,) * len(schema.dense_features), *padding)}
+    ]
 
 
-@settings(max_examples=60, deadline=None)
+def padded(rows: list[tuple[Any, ...]], size: int, schema: Schema) -> list[tuple[Any, ...]]:
+    """Rows followed by padding: the same rows again without number and weight, or zeros if there are none."""
+    zeros = [[0] if feature.kind == "categorical" else [] for feature in schema.id_features]
+    source = rows or [(-1, 0, 0, (0,) * len(schema.dense_features), *zeros)]
+    padding = [source[i % len(source)] for i in range(size - len(rows))]
+    return rows + [(-1, label, 0, *rest) for _, label, _, *rest in padding]
+
+
+def assert_equals_the_files(reader: Reader, path: Path) -> None:
+    expected = slow_contents(path, reader.dataset.schema)
+    for batch in reader.batches(epoch=0):
+        rows = [expected[row] for row in rows_of(batch)]
+        assert contents(batch) == padded(rows, len(batch.row), reader.dataset.schema)
+
+
+@settings(max_examples=40, deadline=None)
 @given(layouts, reader_settings(), st.sampled_from(ORDERS), st.sampled_from(WORLD_SIZES), st.booleans())
 def test_batches_hold_what_the_files_hold(
     layout: Layout, config: Settings, order: Order, world_size: int, weight: bool
 ) -> None:
-    with random_dataset(layout, weight) as dataset:
-        expected = slow_contents(dataset.row_groups[0].file.parent.parent, dataset.schema)
+    with random_dataset(layout, weight) as (path, dataset):
         for rank in range(world_size):
-            for batch in config.reader(dataset, order, rank, world_size).batches(epoch=0):
-                assert batch.sparse.keys() == KEYS
-                assert (batch.sparse.values().dtype, batch.sparse.lengths().dtype) == (
-                    torch.int64,
-                    torch.int32,
-                )
-                assert {t.dtype for t in (batch.dense, batch.label, batch.weight)} == {torch.float32}
-                for row in contents(batch):
-                    assert row == expected[row[0]]
+            assert_equals_the_files(config.reader(dataset, order, rank, world_size), path)
+
+
+def test_keys_and_types_of_a_batch() -> None:
+    with random_dataset([[10]]) as (_, dataset):
+        batch = next(Reader(dataset, 4, lanes=4).batches(epoch=0))
+        assert batch.sparse.keys() == KEYS
+        assert (batch.sparse.values().dtype, batch.sparse.lengths().dtype) == (torch.int64, torch.int32)
+        assert {tensor.dtype for tensor in (batch.dense, batch.label, batch.weight)} == {torch.float32}
+        assert batch.row.dtype == torch.int64
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -261,26 +275,21 @@ def test_other_column_types(order: Order) -> None:
         table = table.set_column(table.column_names.index(name), name, table[name].cast(kind))
     big = pa.array([20_000_000 + 2 * row for row in range(100)])  # integers beyond 2^24
     table = table.set_column(table.column_names.index("age"), "age", big)
-    with written(schema, table, [[30, 30], [40]]) as dataset:
-        expected = slow_contents(dataset.row_groups[0].file.parent.parent, schema)
-        for batch in Reader(dataset, 16, order=order, lanes=4, shuffle_rows=20).batches(epoch=0):
-            for row in contents(batch):
-                assert row == expected[row[0]]
+    with written(schema, table, [[30, 30], [40]]) as (path, dataset):
+        assert_equals_the_files(Reader(dataset, 16, order=order, lanes=4, shuffle_rows=20), path)
 
 
 def test_a_schema_without_dense_features() -> None:
     schema = make_schema()
     schema = schema.model_copy(update={"features": tuple(schema.id_features)})
-    with written(schema, make_table(schema, 10), [[10]]) as dataset:
+    with written(schema, make_table(schema, 10), [[10]]) as (_, dataset):
         (batch,) = Reader(dataset, 12, lanes=4).batches(epoch=0)
         assert batch.dense.shape == (12, 0)
 
 
 def test_threads_end_when_the_consumer_stops_early() -> None:
-    import threading
-
     before = threading.active_count()
-    with random_dataset([[40] * 5]) as dataset:
+    with random_dataset([[40] * 5]) as (_, dataset):
         batches = Reader(dataset, 8, lanes=4).batches(epoch=0)
         next(batches)
         batches.close()
@@ -295,5 +304,5 @@ def test_threads_end_when_the_consumer_stops_early() -> None:
     ],
 )
 def test_sizes_must_divide(batch_size: int, lanes: int, world_size: int, message: str) -> None:
-    with random_dataset([[10]]) as dataset, pytest.raises(UserError, match=message):
+    with random_dataset([[10]]) as (_, dataset), pytest.raises(UserError, match=message):
         Reader(dataset, batch_size, lanes=lanes, world_size=world_size)

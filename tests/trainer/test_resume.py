@@ -86,4 +86,3 @@ def test_killed_and_resumed_on_another_world_size(tmp_path: Path) -> None:
             assert result["splits"]["test"][key] == pytest.approx(whole["splits"]["test"][key], abs=1e-6)
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         assert [line["step"] for line in lines if line["kind"] == "train"] == list(range(1, 51))
-

@@ -20,7 +20,7 @@ from tests.processes import run_processes, run_settings, train_all
 from trainer.build import build_session
 from trainer.config import RunConfig
 from trainer.dataset import Dataset
-from trainer.distributed import Processes, process_group
+from trainer.distributed import Processes
 from trainer.reader import Reader
 
 # 50 steps of 64 rows, the last one padded.
@@ -67,9 +67,7 @@ def curve(run: Path, key: str = "loss") -> list[float]:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 @pytest.mark.parametrize("plan", ["planned", "table_wise", "row_wise"])
-def test_same_loss_curve_as_plain_pytorch(
-    runs: Path, plain: list[float], plan: str, world_size: int
-) -> None:
+def test_same_loss_curve_as_plain_pytorch(runs: Path, plain: list[float], plan: str, world_size: int) -> None:
     losses = curve(runs / f"{plan}-{world_size}")
     assert len(losses) == 50
     np.testing.assert_allclose(losses, plain, rtol=1e-4)
@@ -100,7 +98,9 @@ def test_evaluation_is_the_same_on_any_world_size(runs: Path) -> None:
         assert result["train"] == pytest.approx(results[0]["train"], abs=1e-6)
     predictions = [pq.read_table(runs / f"planned-{n}" / "predictions" / "test.parquet") for n in (1, 4)]
     assert predictions[0]["row"].to_pylist() == list(range(200))
-    np.testing.assert_allclose(predictions[0]["fused"].to_numpy(), predictions[1]["fused"].to_numpy(), atol=1e-5)
+    np.testing.assert_allclose(
+        predictions[0]["fused"].to_numpy(), predictions[1]["fused"].to_numpy(), atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
@@ -130,7 +130,12 @@ def plain_losses(path: Path) -> list[float]:
             rows,
             component.embedding_dim,
             _weight=initial_rows(
-                f"{name}__{table}", 0, rows, component.embedding_dim, component.embedding_std, config.training.seed
+                f"{name}__{table}",
+                0,
+                rows,
+                component.embedding_dim,
+                component.embedding_std,
+                config.training.seed,
             ),
         )
         for name, component in config.model.components.items()
@@ -145,7 +150,9 @@ def plain_losses(path: Path) -> list[float]:
     for batch in reader.batches(0):
         step = [rows[i] for i in batch.row.tolist() if i >= 0]
         members = [
-            member.tower.component(plain_inputs(schema, step, name, tables, member.tower.assembly.shape.num_sequences))
+            member.tower.component(
+                plain_inputs(schema, step, name, tables, member.tower.assembly.shape.num_sequences)
+            )
             for name, member in model.members.items()
         ]
         label = torch.tensor([float(row[schema.label]) for row in step])
@@ -159,12 +166,18 @@ def plain_losses(path: Path) -> list[float]:
         loss.backward()
         optimizer.step()
         for key, table in tables.items():
-            row_wise_adagrad(table.weight, moments[key], config.optimizer.sparse.lr, config.optimizer.sparse.eps)
+            row_wise_adagrad(
+                table.weight, moments[key], config.optimizer.sparse.lr, config.optimizer.sparse.eps
+            )
     return losses
 
 
 def plain_inputs(
-    schema: Schema, rows: list[dict], component: str, tables: dict[tuple[str, str], nn.Embedding], sequences: int
+    schema: Schema,
+    rows: list[dict],
+    component: str,
+    tables: dict[tuple[str, str], nn.Embedding],
+    sequences: int,
 ) -> Inputs:
     def look_up(feature: Any, row: dict) -> Tensor:
         ids = row[feature.name] if isinstance(row[feature.name], list) else [row[feature.name]]

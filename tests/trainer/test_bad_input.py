@@ -1,0 +1,280 @@
+"""Wrong configurations and bad data, through the command line: one clear line, exit code 2, nothing left behind."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from tests.data import write_dataset
+from trainer.cli import main
+
+MODEL = {"components": {"dcnv2": {"kind": "dcnv2", "embedding_dim": 4, "hidden_units": [8]}}}
+INTERFORMER = "model.components={i: {kind: interformer, embedding_dim: 4, num_heads: 2}}"
+
+Change = Callable[[dict[str, Any]], object]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with `data`, and `experiment.yaml`, whose run would go to `run`."""
+    monkeypatch.chdir(tmp_path)
+    write_dataset(Path("data"), {"train": 200, "validation": 60, "test": 60}, row_group_size=40)
+    write_config({})
+    return tmp_path
+
+
+def write_config(sections: dict[str, Any]) -> None:
+    settings = {
+        "run_dir": "run",
+        "data": {"path": "data", "batch_size": 16, "lanes": 4},
+        "model": MODEL,
+        "training": {"device": "cpu"},
+    }
+    Path("experiment.yaml").write_text(yaml.safe_dump(settings | sections))
+
+
+def cetnet(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> object:
+    """Exit code of the command line."""
+    monkeypatch.setattr(sys, "argv", ["cetnet", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    return stop.value.code
+
+
+def assert_one_line(stderr: str, *named: str) -> None:
+    assert stderr.endswith("\n")
+    (line,) = stderr.splitlines()
+    assert line.startswith("cetnet: ")
+    for text in named:
+        assert text in line
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (["training.sede=1"], ["experiment.yaml", "training.sede", "unknown key"]),
+        (["model.components.dcnv2.depth=1"], ["model.components", "depth", "unknown key"]),
+        (["training.epochs=many"], ["training.epochs", "integer", "'many'"]),
+        (["optimizer.dense.lr=-1"], ["optimizer.dense.lr", "-1"]),
+        (["training.seed"], ["'training.seed'", "key=value"]),
+        (["training.seed=["], ["'training.seed=['", "YAML"]),
+        (["model.components.dcnv2.kind=mlp"], ["'mlp'", "dcnv2, dhen, interformer"]),
+        (["model.components.dcnv2.kind=[]"], ["unknown component kind []"]),
+        (["model.components.dcnv2.embedding_dim=0"], ["embedding_dim", "greater than 0"]),
+        ([INTERFORMER, "model.components.i.num_heads=3"], ["num_heads"]),
+        (["model.components=[dcnv2]"], ["model.components"]),
+        (["data.batch_size=18"], ["data.batch_size=18", "data.lanes=4", "16"]),
+        (["data.lanes=6", "data.batch_size=24", "--nproc=4"], ["data.lanes=6", "4 processes"]),
+        (["--nproc=3"], ["processes"]),
+        (["data.order=sequential", "--nproc=3"], ["data.batch_size=16", "3 processes"]),
+        (["data.path=elsewhere"], ["elsewhere/schema.yaml", "cetnet prepare"]),
+        (["data.split=trian"], ["data/trian", "test, train, validation"]),
+        (["evaluation.splits=[tests]"], ["data/tests", "test, train, validation"]),
+        (["evaluation.validation=valid", "evaluation.every_epoch=true"], ["data/valid"]),
+        (["evaluation.early_stopping={}"], ["evaluation.early_stopping", "evaluation.every_epoch"]),
+        (
+            ["evaluation.early_stopping={monitor: AUC}", "evaluation.every_epoch=true"],
+            ["evaluation.early_stopping.monitor", "'AUC'", "auc/fused"],
+        ),
+        (
+            ["sharding.constraints={dhen__*: {sharding_types: [row_wise]}}"],
+            ["sharding.constraints", "'dhen__*'", "dcnv2__user"],
+        ),
+        (["sharding.dense_tables=[user]"], ["sharding.dense_tables", "'user'", "dcnv2__user"]),
+        (
+            [INTERFORMER, "sharding.constraints={i__item: {sharding_types: [grid_shard]}}"],
+            ["sharding.constraints", "i__item", "grid_shard"],
+        ),
+        (["sharding.cluster.ddr_gb=1e-6"], ["no sharding plan"]),
+        (["optimizer.sparse.kind=adam"], ["optimizer.sparse.kind=adam", "CUDA", "rowwise_adagrad"]),
+    ],
+    ids=lambda value: value[-1][:40],
+)
+@pytest.mark.usefixtures("folder")
+def test_wrong_configurations(
+    overrides: list[str],
+    named: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    assert cetnet("train", "experiment.yaml", *overrides, monkeypatch=monkeypatch) == 2
+    assert_one_line(capfd.readouterr().err, *named)
+    assert not Path("run").exists()
+
+
+def test_a_missing_key(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "experiment.yaml").write_text("data: {path: data}")
+    assert cetnet("train", "experiment.yaml", monkeypatch=monkeypatch) == 2
+    assert_one_line(capfd.readouterr().err, "experiment.yaml", "model: is missing")
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (None, ["experiment.yaml", "no such file"]),
+        ("data: [unclosed\nmodel: }", ["experiment.yaml", "YAML", "line 2"]),
+        ("- a list", ["experiment.yaml", "mapping"]),
+        ("", ["experiment.yaml", "mapping"]),
+        (b"\xff\xfe\x00", ["experiment.yaml", "YAML"]),
+    ],
+    ids=["missing", "not YAML", "a list", "empty", "binary"],
+)
+@pytest.mark.parametrize("command", ["train", "plan"])
+def test_unreadable_experiment_files(
+    folder: Path,
+    content: str | bytes | None,
+    named: list[str],
+    command: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    file = folder / "experiment.yaml"
+    file.unlink()
+    if content is not None:
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert cetnet(command, "experiment.yaml", monkeypatch=monkeypatch) == 2
+    assert_one_line(capfd.readouterr().err, *named)
+    assert not (folder / "run").exists()
+
+
+def edit_schema(**changes: Any) -> None:
+    file = Path("data/schema.yaml")
+    file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | changes))
+
+
+def edit_table(change: Callable[[pa.Table], pa.Table]) -> None:
+    """Change the rows of the second training file, whose row groups have 40 rows."""
+    file = Path("data/train/part-00001.parquet")
+    pq.write_table(change(pq.read_table(file)), file, row_group_size=40)
+
+
+def cast(name: str, kind: pa.DataType) -> Callable[[pa.Table], pa.Table]:
+    return lambda table: table.set_column(table.column_names.index(name), name, table[name].cast(kind))
+
+
+def set_value(name: str, row: int, value: Any) -> Callable[[pa.Table], pa.Table]:
+    def change(table: pa.Table) -> pa.Table:
+        values = table[name].to_pylist()
+        values[row] = value
+        column = pa.array(values, table[name].type)
+        return table.set_column(table.column_names.index(name), name, column)
+
+    return change
+
+
+def truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (lambda: Path("data/schema.yaml").unlink(), ["data/schema.yaml", "cetnet prepare"]),
+        (lambda: Path("data/schema.yaml").write_text("a: [b"), ["data/schema.yaml", "YAML"]),
+        (lambda: Path("data/schema.yaml").write_text(""), ["data/schema.yaml"]),
+        (lambda: edit_schema(colour="red"), ["data/schema.yaml", "colour"]),
+        (lambda: edit_schema(tables={"user": 50}), ["data/schema.yaml", "'item'", "not in tables"]),
+        (lambda: edit_schema(group="visit"), ["data/", "part-00000.parquet", "'visit'", "session"]),
+        (lambda: edit_table(lambda table: table.drop("price")), ["train/part-00001.parquet", "'price'"]),
+        (
+            lambda: edit_table(cast("price", pa.string())),
+            ["part-00001.parquet", "'price'", "string", "a number"],
+        ),
+        (
+            lambda: edit_table(cast("item", pa.float32())),
+            ["part-00001.parquet", "'item'", "float", "an integer"],
+        ),
+        (
+            lambda: edit_table(cast("history", pa.list_(pa.float32()))),
+            ["part-00001.parquet", "'history'", "list<", "a list of integers"],
+        ),
+        (lambda: truncate(Path("data/train/part-00001.parquet")), ["train/part-00001.parquet", "Parquet"]),
+        (lambda: truncate(Path("data/test/part-00000.parquet")), ["test/part-00000.parquet", "Parquet"]),
+        (
+            lambda: Path("data/train/part-00001.parquet").write_text(""),
+            ["train/part-00001.parquet", "Parquet"],
+        ),
+        (lambda: [edit_rows(file) for file in Path("data/test").iterdir()], ["data/test", "no rows"]),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
+)
+@pytest.mark.usefixtures("folder")
+def test_bad_data_that_is_found_before_training(
+    damage: Callable[[], object],
+    named: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    damage()
+    assert cetnet("train", "experiment.yaml", monkeypatch=monkeypatch) == 2
+    assert_one_line(capfd.readouterr().err, *named)
+    assert not Path("run").exists()
+
+
+def edit_rows(file: Path) -> None:
+    pq.write_table(pq.read_table(file).slice(0, 0), file)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "problem"),
+    [
+        ("user", 50, "id 50 is outside table 'user' of 50 rows"),
+        ("user", -1, "id -1 is outside table 'user' of 50 rows"),
+        ("history", [3, 40], "id 40 is outside table 'item' of 40 rows"),
+        ("tags", [3, None], "1 null ids"),
+        ("tags", None, "1 null values"),
+        ("history", [1] * 7, "a sequence of 7 ids, longer than max_length 6"),
+        ("click", None, "1 null values"),
+        ("click", 2, "label 2 is neither 0 nor 1"),
+        ("price", float("nan"), "NaN"),
+        ("price", float("inf"), "infinite"),
+        ("weight", -1.0, "a weight is negative"),
+        ("session", None, "1 null values"),
+    ],
+)
+@pytest.mark.usefixtures("folder")
+def test_bad_values(
+    column: str, value: Any, problem: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write_dataset(Path("data"), {"train": 200, "test": 60}, row_group_size=40, weight=True)
+    write_config({"evaluation": {"splits": ["train"]}})
+    edit_table(set_value(column, 43, value))
+    assert cetnet("train", "experiment.yaml", monkeypatch=monkeypatch) == 2
+    assert_last_line(
+        capfd.readouterr().err, "train/part-00001.parquet, row group 1", f"column '{column}'", problem
+    )
+    assert_nothing_half_written()
+
+
+def test_a_damaged_page(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = folder / "data/train/part-00001.parquet"
+    content = bytearray(file.read_bytes())
+    content[4:200] = bytes(196)  # the first page of the first column; the footer is whole
+    file.write_bytes(content)
+    assert cetnet("train", "experiment.yaml", monkeypatch=monkeypatch) == 2
+    assert_last_line(
+        capfd.readouterr().err, "train/part-00001.parquet, row group 0", "cannot be read", "prepare"
+    )
+    assert_nothing_half_written()
+
+
+def assert_last_line(stderr: str, *named: str) -> None:
+    """The last line tells the mistake; before it there is the progress of the run, and no traceback."""
+    assert "Traceback" not in stderr
+    assert stderr.count("cetnet: ") == 1
+    assert_one_line(stderr.splitlines(keepends=True)[-1], *named)
+
+
+def assert_nothing_half_written() -> None:
+    assert not Path("run/result.json").exists()
+    left = [path for path in Path("run").rglob("*") if path.name.startswith(".") or "checkpoint" in path.name]
+    assert not left
