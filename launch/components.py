@@ -22,7 +22,7 @@ def train(
         overrides: keys of the experiment file to replace, as key=value
         config: experiment file (YAML)
         j: nodes x processes per node, such as 1x2
-        resume: continue from the newest checkpoint in run_dir
+        resume: continue from the newest checkpoint in run_dir; a job that may be retried always does
         cpu: cores of each node's job
         gpu: GPUs of each node's job
         memMB: memory of each node's job, MiB
@@ -30,7 +30,7 @@ def train(
         image: container image, for schedulers that use one
         name: name of the job
     """
-    arguments = ["train", config, *overrides, *(["--resume"] if resume else [])]
+    arguments = ["train", config, *overrides, *(["--resume"] if resume or max_retries else [])]
     return dist.ddp(
         *arguments,
         m="trainer.cli",

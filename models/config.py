@@ -10,6 +10,10 @@ from models.registry import component_class
 FusionMode = Literal["confidence_concat", "confidence_sum", "concat", "mean"]
 
 
+# Other columns of a predictions file.
+_TAKEN = ("fused", "row", "label", "weight", "group", "true_probability")
+
+
 class CETNetConfig(BaseModel):
     """An ensemble; with one component it is that single model, with neither fusion nor KL term."""
 
@@ -38,8 +42,10 @@ class CETNetConfig(BaseModel):
             return value
         configs = {}
         for name, settings in value.items():
-            if not str(name).isidentifier() or "__" in name or name == "fused":
-                raise ValueError(f"component name {name!r} must be an identifier without '__', not 'fused'")
+            if not str(name).isidentifier() or "__" in name or name in _TAKEN:
+                raise ValueError(
+                    f"component name {name!r} must be an identifier without '__' and none of {', '.join(_TAKEN)}"
+                )
             if isinstance(settings, dict):
                 if "kind" not in settings:
                     raise ValueError(f"component {name!r} has no kind")

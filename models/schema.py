@@ -73,6 +73,8 @@ class Schema(BaseModel):
         for feature in self.features:
             if feature.table is not None and feature.table not in self.tables:
                 raise ValueError(f"feature {feature.name!r} reads table {feature.table!r}, not in tables")
+        if not self.id_features:
+            raise ValueError("no feature looks up a table; at least one must")
         for table, rows in self.tables.items():
             if rows < 1:
                 raise ValueError(f"table {table!r} has {rows} rows")

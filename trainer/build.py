@@ -55,19 +55,25 @@ def build_session(config: RunConfig, schema: Schema, processes: Processes) -> Se
 
 
 def build_model(config: RunConfig, schema: Schema, device: torch.device | str) -> CETNet:
-    """The model with its sharded tables on `meta` and their sparse optimizer applied."""
+    """The model with its sharded tables on `meta` and their sparse optimizer applied.
+
+    Raises UserError if the components can't be built for these features, or a pattern matches no table.
+    """
 
     def is_dense(table: str) -> bool:
         return any(fnmatchcase(table, pattern) for pattern in config.sharding.dense_tables)
 
-    model = CETNet(
-        schema,
-        config.model,
-        is_dense=is_dense,
-        table_device="meta",
-        device=device,
-        bf16=config.training.precision == "bf16",
-    )
+    try:
+        model = CETNet(
+            schema,
+            config.model,
+            is_dense=is_dense,
+            table_device="meta",
+            device=device,
+            bf16=config.training.precision == "bf16",
+        )
+    except ValueError as error:
+        raise UserError(f"model: {' '.join(str(error).split())}") from error
     for key in ("constraints", "dense_tables"):
         for pattern in getattr(config.sharding, key):
             if not any(fnmatchcase(table, pattern) for table in model.table_std):

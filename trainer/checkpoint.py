@@ -42,6 +42,9 @@ class Checkpoints:
         self._group = dist.new_group(backend="gloo")
         self._writer = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[None] | None = None
+        if dist.get_rank() == 0:
+            _mend(folder)
+        dist.barrier(group=self._group)
 
     def save(
         self, name: str, model: DistributedModelParallel, optimizer: KeyedOptimizer, trainer: dict[str, Any]
@@ -75,13 +78,32 @@ class Checkpoints:
         if dist.get_rank() != 0:
             return
         final, old = self._folder / name, self._folder / f".{name}.old"
-        shutil.rmtree(old, ignore_errors=True)
         if final.exists():
             final.rename(old)
         temporary.rename(final)
         shutil.rmtree(old, ignore_errors=True)
         for path in sorted(self._folder.glob("step-*"))[: -self._keep]:
-            shutil.rmtree(path)
+            _remove(path)
+
+
+def _remove(checkpoint: Path) -> None:
+    """Remove a checkpoint so that a crash in between leaves no part of it under its name."""
+    hidden = checkpoint.with_name(f".{checkpoint.name}.tmp")
+    shutil.rmtree(hidden, ignore_errors=True)
+    checkpoint.rename(hidden)
+    shutil.rmtree(hidden)
+
+
+def _mend(folder: Path) -> None:
+    """Finish what a crash cut short: a checkpoint that was set aside for a newer one, and remains of others."""
+    for old in folder.glob(".*.old"):
+        final = folder / old.name.removeprefix(".").removesuffix(".old")
+        if final.exists():
+            shutil.rmtree(old)
+        else:
+            old.rename(final)
+    for temporary in folder.glob(".*.tmp"):
+        shutil.rmtree(temporary)
 
 
 def _copy_to_cpu(value: Any, group: dist.ProcessGroup) -> Any:
@@ -110,8 +132,8 @@ def read_trainer_state(checkpoint: Path) -> dict[str, Any]:
     file = checkpoint / "trainer.json"
     try:
         state = json.loads(file.read_text())
-        if not isinstance(state, dict):
-            raise ValueError("not a mapping")
+        if not (isinstance(state, dict) and {"progress", "ne"} <= state.keys()):
+            raise ValueError("not the state of a trainer")
         return state
     except (OSError, ValueError) as error:
         raise UserError(

@@ -174,6 +174,7 @@ def evaluate(
 ) -> None:
     """Metrics of a trained model on a split: NE, AUC, gAUC, LogLoss, calibration."""
     if nproc > 1 and "RANK" not in os.environ:
+        _check_scoring(run, data, split)
         _launch(["evaluate", str(run), str(data), "--split", split], nproc)
     from trainer.evaluate import evaluate_run
 
@@ -190,6 +191,7 @@ def predict(
 ) -> None:
     """Write the probabilities of the fused output and of every component, a row per row of the split."""
     if nproc > 1 and "RANK" not in os.environ:
+        _check_scoring(run, data, split)
         _launch(["predict", str(run), str(data), "--out", str(out), "--split", split], nproc)
     from trainer.evaluate import predict_run
 
@@ -246,6 +248,12 @@ def _check_training(settings: Any, world_size: int, resume: bool) -> None:
     from trainer.train import check_inputs
 
     check_inputs(settings, world_size, resume)
+
+
+def _check_scoring(run: Path, data: Path, split: str) -> None:
+    from trainer.evaluate import check_inputs
+
+    check_inputs(run, data, split)
 
 
 def _launch(arguments: list[str], nproc: int) -> None:

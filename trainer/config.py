@@ -190,7 +190,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text())
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: a mapping of keys to values is expected at the top")
@@ -213,5 +213,5 @@ def _override(settings: dict[str, Any], override: str) -> None:
             raise UserError(f"override {override!r}: {parent!r} is a value, not a section")
     try:
         settings[last] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
+    except (ValueError, yaml.YAMLError) as error:
         raise UserError(f"override {override!r}: the value is not YAML") from error

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,8 +12,10 @@ from uuid import uuid4
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from trainer.errors import UserError
+from trainer.versions import installed_versions
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Processes:
     world_size: int
     local_world_size: int
     device: torch.device
-    cpu_group: dist.ProcessGroup
+    cpu_group: dist.ProcessGroup  # patient: the others wait on it while rank 0 computes metrics
 
     @property
     def is_main(self) -> bool:
@@ -50,11 +53,22 @@ def is_main() -> bool:
 
 
 def resolve_device(name: str) -> torch.device:
-    """`auto` takes this process's GPU if there is one; raises UserError if `cuda` is asked for in vain."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("training.device=cuda, but no GPU is visible here; use training.device=cpu or auto")
-    if name == "cpu" or not torch.cuda.is_available():
+    """`auto` takes this process's GPU if there is one and fbgemm-gpu is its CUDA build.
+
+    Raises:
+        UserError: `cuda` is asked for in vain, or a host has more processes than GPUs.
+    """
+    cuda_build = "fbgemm-gpu-cpu" not in installed_versions()["fbgemm-gpu"]
+    if name == "cuda" and not (torch.cuda.is_available() and cuda_build):
+        why = (
+            "no GPU is visible here" if cuda_build else "fbgemm-gpu-cpu is installed: `uv sync --extra cuda`"
+        )
+        raise UserError(f"training.device=cuda, but {why}; or use training.device=cpu")
+    if name == "cpu" or not (torch.cuda.is_available() and cuda_build):
         return torch.device("cpu")
+    local_world_size, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    if local_world_size > gpus:
+        raise UserError(f"{local_world_size} processes on a host of {gpus} GPUs; start one process per GPU")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
@@ -64,30 +78,56 @@ def process_group(device: str) -> Iterator[Processes]:
     resolved = resolve_device(device)
     if resolved.type == "cuda":
         torch.cuda.set_device(resolved)
+    if "RANK" in os.environ and (
+        missing := {"LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+        - os.environ.keys()
+    ):
+        raise UserError(
+            f"RANK is set but {', '.join(sorted(missing))} not; start the processes with torchrun"
+        )
     backend = "nccl" if resolved.type == "cuda" else "gloo"
     timeout = timedelta(minutes=10)
+    store, rank, size = dist.HashStore(), 0, 1
     if "RANK" in os.environ:
-        dist.init_process_group(backend, timeout=timeout)
-    else:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+        store, rank, size = next(rendezvous("env://", timeout=timeout))
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     try:
         yield Processes(
             rank=dist.get_rank(),
             world_size=dist.get_world_size(),
             local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
             device=resolved,
-            cpu_group=dist.new_group(backend="gloo", timeout=timeout),
+            cpu_group=dist.new_group(backend="gloo", timeout=timedelta(hours=6)),
         )
+    except Exception as error:
+        if _told_elsewhere(error, dist.PrefixStore("cetnet", store)):
+            sys.exit(2)
+        raise
     finally:
         dist.destroy_process_group()
 
 
+def _told_elsewhere(error: Exception, store: dist.Store) -> bool:
+    """Whether another rank tells the user of the mistake that ends this one too.
+
+    A user's mistake ends every rank: those that find it, of which one speaks, and those that lose their
+    connection to one that did.
+    """
+    if isinstance(error, UserError):
+        return store.add("user_error", 1) > 1
+    try:
+        return store.check(["user_error"])
+    except RuntimeError:  # the store has gone with rank 0
+        return False
+
+
 def launch(arguments: list[str], nproc: int) -> int:
     """Run `cetnet ARGUMENTS` in `nproc` processes of this machine, as torchrun does; returns the exit code."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    # The failing worker has said what was wrong; the launcher's own account of it helps nobody.
+    # A worker that fails says why itself; the launcher's own account of it helps nobody.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nproc)))
     config = LaunchConfig(
@@ -103,5 +143,11 @@ def launch(arguments: list[str], nproc: int) -> int:
     try:
         elastic_launch(config, sys.executable)("-m", "trainer.cli", *arguments)
     except ChildFailedError as error:
-        return max(failure.exitcode for failure in error.failures.values()) or 1
+        first = error.get_first_failure()[1]
+        if first.exitcode < 0:
+            name = signal.Signals(-first.exitcode).name
+            print(f"cetnet: process {first.local_rank} was killed by {name}; out of memory?", file=sys.stderr)
+        return first.exitcode if first.exitcode > 0 else 128 - first.exitcode
+    except SignalException as error:
+        return 128 + int(error.sigval)
     return 0

@@ -5,5 +5,5 @@ class UserError(ValueError):
     """A mistake in a configuration, in data or in a command.
 
     The message is one line that says what is wrong, where, and the remedy. The command line prints it
-    and exits with code 2; nothing else in the program catches it.
+    and exits with code 2; nothing else in the program swallows it.
     """

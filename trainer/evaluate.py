@@ -7,6 +7,7 @@ from rich.table import Table
 from models.schema import Schema
 from trainer.build import build_session
 from trainer.checkpoint import latest_checkpoint, load_checkpoint
+from trainer.config import RunConfig
 from trainer.dataset import Dataset
 from trainer.distributed import process_group
 from trainer.errors import UserError
@@ -35,21 +36,30 @@ def evaluate_run(run: Path, data: Path, split: str) -> None:
 
 def predict_run(run: Path, data: Path, split: str, out: Path) -> None:
     """Write the probabilities of every output of a run on a split as Parquet."""
+    if out.is_dir():
+        raise UserError(f"{out} is a directory; name the Parquet file to write")
     scores = _score_run(run, data, split)
     if scores is not None:
         scores.write(out)
         output.print(f"{out}: {scores.dataset.num_rows:,} rows", highlight=False)
 
 
-def _score_run(run: Path, data: Path, split: str) -> Scores | None:
+def check_inputs(run: Path, data: Path, split: str) -> tuple[RunConfig, Dataset, Path]:
+    """Configuration and newest checkpoint of a run, and the split to score; raises UserError."""
     config, schema = load_run(run)
     dataset = Dataset(data, split)
     _check_same(schema, dataset.schema, data)
     checkpoint = latest_checkpoint(run / CHECKPOINTS)
     if checkpoint is None:
         raise UserError(f"{run}: no checkpoint yet; finish the run with `cetnet train ... --resume`")
-    with process_group(config.training.device) as processes:
-        session = build_session(config, schema, processes)
+    return config, dataset, checkpoint
+
+
+def _score_run(run: Path, data: Path, split: str) -> Scores | None:
+    config, dataset, checkpoint = check_inputs(run, data, split)
+    # On whatever there is here: a model trained on GPUs can be scored without one.
+    with process_group("auto") as processes:
+        session = build_session(config, dataset.schema, processes)
         load_checkpoint(checkpoint, session.model)
         batch_size = config.evaluation.batch_size or config.data.batch_size
         return score(session, dataset, batch_size, processes)
@@ -64,6 +74,8 @@ def _check_same(run: Schema, data: Schema, path: Path) -> None:
             raise UserError(
                 f"{path}: feature {name!r} is not as in the run; score data of the run's own schema"
             )
+    if list(inputs) != list(others):
+        raise UserError(f"{path}: the features are in another order than in the run; use its schema.yaml")
     if run.tables != data.tables:
         table = next(t for t in {**run.tables, **data.tables} if run.tables.get(t) != data.tables.get(t))
         raise UserError(

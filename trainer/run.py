@@ -31,9 +31,12 @@ def prepare_run(config: RunConfig, resume: bool) -> None:
     """Check that a run may start in its folder; changes nothing.
 
     Raises:
-        UserError: the folder is taken and this is no resume, or is finished, or was another run's.
+        UserError: the folder can't be made, is taken and this is no resume, is finished or was another run's.
     """
     folder = config.run_dir
+    place = next(path for path in (folder, *folder.parents) if path.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise UserError(f"{folder}: {place} is not a directory one may write to; choose another run_dir=...")
     if not folder.exists() or not any(folder.iterdir()):
         return
     if not resume:
@@ -41,7 +44,7 @@ def prepare_run(config: RunConfig, resume: bool) -> None:
     if (folder / RESULT).exists():
         raise UserError(f"{folder}: this run is finished; choose another run_dir=... to train again")
     if (folder / "config.yaml").exists():
-        before, now = (c.model_dump(mode="json") for c in (load_config(folder / "config.yaml"), config))
+        before, now = (_what_is_learned(c) for c in (load_config(folder / "config.yaml"), config))
         if changed := _first_difference(before, now):
             raise UserError(
                 f"{folder}: cannot resume, {changed}; use the same configuration or another run_dir"
@@ -137,6 +140,21 @@ def _environment(world_size: int) -> dict[str, Any]:
         "world_size": world_size,
         "torchx": {key: value for key, value in os.environ.items() if key.startswith("TORCHX_")},
     }
+
+
+def _what_is_learned(config: RunConfig) -> dict[str, Any]:
+    """The keys that decide the numbers; the others may change between a run and its resumption."""
+    return config.model_dump(
+        mode="json",
+        exclude={
+            "run_dir": True,
+            "checkpoint": True,
+            "data": {"path", "prefetch", "threads"},
+            "training": {"device", "log_every"},
+            "sharding": {"constraints", "reserve", "cluster"},
+            "evaluation": {"splits", "batch_size"},
+        },
+    )
 
 
 def _first_difference(before: Any, now: Any, key: str = "") -> str | None:

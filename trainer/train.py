@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ import torch.distributed as dist
 from models.schema import Schema
 from sharding.report import plan_table
 from trainer.batch import Batch
-from trainer.build import Session, build_session
+from trainer.build import Session, build_model, build_session
 from trainer.checkpoint import Checkpoints, latest_checkpoint, load_checkpoint, read_trainer_state
 from trainer.config import RunConfig
 from trainer.dataset import Dataset
@@ -60,7 +61,8 @@ def check_inputs(config: RunConfig, world_size: int, resume: bool) -> Dataset:
     prepare_run(config, resume)
     if config.optimizer.sparse.kind == "adam" and resolve_device(config.training.device).type == "cpu":
         raise UserError(
-            "optimizer.sparse.kind=adam runs on CUDA only and the device is cpu; use rowwise_adagrad, adagrad or sgd"
+            "optimizer.sparse.kind=adam runs on CUDA only, and the device here is the CPU; "
+            "use rowwise_adagrad, adagrad or sgd"
         )
     if config.data.batch_size % world_size:
         raise UserError(
@@ -80,6 +82,7 @@ def check_inputs(config: RunConfig, world_size: int, resume: bool) -> Dataset:
     for split in sorted(splits):
         Dataset(config.data.path, split)
     _check_monitor(config, dataset.schema)
+    build_model(config, dataset.schema, "meta")
     return dataset
 
 
@@ -103,11 +106,16 @@ def train(config: RunConfig, processes: Processes, resume: bool = False) -> dict
     dataset = check_inputs(config, processes.world_size, resume)
     session = build_session(config, dataset.schema, processes)
     trainer = _start(config, processes, session, dataset, resume)
-    with trainer.display:
-        while trainer.progress.step < trainer.total_steps and not trainer.progress.stopped:
-            train_segment(trainer)
-            evaluate_if_due(trainer)
-        return _finish(trainer)
+    try:
+        with trainer.display:
+            while trainer.progress.step < trainer.total_steps and not trainer.progress.stopped:
+                train_segment(trainer)
+                evaluate_if_due(trainer)
+                save_if_due(trainer)
+            return _finish(trainer)
+    except UserError:
+        trainer.checkpoints.wait()  # the save under way becomes whole: nothing half-written stays behind
+        raise
 
 
 def _start(
@@ -130,9 +138,11 @@ def _start(
     ne = ProgressiveNE(session.outputs, training.ne_window_steps, processes.device)
     lr = LearningRate(session.optimizer, config.optimizer, int(total_steps))
     progress = Progress()
+    checkpoints = Checkpoints(config.run_dir / CHECKPOINTS, config.checkpoint.keep)
     checkpoint = latest_checkpoint(config.run_dir / CHECKPOINTS) if resume else None
     if checkpoint:
         state = read_trainer_state(checkpoint)
+        _check_same_data(state, dataset, checkpoint)
         load_checkpoint(checkpoint, session.model, session.optimizer)
         progress = Progress(**state["progress"])
         ne.load_state_dict(state["ne"])
@@ -149,7 +159,7 @@ def _start(
         reader=reader,
         ne=ne,
         lr=lr,
-        checkpoints=Checkpoints(config.run_dir / CHECKPOINTS, config.checkpoint.keep),
+        checkpoints=checkpoints,
         folder=folder,
         display=TrainingProgress(int(total_steps), progress.step, processes.is_main),
         total_steps=int(total_steps),
@@ -186,10 +196,16 @@ def train_segment(trainer: Trainer) -> None:
         if progress.step % config.training.log_every == 0 or progress.step == segment_end:
             _log(trainer, clock, loss)
             loss.zero_()
-        if config.checkpoint.every_steps and progress.step % config.checkpoint.every_steps == 0:
-            progress.seconds = clock.seconds()
-            _save(trainer, f"step-{progress.step:09d}")
-    progress.seconds = clock.seconds()
+        progress.seconds = clock.seconds()
+        if progress.step < segment_end:
+            save_if_due(trainer)
+
+
+def save_if_due(trainer: Trainer) -> None:
+    """Write a checkpoint if its time has come; at the end of a segment, after the evaluation it may bring."""
+    every, step = trainer.config.checkpoint.every_steps, trainer.progress.step
+    if every and step % every == 0 and step < trainer.total_steps:
+        _save(trainer, f"step-{step:09d}")
 
 
 def evaluate_if_due(trainer: Trainer) -> None:
@@ -292,7 +308,8 @@ def _log(trainer: Trainer, clock: "_Clock", loss: torch.Tensor) -> None:
     }
     trainer.folder.log("train", step, values)
     trainer.display.report(step, values)
-    warm = max(trainer.config.optimizer.warmup_steps, trainer.config.training.ne_window_steps)
+    # By then the window holds no step of the warm-up.
+    warm = trainer.config.optimizer.warmup_steps + trainer.config.training.ne_window_steps
     if step >= warm and not values["ne/window/fused"] < 1:
         trainer.display.warn_once(
             f"WARNING: NE is {values['ne/window/fused']:.4f} at step {step}: no better than predicting the base "
@@ -307,8 +324,30 @@ def _rows_seen(trainer: Trainer) -> int:
 
 
 def _save(trainer: Trainer, name: str) -> None:
-    state = {"progress": vars(trainer.progress).copy(), "ne": trainer.ne.state_dict()}
+    state = {
+        "progress": vars(trainer.progress).copy(),
+        "ne": trainer.ne.state_dict(),
+        "config": trainer.config.model_dump(mode="json"),
+        **_identity(trainer.reader.dataset),
+    }
     trainer.checkpoints.save(name, trainer.session.model, trainer.session.optimizer, state)
+
+
+def _identity(dataset: Dataset) -> dict[str, Any]:
+    """What a step means: the schema, and the rows of each row group in order."""
+    return {
+        "schema": dataset.schema.model_dump(mode="json"),
+        "row_groups": [group.num_rows for group in dataset.row_groups],
+    }
+
+
+def _check_same_data(state: dict[str, Any], dataset: Dataset, checkpoint: Path) -> None:
+    for key, value in _identity(dataset).items():
+        if state.get(key) != value:
+            raise UserError(
+                f"{checkpoint}: the data's {key} changed since it was written, so its step means other rows; "
+                "restore the data or choose another run_dir=..."
+            )
 
 
 class _Timed(Iterator[Batch]):

@@ -1,5 +1,7 @@
-"""Wrong configurations and bad data, through the command line: one clear line, exit code 2, nothing left behind."""
+"""Wrong configurations and bad data, through the command line: one clear line, exit code 2, nothing left."""
 
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +17,6 @@ from trainer.cli import main
 
 MODEL = {"components": {"dcnv2": {"kind": "dcnv2", "embedding_dim": 4, "hidden_units": [8]}}}
 INTERFORMER = "model.components={i: {kind: interformer, embedding_dim: 4, num_heads: 2}}"
-
-Change = Callable[[dict[str, Any]], object]
 
 
 @pytest.fixture
@@ -38,12 +38,18 @@ def write_config(sections: dict[str, Any]) -> None:
     Path("experiment.yaml").write_text(yaml.safe_dump(settings | sections))
 
 
-def cetnet(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> object:
-    """Exit code of the command line."""
-    monkeypatch.setattr(sys, "argv", ["cetnet", *arguments])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    return stop.value.code
+@pytest.fixture
+def stderr_of(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs `cetnet ARGUMENTS` in this process, asserts exit code 2 and returns what it said."""
+
+    def run(*arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["cetnet", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        assert stop.value.code == 2
+        return capfd.readouterr().err
+
+    return run
 
 
 def assert_one_line(stderr: str, *named: str) -> None:
@@ -96,23 +102,15 @@ def assert_one_line(stderr: str, *named: str) -> None:
     ids=lambda value: value[-1][:40],
 )
 @pytest.mark.usefixtures("folder")
-def test_wrong_configurations(
-    overrides: list[str],
-    named: list[str],
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    assert cetnet("train", "experiment.yaml", *overrides, monkeypatch=monkeypatch) == 2
-    assert_one_line(capfd.readouterr().err, *named)
+def test_wrong_configurations(overrides: list[str], named: list[str], stderr_of: Callable[..., str]) -> None:
+    assert_one_line(stderr_of("train", "experiment.yaml", *overrides), *named)
     assert not Path("run").exists()
 
 
-def test_a_missing_key(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    (folder / "experiment.yaml").write_text("data: {path: data}")
-    assert cetnet("train", "experiment.yaml", monkeypatch=monkeypatch) == 2
-    assert_one_line(capfd.readouterr().err, "experiment.yaml", "model: is missing")
+@pytest.mark.usefixtures("folder")
+def test_a_missing_key(stderr_of: Callable[..., str]) -> None:
+    Path("experiment.yaml").write_text("data: {path: data}")
+    assert_one_line(stderr_of("train", "experiment.yaml"), "experiment.yaml", "model: is missing")
 
 
 @pytest.mark.parametrize(
@@ -128,19 +126,13 @@ def test_a_missing_key(
 )
 @pytest.mark.parametrize("command", ["train", "plan"])
 def test_unreadable_experiment_files(
-    folder: Path,
-    content: str | bytes | None,
-    named: list[str],
-    command: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    folder: Path, content: str | bytes | None, named: list[str], command: str, stderr_of: Callable[..., str]
 ) -> None:
     file = folder / "experiment.yaml"
     file.unlink()
     if content is not None:
         file.write_bytes(content if isinstance(content, bytes) else content.encode())
-    assert cetnet(command, "experiment.yaml", monkeypatch=monkeypatch) == 2
-    assert_one_line(capfd.readouterr().err, *named)
+    assert_one_line(stderr_of(command, "experiment.yaml"), *named)
     assert not (folder / "run").exists()
 
 
@@ -173,6 +165,10 @@ def truncate(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100])
 
 
+def empty(file: Path) -> None:
+    pq.write_table(pq.read_table(file).slice(0, 0), file)
+
+
 @pytest.mark.parametrize(
     ("damage", "named"),
     [
@@ -201,25 +197,17 @@ def truncate(file: Path) -> None:
             lambda: Path("data/train/part-00001.parquet").write_text(""),
             ["train/part-00001.parquet", "Parquet"],
         ),
-        (lambda: [edit_rows(file) for file in Path("data/test").iterdir()], ["data/test", "no rows"]),
+        (lambda: [empty(file) for file in Path("data/test").iterdir()], ["data/test", "no rows"]),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
 )
 @pytest.mark.usefixtures("folder")
 def test_bad_data_that_is_found_before_training(
-    damage: Callable[[], object],
-    named: list[str],
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    damage: Callable[[], object], named: list[str], stderr_of: Callable[..., str]
 ) -> None:
     damage()
-    assert cetnet("train", "experiment.yaml", monkeypatch=monkeypatch) == 2
-    assert_one_line(capfd.readouterr().err, *named)
+    assert_one_line(stderr_of("train", "experiment.yaml"), *named)
     assert not Path("run").exists()
-
-
-def edit_rows(file: Path) -> None:
-    pq.write_table(pq.read_table(file).slice(0, 0), file)
 
 
 @pytest.mark.parametrize(
@@ -236,35 +224,149 @@ def edit_rows(file: Path) -> None:
         ("price", float("nan"), "NaN"),
         ("price", float("inf"), "infinite"),
         ("weight", -1.0, "a weight is negative"),
-        ("session", None, "1 null values"),
     ],
 )
 @pytest.mark.usefixtures("folder")
-def test_bad_values(
-    column: str, value: Any, problem: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_bad_values(column: str, value: Any, problem: str, stderr_of: Callable[..., str]) -> None:
     write_dataset(Path("data"), {"train": 200, "test": 60}, row_group_size=40, weight=True)
-    write_config({"evaluation": {"splits": ["train"]}})
+    write_config({"evaluation": {"splits": ["test"]}})
     edit_table(set_value(column, 43, value))
-    assert cetnet("train", "experiment.yaml", monkeypatch=monkeypatch) == 2
-    assert_last_line(
-        capfd.readouterr().err, "train/part-00001.parquet, row group 1", f"column '{column}'", problem
-    )
+    place = "train/part-00001.parquet, row group 1"
+    assert_last_line(stderr_of("train", "experiment.yaml"), place, f"column '{column}'", problem)
     assert_nothing_half_written()
 
 
-def test_a_damaged_page(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    file = folder / "data/train/part-00001.parquet"
+@pytest.mark.usefixtures("folder")
+def test_a_null_group_of_an_evaluated_split(stderr_of: Callable[..., str]) -> None:
+    write_config({"evaluation": {"splits": ["train"]}})
+    edit_table(set_value("session", 43, None))
+    place = "train/part-00001.parquet, row group 1"
+    assert_last_line(stderr_of("train", "experiment.yaml"), place, "column 'session'", "1 null values")
+    assert not Path("run/result.json").exists()
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_damaged_page(stderr_of: Callable[..., str]) -> None:
+    file = Path("data/train/part-00001.parquet")
     content = bytearray(file.read_bytes())
     content[4:200] = bytes(196)  # the first page of the first column; the footer is whole
     file.write_bytes(content)
-    assert cetnet("train", "experiment.yaml", monkeypatch=monkeypatch) == 2
-    assert_last_line(
-        capfd.readouterr().err, "train/part-00001.parquet, row group 0", "cannot be read", "prepare"
-    )
+    place = "train/part-00001.parquet, row group 0"
+    assert_last_line(stderr_of("train", "experiment.yaml"), place, "cannot be read", "prepare")
     assert_nothing_half_written()
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_checkpoint_under_way_becomes_whole(stderr_of: Callable[..., str]) -> None:
+    write_config({"checkpoint": {"every_steps": 1, "keep": 100}})
+    edit_table(set_value("user", 90, 50))
+    assert_last_line(stderr_of("train", "experiment.yaml", "data.order=sequential"), "row group 2")
+    steps = sorted(path.name for path in Path("run/checkpoints").iterdir())
+    assert steps == [f"step-{step + 1:09d}" for step in range(len(steps))]
+    assert steps
+    assert all((Path("run/checkpoints") / step / ".metadata").exists() for step in steps)
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_taken_run_folder_is_not_touched(stderr_of: Callable[..., str]) -> None:
+    Path("run").mkdir()
+    Path("run/notes.txt").write_text("mine")
+    assert_one_line(stderr_of("train", "experiment.yaml"), "run exists", "--resume", "run_dir")
+    assert [path.name for path in Path("run").iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize("run_dir", ["experiment.yaml", "experiment.yaml/below"])
+def test_a_run_folder_that_is_a_file(run_dir: str, stderr_of: Callable[..., str]) -> None:
+    assert_one_line(
+        stderr_of("train", "experiment.yaml", f"run_dir={run_dir}"),
+        run_dir,
+        "experiment.yaml is not a directory",
+    )
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["evaluate", "nowhere", "data"], ["nowhere", "config.yaml"]),
+        (["evaluate", "nowhere", "data", "--nproc=2"], ["nowhere", "config.yaml"]),
+        (["predict", "nowhere", "data", "--out=out.parquet"], ["nowhere", "config.yaml"]),
+        (["plan", "experiment.yaml", "training.sede=1"], ["training.sede"]),
+        (["plan", "experiment.yaml", "sharding.dense_tables=[user]"], ["sharding.dense_tables", "'user'"]),
+        (["plan", "experiment.yaml", "sharding.cluster.hbm_gb=1e-6"], ["no sharding plan"]),
+        (["plan", "experiment.yaml", "data.path=elsewhere"], ["elsewhere/schema.yaml"]),
+    ],
+)
+def test_other_commands(arguments: list[str], named: list[str], stderr_of: Callable[..., str]) -> None:
+    assert_one_line(stderr_of(*arguments), *named)
+    assert sorted(path.name for path in Path.cwd().iterdir()) == ["data", "experiment.yaml"]
+
+
+@pytest.mark.usefixtures("folder")
+def test_scoring_data_of_another_schema(
+    stderr_of: Callable[..., str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["cetnet", "train", "experiment.yaml", "training.max_steps=2"])
+    with pytest.raises(SystemExit, match="0"):
+        main()
+    capfd.readouterr()
+    schema = yaml.safe_load(Path("data/schema.yaml").read_text())
+    features = schema["features"]
+    for changes, named in (
+        ({"tables": schema["tables"] | {"user": 51}}, "table 'user'"),
+        ({"features": features[:-1]}, "feature 'age'"),
+        ({"features": features[::-1]}, "another order"),
+    ):
+        Path("data/schema.yaml").write_text(yaml.safe_dump(schema | changes))
+        assert_one_line(stderr_of("evaluate", "run", "data"), "data", named)
+    assert_one_line(stderr_of("train", "experiment.yaml", "--resume"), "run", "finished")
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["train"], "config"),
+        (["train", "experiment.yaml", "--frobnicate"], "--frobnicate"),
+        (["train", "experiment.yaml", "--nproc=0"], "--nproc"),
+        (["plan", "experiment.yaml", "--device=tpu"], "tpu"),
+        (["trian", "experiment.yaml"], "trian"),
+    ],
+)
+def test_usage_errors(arguments: list[str], named: str, stderr_of: Callable[..., str]) -> None:
+    stderr = stderr_of(*arguments)
+    assert named in stderr
+    assert "Traceback" not in stderr
+
+
+@pytest.mark.usefixtures("folder")
+def test_nothing_else_is_said_in_a_process_of_its_own() -> None:
+    done = run_process("train", "experiment.yaml", "sharding.cluster.ddr_gb=1e-6")
+    assert done.returncode == 2
+    assert_one_line(done.stderr, "no sharding plan")
+    assert not done.stdout
+    assert not Path("run").exists()
+
+
+@pytest.mark.usefixtures("folder")
+def test_of_two_processes_one_speaks_of_a_mistake_that_one_meets() -> None:
+    edit_table(set_value("user", 90, 50))
+    done = run_process("train", "experiment.yaml", "data.shuffle_rows=1", "--nproc=2")
+    assert done.returncode == 2
+    assert_last_line(done.stderr, "row group 2", "column 'user'")
+    assert_nothing_half_written()
+
+
+def run_process(*arguments: str) -> subprocess.CompletedProcess[str]:
+    root = Path(__file__).parents[2]
+    return subprocess.run(
+        [sys.executable, "-m", "trainer.cli", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+    )
 
 
 def assert_last_line(stderr: str, *named: str) -> None:

@@ -176,6 +176,17 @@ def test_seed_and_epoch_fix_the_shuffled_order() -> None:
         assert all(order != sorted(order) for order in orders.values())
 
 
+def test_seed_and_epoch_fix_the_order_of_the_row_groups() -> None:
+    def order_of(seed: int, epoch: int) -> tuple[int, ...]:
+        reader = Reader(dataset, 10, lanes=1, shuffle_rows=1, seed=seed)
+        return tuple(rows_of(batch)[0] // 10 for batch in reader.batches(epoch))
+
+    with random_dataset([[10] * 4, [10] * 4]) as (_, dataset):
+        orders = [order_of(seed, epoch) for seed in (0, 1) for epoch in (0, 1)]
+        assert all(sorted(order) == list(range(8)) for order in orders)
+        assert len(set(orders)) == 4
+
+
 def test_rows_of_a_chunk_are_mixed_and_chunks_stay_within_shuffle_rows() -> None:
     with random_dataset([[50] * 8]) as (_, dataset):
         order = [

@@ -30,9 +30,11 @@ def train_with_ledger(
 ) -> None:
     """Train, write down the rows of every step, and die without a word at a given step."""
 
+    step = first_step
+
     def recorded(session: Session, batches: Iterable[Batch]) -> Iterator[Predictions]:
-        step = first_step
-        with (ledger / f"rank-{processes.rank}.txt").open("w") as file:
+        nonlocal step
+        with (ledger / f"rank-{processes.rank}.txt").open("a") as file:
             for predictions in run_pipeline(session, batches):
                 step += 1
                 print(json.dumps([step, predictions.row.tolist()]), file=file, flush=True)
@@ -75,8 +77,6 @@ def test_killed_and_resumed_on_another_world_size(tmp_path: Path) -> None:
         run = tmp_path / f"resumed-{world_size}"
         shutil.copytree(tmp_path / "killed", run)
         resumed = settings("killed") | {"run_dir": str(run)}
-        # The saved configuration names the folder it was written to.
-        (run / "config.yaml").unlink()
         after = ledger(f"after-{world_size}")
         run_processes(train_with_ledger, world_size, resumed, after, resumed_from, None)
         assert before + rows_of(after, 50) == Counter(range(ROWS))
@@ -86,3 +86,40 @@ def test_killed_and_resumed_on_another_world_size(tmp_path: Path) -> None:
             assert result["splits"]["test"][key] == pytest.approx(whole["splits"]["test"][key], abs=1e-6)
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         assert [line["step"] for line in lines if line["kind"] == "train"] == list(range(1, 51))
+
+
+@pytest.mark.timeout(600)
+def test_early_stopping_goes_on_where_it_was(tmp_path: Path) -> None:
+    """Checkpoints and evaluations fall on the same steps; a resumed run must not forget an evaluation."""
+    data = tmp_path / "data"
+    write_dataset(data, {"train": 640, "validation": 200, "test": 200}, row_group_size=150)
+
+    def settings(run: str) -> dict[str, Any]:
+        return run_settings(
+            data,
+            tmp_path / run,
+            checkpoint={"every_steps": 10},
+            optimizer={"dense": {"kind": "adam", "lr": 0.05}},
+            training={"epochs": 6, "seed": 7, "device": "cpu"},
+            evaluation={
+                "splits": ["test"],
+                "every_epoch": True,
+                "early_stopping": {"monitor": "ne/fused", "patience": 2},
+            },
+        )
+
+    (tmp_path / "ledger").mkdir()
+    run_processes(train_all, 1, [settings("whole")])
+    with pytest.raises(ProcessExitedException):
+        run_processes(train_with_ledger, 1, settings("killed"), tmp_path / "ledger", 0, 35)
+    run_processes(train_with_ledger, 1, settings("killed"), tmp_path / "ledger", 30, None)
+    whole, killed = (json.loads((tmp_path / run / "result.json").read_text()) for run in ("whole", "killed"))
+    assert whole["steps"] < 60
+    assert killed["steps"] == whole["steps"]
+    assert killed["splits"]["test"] == pytest.approx(whole["splits"]["test"], abs=1e-6)
+
+    def evaluations(run: str) -> list[dict[str, Any]]:
+        lines = map(json.loads, (tmp_path / run / "metrics.jsonl").read_text().splitlines())
+        return [line for line in lines if line["kind"] == "eval"]
+
+    assert [e["step"] for e in evaluations("killed")] == [e["step"] for e in evaluations("whole")]
