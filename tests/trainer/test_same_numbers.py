@@ -159,7 +159,7 @@ def plain_losses(path: Path) -> list[float]:
         weight = torch.tensor([row[schema.weight] for row in step])
         loss, _ = model.objective(members, label, weight, torch.zeros(len(step)))
         loss = loss * len(step) / 64  # the loss counts the padding of the last batch
-        losses.append(float(loss))
+        losses.append(loss.item())
         optimizer.zero_grad()
         for table in tables.values():
             table.weight.grad = None
