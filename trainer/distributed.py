@@ -47,11 +47,6 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def is_main() -> bool:
-    """Whether this is rank 0, known before the process group exists."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 def resolve_device(name: str) -> torch.device:
     """`auto` takes this process's GPU if there is one and fbgemm-gpu is its CUDA build.
 
