@@ -1,9 +1,12 @@
 """The seam for adding a model: what a component is given, and what it must return."""
 
-from typing import ClassVar, NamedTuple
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
+
+from models.schema import Feature, Schema
 
 
 class ComponentConfig(BaseModel):
@@ -11,13 +14,29 @@ class ComponentConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kind: str = Field(description="Name of the component, a key of `models.registry.COMPONENTS`.")
+    kind: str = Field(
+        description="Name of the component, a key of `models.registry.COMPONENTS`, or the dotted path of a "
+        "class in an installed package."
+    )
     embedding_dim: int = Field(32, gt=0, description="Size d of every embedding of this component.")
     embedding_std: float = Field(
         0.05,
         gt=0,
         description="Embeddings start from N(0, std). Far below 0.01, LayerNorm's eps drowns the signal.",
     )
+
+
+class Behavior(NamedTuple):
+    """Sequences that are columns of one list of events, hence aligned position by position.
+
+    Attributes:
+        sequences: their indices among the k sequences.
+        targets: for each, the index of the token that looks up the same table: the candidate's value of what
+            the sequence holds of past events. None if the candidate has none.
+    """
+
+    sequences: tuple[int, ...]
+    targets: tuple[int | None, ...]
 
 
 class InputShape(NamedTuple):
@@ -28,6 +47,12 @@ class InputShape(NamedTuple):
     max_length: int
     num_dense: int
     embedding_dim: int
+    behaviors: tuple[Behavior, ...] = ()
+    """Every sequence is in exactly one."""
+    dense_names: tuple[str, ...] = ()
+    """Names of the dense features, for components that select some."""
+    num_extra: int = 0
+    """Width of `Inputs.extra`."""
 
 
 class Inputs(NamedTuple):
@@ -37,15 +62,39 @@ class Inputs(NamedTuple):
         tokens: `[B, n, d]`, one per categorical and multi-valued feature in the schema's order, then,
             only for components that pool histories, one per sequence (its mean; zeros if empty).
         sequences: `[B, k, T, d]`, oldest first, left-aligned, zeros beyond each length; k = 0 for
-            components that pool histories.
+            components that pool histories. T is at most `max_length`; it may differ between batches.
         lengths: `[B, k]` int64, the number of valid positions of each sequence.
         dense: `[B, m]` float32.
+        extra: `[B, e]`, what `Component.extra_tables` gave, side by side.
     """
 
     tokens: Tensor
     sequences: Tensor
     lengths: Tensor
     dense: Tensor
+    extra: Tensor
+
+
+class Output(NamedTuple):
+    """What a component returns.
+
+    Attributes:
+        embedding: the output embedding `[B, output_dim]` that the fusion joins.
+        logit: `[B]`, no sigmoid.
+        auxiliary: `[B]`, a loss of the component's own that is added to each row's, or None.
+    """
+
+    embedding: Tensor
+    logit: Tensor
+    auxiliary: Tensor | None = None
+
+
+class ExtraTable(NamedTuple):
+    """A table beside the embeddings, for one feature: the linear part of a model, say."""
+
+    feature: str
+    dim: int
+    pooling: Literal["mean", "sum"]
 
 
 class Component(nn.Module):
@@ -62,6 +111,35 @@ class Component(nn.Module):
     output_dim: int
     """Size D of the output embedding, known once constructed: the fusion head needs it."""
 
-    def forward(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
-        """Return the output embedding `[B, D]` and the logit `[B]` (no sigmoid)."""
+    @classmethod
+    def extra_tables(cls, config: Any, features: Sequence[Feature]) -> list[ExtraTable]:  # noqa: ARG003
+        """Tables that the component has beside its embeddings; `features` are the schema's, of every kind."""
+        return []
+
+    def forward(self, inputs: Inputs) -> Output:
+        """Return the output embedding `[B, D]`, the logit `[B]`, and an auxiliary loss if there is one."""
         raise NotImplementedError
+
+
+def input_shape(schema: Schema, cls: type[Component], config: ComponentConfig) -> InputShape:
+    """What a component of this class is given on data of this schema."""
+    tokens = schema.of_kind("categorical", "multi_valued")
+    histories = schema.of_kind("sequence")
+    sequences = histories if cls.reads_sequences else []
+    token_of = {feature.table: i for i, feature in reversed(list(enumerate(tokens)))}
+    behaviors: dict[str | None, list[int]] = {}
+    for i, feature in enumerate(sequences):
+        behaviors.setdefault(feature.behavior, []).append(i)
+    return InputShape(
+        num_tokens=len(tokens) + len(histories) - len(sequences),
+        num_sequences=len(sequences),
+        max_length=max((feature.max_length or 0 for feature in sequences), default=0),
+        num_dense=len(schema.dense_features),
+        embedding_dim=config.embedding_dim,
+        behaviors=tuple(
+            Behavior(tuple(members), tuple(token_of.get(sequences[i].table) for i in members))
+            for members in behaviors.values()
+        ),
+        dense_names=tuple(feature.name for feature in schema.dense_features),
+        num_extra=sum(table.dim for table in cls.extra_tables(config, schema.features)),
+    )

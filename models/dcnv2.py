@@ -4,19 +4,20 @@ from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
-from models.component import Component, ComponentConfig, Inputs, InputShape
-from models.layers import Activation, CrossNetV2, DenseMode, DenseTokens, LogitLinear, mlp
+from models.component import Component, Inputs, InputShape, Output
+from models.layers.config import FieldModelConfig
+from models.layers.crosses import CrossNetV2
+from models.layers.mlp import LogitLinear, mlp
+from models.layers.tokens import DenseTokens
 
 Structure = Literal["parallel", "stacked", "stacked_parallel", "crossnet_only"]
 
 
-class DCNv2Config(ComponentConfig):
-    """Settings of DCNv2; embeddings and dense features default to FuxiCTR's, for parity with BARS."""
+class DCNv2Config(FieldModelConfig):
+    """Settings of DCNv2."""
 
     kind: Literal["dcnv2"] = "dcnv2"
-    embedding_std: float = Field(1e-4, gt=0, description="Embeddings start from N(0, std); 1e-4 as in BARS.")
     structure: Structure = Field(
         "parallel",
         description="`parallel`: cross network beside an MLP. `stacked`: the MLP reads the crosses. "
@@ -24,17 +25,6 @@ class DCNv2Config(ComponentConfig):
     )
     num_cross_layers: int = Field(
         3, ge=1, description="Layers of the cross network: degree of the crosses - 1."
-    )
-    hidden_units: tuple[int, ...] = Field(
-        (512, 256, 128), min_length=1, description="Sizes of the hidden layers of each MLP."
-    )
-    activation: Activation = Field("relu", description="Activation of the MLPs.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout after each hidden layer.")
-    batch_norm: bool = Field(False, description="BatchNorm in the MLPs; statistics are each rank's own.")
-    dense: DenseMode = Field(
-        "field",
-        description="Dense features become tokens: `field` = each is one token, its value times a learned "
-        "vector; `token` = an MLP on all of them makes one token.",
     )
 
 
@@ -62,7 +52,7 @@ class DCNv2(Component):
             self.output_dim += config.hidden_units[-1]
         self.logit = LogitLinear(self.output_dim)
 
-    def forward(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
+    def forward(self, inputs: Inputs) -> Output:
         """Return the output embedding `[B, output_dim]` and the logit `[B]`."""
         x0 = self.inputs(inputs.tokens, inputs.dense).flatten(1)
         output = self.crossnet(x0)
@@ -70,4 +60,4 @@ class DCNv2(Component):
             output = self.stacked(output)
         if self.parallel is not None:
             output = torch.cat([output, self.parallel(x0)], dim=1)
-        return output, self.logit(output)
+        return Output(output, self.logit(output))

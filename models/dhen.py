@@ -7,8 +7,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from models.component import Component, Inputs, InputShape
-from models.layers import Activation, DenseTokens, Readout, TokenLinear, TokenModelConfig, linear, mlp
+from models.component import Component, Inputs, InputShape, Output
+from models.layers.config import TokenModelConfig
+from models.layers.mlp import Activation, linear, mlp
+from models.layers.tokens import DenseTokens, Readout, TokenLinear
 
 InteractionName = Literal["dot", "dcn", "attention", "linear", "convolution"]
 Ensemble = Literal["concat", "sum"]
@@ -183,6 +185,6 @@ class DHEN(Component):
         self.readout = Readout(num_tokens, config)
         self.output_dim = self.readout.output_dim
 
-    def forward(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
+    def forward(self, inputs: Inputs) -> Output:
         """Return the output embedding `[B, output_dim]` and the logit `[B]`."""
         return self.readout(self.layers(self.inputs(inputs.tokens, inputs.dense)))

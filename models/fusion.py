@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from models.config import FusionMode
-from models.layers import LogitLinear, linear
+from models.layers.mlp import LogitLinear, linear
 
 
 def binary_entropy(logit: Tensor) -> Tensor:

@@ -13,9 +13,11 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from models.component import Component, Inputs, InputShape
+from models.component import Component, Inputs, InputShape, Output
 from models.dhen import DHENLayer, InteractionName, default_tokens_per_interaction
-from models.layers import Activation, DenseTokens, Readout, TokenLinear, TokenModelConfig, linear, mlp
+from models.layers.config import TokenModelConfig
+from models.layers.mlp import Activation, linear, mlp
+from models.layers.tokens import DenseTokens, Readout, TokenLinear
 
 
 class InterFormerConfig(TokenModelConfig):
@@ -300,7 +302,7 @@ class InterFormer(Component):
         self.readout = Readout(self.num_cls + num_sequence_tokens, config)
         self.output_dim = self.readout.output_dim
 
-    def forward(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
+    def forward(self, inputs: Inputs) -> Output:
         """Return the output embedding `[B, output_dim]` and the logit `[B]`."""
         x = self.inputs(inputs.tokens, inputs.dense)
         if self.mask_net is None:

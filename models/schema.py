@@ -34,6 +34,11 @@ class Feature(BaseModel):
     mean_length: float = Field(
         1.0, ge=0, description="Mean number of ids per row: the planner's pooling factor."
     )
+    behavior: str | None = Field(
+        None,
+        description="Sequences only: the list of events that this is a column of. Sequences of one behavior "
+        "are aligned position by position. Default: all sequences are one.",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> "Feature":
@@ -41,6 +46,8 @@ class Feature(BaseModel):
             raise ValueError(f"feature {self.name!r} is dense and cannot have a table")
         if (self.kind == "sequence") != (self.max_length is not None):
             raise ValueError(f"feature {self.name!r}: max_length belongs to sequences, which must have it")
+        if self.behavior is not None and self.kind != "sequence":
+            raise ValueError(f"feature {self.name!r}: behavior belongs to sequences")
         if self.kind != "dense" and self.table is None:
             object.__setattr__(self, "table", self.name)
         return self
@@ -63,6 +70,11 @@ class Schema(BaseModel):
         None, description="Float column, synthetic data only: the probability the label was drawn from."
     )
     tables: dict[str, int] = Field(description="Number of rows (num_embeddings) of each table.")
+    pretrained: dict[str, int] = Field(
+        default_factory=dict,
+        description="Tables of given vectors, which are not trained, and the size of a vector. The dataset has "
+        "them in `pretrained/<table>.npy`, float32 `[rows, size]`.",
+    )
     features: tuple[Feature, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -78,6 +90,8 @@ class Schema(BaseModel):
         for table, rows in self.tables.items():
             if rows < 1:
                 raise ValueError(f"table {table!r} has {rows} rows")
+        if unknown := sorted(set(self.pretrained) - set(self.tables)):
+            raise ValueError(f"pretrained tables that are not in tables: {', '.join(unknown)}")
         if unread := sorted(set(self.tables) - {feature.table for feature in self.features}):
             raise ValueError(f"tables that no feature reads: {', '.join(unread)}")
         return self

@@ -1,8 +1,28 @@
-"""Random inputs for component tests."""
+"""Schemas, shapes and random inputs for component tests."""
 
 import torch
 
-from models.component import Inputs, InputShape
+from models.component import ComponentConfig, Inputs, InputShape, input_shape
+from models.registry import component_class
+from models.schema import Feature, Schema
+
+
+def small_schema(num_tokens: int = 3, num_sequences: int = 2, num_dense: int = 3) -> Schema:
+    """Categorical `c0, c1, ...`, sequences `s0, s1, ...` of c0's, c1's ... tables, and dense `x0, x1, ...`."""
+    features = [
+        *(Feature(name=f"c{i}", kind="categorical") for i in range(num_tokens)),
+        *(
+            Feature(name=f"s{i}", kind="sequence", table=f"c{i % num_tokens}", max_length=5)
+            for i in range(num_sequences)
+        ),
+        *(Feature(name=f"x{i}", kind="dense") for i in range(num_dense)),
+    ]
+    return Schema(label="label", tables={f"c{i}": 10 for i in range(num_tokens)}, features=tuple(features))
+
+
+def small_shape(config: ComponentConfig, schema: Schema | None = None) -> InputShape:
+    """What the component of this configuration is given on `schema`, by default a `small_schema()`."""
+    return input_shape(schema or small_schema(), component_class(config.kind), config)
 
 
 def random_inputs(
@@ -22,4 +42,5 @@ def random_inputs(
         sequences=normal(batch_size, k, length, dim) * valid.unsqueeze(3),
         lengths=lengths,
         dense=normal(batch_size, shape.num_dense),
+        extra=normal(batch_size, shape.num_extra),
     )

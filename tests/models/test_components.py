@@ -5,12 +5,12 @@ import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
 
-from models.component import Component, ComponentConfig, Inputs, InputShape
+from models.component import Component, ComponentConfig, InputShape
 from models.dcnv2 import DCNv2Config
 from models.dhen import DHENConfig
 from models.interformer import InterFormerConfig
 from models.registry import COMPONENTS, component_class
-from tests.models.inputs import random_inputs
+from tests.models.inputs import random_inputs, small_schema, small_shape
 
 SMALL = {"embedding_dim": 8, "hidden_units": (16, 8)}
 ALL_INTERACTIONS = ("dot", "dcn", "attention", "linear", "convolution")
@@ -28,13 +28,6 @@ CONFIGS: dict[str, ComponentConfig] = {
 any_component = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 
 
-def shape_of(config: ComponentConfig, num_sequences: int = 2, num_dense: int = 3) -> InputShape:
-    """Three features and some histories, which components that pool them get as tokens."""
-    reads_sequences = component_class(config.kind).reads_sequences
-    num_tokens, k = (3, num_sequences) if reads_sequences else (3 + num_sequences, 0)
-    return InputShape(num_tokens, k, max_length=5, num_dense=num_dense, embedding_dim=config.embedding_dim)
-
-
 def build(config: ComponentConfig, shape: InputShape) -> Component:
     torch.manual_seed(0)
     return component_class(config.kind)(shape, config)  # type: ignore[call-arg]
@@ -48,9 +41,10 @@ def test_every_registered_component_is_covered() -> None:
 @pytest.mark.parametrize("batch_size", [1, 7])
 @pytest.mark.parametrize(("num_sequences", "num_dense"), [(2, 3), (1, 0), (0, 1)])
 def test_output_shapes(config: ComponentConfig, batch_size: int, num_sequences: int, num_dense: int) -> None:
-    shape = shape_of(config, num_sequences, num_dense)
+    shape = small_shape(config, small_schema(3, num_sequences, num_dense))
     component = build(config, shape)
-    embedding, logit = component(random_inputs(shape, batch_size))
+    embedding, logit, auxiliary = component(random_inputs(shape, batch_size))
+    assert auxiliary is None or auxiliary.shape == (batch_size,)
     assert embedding.shape == (batch_size, component.output_dim)
     assert logit.shape == (batch_size,)
     assert embedding.isfinite().all()
@@ -60,7 +54,7 @@ def test_output_shapes(config: ComponentConfig, batch_size: int, num_sequences: 
 @any_component
 @pytest.mark.parametrize("num_sequences", [0, 2])
 def test_gradients_reach_every_parameter_and_input(config: ComponentConfig, num_sequences: int) -> None:
-    shape = shape_of(config, num_sequences)
+    shape = small_shape(config, small_schema(3, num_sequences))
     component = build(config, shape)
     inputs = random_inputs(shape, 16)
     inputs.tokens.requires_grad_()
@@ -79,13 +73,15 @@ def test_gradients_reach_every_parameter_and_input(config: ComponentConfig, num_
 
 @any_component
 def test_gradcheck(config: ComponentConfig) -> None:
-    shape = shape_of(config)
+    shape = small_shape(config)
     component = build(config, shape).double()
     inputs = random_inputs(shape, 3, dtype=torch.float64)
     lengths = torch.tensor([[0, 0], [5, 2], [1, 4]])[:, : shape.num_sequences]
 
     def outputs(tokens: torch.Tensor, sequences: torch.Tensor, dense: torch.Tensor) -> tuple:
-        return component(Inputs(tokens, sequences, lengths, dense))
+        return component(inputs._replace(tokens=tokens, sequences=sequences, lengths=lengths, dense=dense))[
+            :2
+        ]
 
     leaves = (inputs.tokens, inputs.sequences, inputs.dense)
     assert torch.autograd.gradcheck(outputs, tuple(x.requires_grad_() for x in leaves), fast_mode=True)
@@ -93,34 +89,37 @@ def test_gradcheck(config: ComponentConfig) -> None:
 
 @any_component
 def test_eval_output_of_a_row_does_not_depend_on_the_others(config: ComponentConfig) -> None:
-    config = config.model_copy(update={"batch_norm": True, "dropout": 0.5})
-    shape = shape_of(config)
+    update = {
+        name: value for name, value in (("batch_norm", True), ("dropout", 0.5)) if hasattr(config, name)
+    }
+    config = config.model_copy(update=update)
+    shape = small_shape(config)
     component = build(config, shape).eval()
     inputs = random_inputs(shape, 9)
-    embedding, logit = component(inputs)
+    embedding, logit, _ = component(inputs)
     for row in range(9):
-        alone = component(Inputs(*(x[row : row + 1] for x in inputs)))
-        torch.testing.assert_close(alone, (embedding[row : row + 1], logit[row : row + 1]))
+        alone = component(type(inputs)(*(x[row : row + 1] for x in inputs)))
+        torch.testing.assert_close(alone[:2], (embedding[row : row + 1], logit[row : row + 1]))
 
 
 @pytest.mark.parametrize("config", [c for c in CONFIGS.values() if component_class(c.kind).reads_sequences])
 def test_padding_has_no_influence(config: ComponentConfig) -> None:
-    shape = shape_of(config)
+    shape = small_shape(config)
     component = build(config, shape)
     inputs = random_inputs(shape, 32)
     beyond = torch.arange(shape.max_length) >= inputs.lengths.unsqueeze(2)
     garbage = inputs.sequences.masked_fill(beyond.unsqueeze(3), torch.nan)
     torch.testing.assert_close(
-        component(inputs._replace(sequences=garbage)), component(inputs), rtol=0, atol=0
+        component(inputs._replace(sequences=garbage))[:2], component(inputs)[:2], rtol=0, atol=0
     )
     trimmed = inputs._replace(lengths=inputs.lengths.clamp(max=3))
     shorter = trimmed._replace(sequences=inputs.sequences[:, :, :3])
-    torch.testing.assert_close(component(shorter), component(trimmed))
+    torch.testing.assert_close(component(shorter)[:2], component(trimmed)[:2])
 
 
 @any_component
 def test_empty_histories(config: ComponentConfig) -> None:
-    shape = shape_of(config)
+    shape = small_shape(config)
     component = build(config, shape)
     inputs = random_inputs(shape, 4)
     inputs = inputs._replace(
@@ -136,7 +135,7 @@ def test_empty_histories(config: ComponentConfig) -> None:
 
 @any_component
 def test_bf16_autocast(config: ComponentConfig) -> None:
-    shape = shape_of(config)
+    shape = small_shape(config)
     component = build(config, shape)
     inputs = random_inputs(shape, 16)
     exact = component(inputs)[1]
@@ -150,7 +149,7 @@ def test_bf16_autocast(config: ComponentConfig) -> None:
 
 @any_component
 def test_learns_by_heart(config: ComponentConfig) -> None:
-    shape = shape_of(config)
+    shape = small_shape(config)
     component = build(config, shape)
     inputs = random_inputs(shape, 32)
     label = (torch.arange(32) % 2).float()
@@ -172,5 +171,5 @@ def test_unknown_settings_are_refused(config: ComponentConfig) -> None:
 
 
 def test_unknown_kind() -> None:
-    with pytest.raises(ValueError, match="known: dcnv2, dhen, interformer"):
-        component_class("dcn")
+    with pytest.raises(ValueError, match=r"known: dcn, dcnv2, .*dotted path"):
+        component_class("no_such_kind")

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from models.component import InputShape
 from models.dhen import DCN, DHEN, Convolution, DHENConfig, DHENLayer, Dot, SelfAttention
-from models.layers import TokenLinear
+from models.layers.tokens import TokenLinear
 
 
 @pytest.fixture(autouse=True)

@@ -3,12 +3,14 @@ import torch
 from torch import nn
 
 from models.dhen import DHENConfig
-from models.layers import CrossNetV2, DenseTokens, LogitLinear, Readout, TokenLinear, mlp
+from models.layers.crosses import CrossNetV2
+from models.layers.mlp import BatchNorm, LogitLinear, mlp
+from models.layers.tokens import DenseTokens, Readout, TokenLinear
 
 
 def test_mlp_is_linear_norm_activation_dropout() -> None:
     kinds = [type(layer) for layer in mlp(3, (5, 2), "silu", dropout=0.1, batch_norm=True)]
-    assert kinds == [nn.Linear, nn.BatchNorm1d, nn.SiLU, nn.Dropout] * 2
+    assert kinds == [nn.Linear, BatchNorm, nn.SiLU, nn.Dropout] * 2
     assert [type(layer) for layer in mlp(3, (5,))] == [nn.Linear, nn.ReLU]
     x = torch.randn(2, 3)
     assert mlp(3, ())(x) is x

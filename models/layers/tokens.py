@@ -1,90 +1,11 @@
-"""Layers that several components share."""
-
-import itertools
-from collections.abc import Sequence
-from typing import Literal
+"""Layers on tokens `[B, n, d]`."""
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from models.component import ComponentConfig
-
-Activation = Literal["relu", "silu"]
-DenseMode = Literal["field", "token"]
-ReadoutMode = Literal["hidden", "tokens"]
-
-ACTIVATIONS: dict[Activation, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU}
-
-
-class TokenModelConfig(ComponentConfig):
-    """Settings that every component ending in interaction tokens has (DHEN, InterFormer)."""
-
-    dense: DenseMode = Field(
-        "token",
-        description="Dense features become tokens: `token` = an MLP on all of them makes one token; "
-        "`field` = each is one token, its value times a learned vector.",
-    )
-    readout: ReadoutMode = Field(
-        "hidden",
-        description="Output embedding: `hidden` = last hidden layer of the top MLP (the fused logit is "
-        "linear in it, hence as strong as the component's own); `tokens` = the flattened final tokens.",
-    )
-    hidden_units: tuple[int, ...] = Field(
-        (1024, 512, 256, 128), min_length=1, description="Sizes of the hidden layers of the top MLP."
-    )
-    activation: Activation = Field("silu", description="Activation of every MLP; silu is the papers' Swish.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout after each hidden layer of the top MLP.")
-    batch_norm: bool = Field(False, description="BatchNorm in the top MLP; statistics are each rank's own.")
-
-
-def linear(in_features: int, out_features: int, bias: bool = True) -> nn.Linear:
-    """`nn.Linear` that starts from xavier_normal weights and zero bias."""
-    layer = nn.Linear(in_features, out_features, bias)
-    nn.init.xavier_normal_(layer.weight)
-    if bias:
-        nn.init.zeros_(layer.bias)
-    return layer
-
-
-def mlp(
-    in_features: int,
-    hidden_units: Sequence[int],
-    activation: Activation = "relu",
-    dropout: float = 0.0,
-    batch_norm: bool = False,
-) -> nn.Sequential:
-    """Hidden layers, `[B, in_features]` -> `[B, hidden_units[-1]]`; the identity if there are none.
-
-    Each is Linear, BatchNorm if asked for, activation, dropout.
-    """
-    layers: list[nn.Module] = []
-    for fan_in, fan_out in itertools.pairwise((in_features, *hidden_units)):
-        layers.append(linear(fan_in, fan_out))
-        if batch_norm:
-            layers.append(nn.BatchNorm1d(fan_out))
-        layers.append(ACTIVATIONS[activation]())
-        if dropout > 0:
-            layers.append(nn.Dropout(dropout))
-    return nn.Sequential(*layers)
-
-
-class LogitLinear(nn.Linear):
-    """Affine map to one logit, `[B, in_features]` -> `[B]`.
-
-    Computes in the dtype of its weights even under autocast: bfloat16 has three digits, which would tie
-    predictions and blur NE.
-    """
-
-    def __init__(self, in_features: int) -> None:
-        super().__init__(in_features, 1)
-        nn.init.xavier_normal_(self.weight)
-        nn.init.zeros_(self.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`[B, in_features]` of any floating dtype -> `[B]`."""
-        with torch.autocast(x.device.type, enabled=False):
-            return super().forward(x.to(self.weight.dtype)).squeeze(-1)
+from models.component import Output
+from models.layers.config import DenseMode, TokenModelConfig
+from models.layers.mlp import Activation, LogitLinear, linear, mlp
 
 
 class TokenLinear(nn.Module):
@@ -170,8 +91,8 @@ class Readout(nn.Module):
         self.logit = LogitLinear(config.hidden_units[-1])
         self.output_dim = config.hidden_units[-1] if config.readout == "hidden" else num_features
 
-    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, tokens: Tensor) -> Output:
         """`[B, n, d]` -> `[B, output_dim]`, `[B]`."""
         features = tokens.flatten(1)
         hidden = self.mlp(features)
-        return hidden if self.mode == "hidden" else features, self.logit(hidden)
+        return Output(hidden if self.mode == "hidden" else features, self.logit(hidden))
