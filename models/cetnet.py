@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from models.collaboration import symmetric_kl
-from models.component import Component, ComponentConfig
+from models.collaboration import collaboration_loss
+from models.component import Component, ComponentConfig, Output
 from models.config import CETNetConfig
-from models.embeddings import ComponentTables, InputAssembly
+from models.embeddings import InputAssembly, Tables
 from models.fusion import Fusion
 from models.registry import component_class
 from models.schema import Schema
@@ -50,14 +50,20 @@ class CETNet(nn.Module):
 
     Args:
         schema: features and tables.
-        config: components, fusion, KL.
+        config: components, fusion, collaboration.
         is_dense: of a table's full name (`<component>__<table>`), whether it is held whole everywhere.
         table_device: device of the tables that will be sharded; `meta` leaves their memory to the sharding.
         device: device of everything else.
         bf16: run the components (not fusion and losses) under bfloat16 autocast.
 
     Attributes:
-        outputs: names of the outputs: `fused`, then, in an ensemble, each component.
+        tables: sets of tables: each component's, or `shared`; and `pretrained`, which all read and none trains.
+        towers: each component's way from looked-up rows to its output.
+        outputs: names of the outputs, `CETNetConfig.outputs`.
+        table_std: standard deviation of the initial values of each table, by its full name.
+
+    Raises:
+        ValueError: the components or the fusion can't be built for these features.
     """
 
     def __init__(
@@ -72,23 +78,55 @@ class CETNet(nn.Module):
     ) -> None:
         super().__init__()
         table_device, device = torch.device(table_device), torch.device(device)
-        members: dict[str, Member] = {}
+        classes = {name: component_class(component.kind) for name, component in config.components.items()}
+        any_reads_sequences = any(cls.reads_sequences for cls in classes.values())
+        self.table_std: dict[str, float] = {}
+        tables: dict[str, Tables] = {}
+        sources: dict[str, list[str]] = {name: [] for name in classes}
         with device:
             for name, component in config.components.items():
-                cls = component_class(component.kind)
-                tables = ComponentTables(
-                    name, schema, component, cls.reads_sequences, is_dense, table_device, device
-                )
-                tower = Tower(cls, component, InputAssembly(schema, tables, component), bf16)
-                members[name] = Member(tables, tower)
-            self.members = nn.ModuleDict(members)
-            self.objective = Objective([member.output_dim for member in members.values()], config)
-        self.outputs = ["fused", *(config.components if len(config.components) > 1 else [])]
-        self.table_std = {
-            f"{name}__{table}": component.embedding_std
-            for name, component in config.components.items()
-            for table in schema.tables
-        }
+                cls = classes[name]
+                dims = {t: component.embedding_dim for t in schema.tables if t not in schema.pretrained}
+                extra = cls.extra_tables(component, schema.features)
+                owners = {name: ({} if config.shared_tables else dims, cls.reads_sequences, extra)}
+                if config.shared_tables:
+                    owners["shared"] = (dims, any_reads_sequences, [])
+                for owner, (owned, reads_sequences, extras) in owners.items():
+                    sources[name].append(owner)
+                    if owner not in tables:
+                        tables[owner] = Tables(
+                            owner, schema, owned, reads_sequences, extras, is_dense, table_device, device
+                        )
+                        self.table_std |= dict.fromkeys(tables[owner].names, component.embedding_std)
+            if schema.pretrained:
+                tables["pretrained"] = Tables(
+                    "pretrained",
+                    schema,
+                    schema.pretrained,
+                    any_reads_sequences,
+                    [],
+                    lambda _: True,
+                    table_device,
+                    device,
+                ).requires_grad_(False)
+                for names in sources.values():
+                    names.append("pretrained")
+            self.towers = nn.ModuleDict(
+                {
+                    name: Tower(
+                        classes[name],
+                        component,
+                        InputAssembly(schema, [tables[s] for s in sources[name]], classes[name], component),
+                        bf16,
+                    )
+                    for name, component in config.components.items()
+                }
+            )
+            self.tables = nn.ModuleDict(tables)
+            dims = [tower.component.output_dim for tower in self.towers.values()]
+            self.objective = Objective(dims, config)
+        self._sources = sources
+        self.outputs = config.outputs
 
     def forward(self, batch: RowBatch) -> tuple[Tensor, Predictions]:
         """Loss (scalar) and predictions of a batch.
@@ -96,25 +134,16 @@ class CETNet(nn.Module):
         The loss is the weighted sum over rows divided by B, not by the sum of the weights, so that its
         mean over ranks is the same for every world size, padding included.
         """
-        members = [member(batch.sparse, batch.dense) for member in self.members.values()]
-        return self.objective(members, batch.label, batch.weight, batch.row)
-
-
-class Member(nn.Module):
-    """A component with its own tables."""
-
-    def __init__(self, tables: ComponentTables, tower: "Tower") -> None:
-        super().__init__()
-        self.tables, self.tower = tables, tower
-        self.output_dim = tower.component.output_dim
-
-    def forward(self, sparse: KeyedJaggedTensor, dense: Tensor) -> tuple[Tensor, Tensor]:
-        """Output embedding `[B, D]` and logit `[B]`."""
-        return self.tower(self.tables(sparse), dense)
+        looked_up = {name: tables(batch.sparse) for name, tables in self.tables.items()}
+        outputs = [
+            tower([rows for source in self._sources[name] for rows in looked_up[source]], batch.dense)
+            for name, tower in self.towers.items()
+        ]
+        return self.objective(outputs, batch.label, batch.weight, batch.row)
 
 
 class Tower(nn.Module):
-    """Everything of a member that needs no communication; the train pipeline does not trace into it."""
+    """Everything of a component that needs no communication; the train pipeline does not trace into it."""
 
     def __init__(
         self, cls: type[Component], config: ComponentConfig, assembly: InputAssembly, bf16: bool
@@ -124,32 +153,45 @@ class Tower(nn.Module):
         self.component = cls(assembly.shape, config)
         self._bf16 = bf16
 
-    def forward(self, looked_up: list, dense: Tensor) -> tuple[Tensor, Tensor]:
-        """Output embedding `[B, D]` and logit `[B]`."""
+    def forward(self, looked_up: list, dense: Tensor) -> Output:
+        """The component's output."""
         inputs = self.assembly(looked_up, dense)
         with torch.autocast(dense.device.type, dtype=torch.bfloat16, enabled=self._bf16):
             return self.component(inputs)
 
 
 class Objective(nn.Module):
-    """Fusion and losses, in float32: L = BCE(fused) + sum_m BCE(m) + alpha KL (paper, section 3.4.4)."""
+    """Fusion and losses, in float32: L = BCE(fused) + w sum_m BCE(m) + collaboration (paper, section 3.4.4)."""
 
     def __init__(self, dims: Sequence[int], config: CETNetConfig) -> None:
         super().__init__()
-        self.fusion = Fusion(dims, config.fusion, config.stop_gradient) if len(dims) > 1 else None
-        self._kl_weight, self._kl_detach = config.kl_weight, config.kl_detach
+        self.fusion = Fusion(dims, config.fusion) if len(dims) > 1 else None
+        self._component_weight, self._collaboration = config.component_weight, config.collaboration
 
     def forward(
-        self, members: list[tuple[Tensor, Tensor]], label: Tensor, weight: Tensor, row: Tensor
+        self, outputs: list[Output], label: Tensor, weight: Tensor, row: Tensor
     ) -> tuple[Tensor, Predictions]:
-        """Embeddings and logits of the components, label, weight, row -> loss and predictions."""
-        logits = torch.stack([logit.float() for _, logit in members])  # [N, B]
-        per_row = torch.zeros_like(label)
-        if self.fusion is not None:
-            if self._kl_weight:
-                per_row = per_row + self._kl_weight * symmetric_kl(logits.T, detach=self._kl_detach)
-            fused = self.fusion([embedding for embedding, _ in members], logits.T)
+        """Outputs of the components, label, weight, row -> loss and predictions."""
+        logits = torch.stack([output.logit.float() for output in outputs])  # [N, B]
+        if self.fusion is None:
+            per_row = bce = _bce(logits, label).sum(0)
+        else:
+            fused = self.fusion([output.embedding for output in outputs], logits.T)
+            collaboration = collaboration_loss(self._collaboration, logits.T, fused)
             logits = torch.cat([fused[None], logits])
-        bce = F.binary_cross_entropy_with_logits(logits, label.expand_as(logits), reduction="none")
-        loss = ((per_row + bce.sum(0)) * weight).sum() / len(label)
+            bce = _bce(logits, label)
+            # A weight of 0 still gives the components' heads a gradient, zero, which DDP waits for.
+            per_row = bce[0] + self._component_weight * bce[1:].sum(0)
+            if collaboration is not None:
+                per_row = per_row + collaboration
+            if not self._component_weight:
+                logits = logits[:1]
+        for output in outputs:
+            if output.auxiliary is not None:
+                per_row = per_row + output.auxiliary.float()
+        loss = (per_row * weight).sum() / len(label)
         return loss, Predictions(logits.detach(), label, weight, row, loss.detach())
+
+
+def _bce(logits: Tensor, label: Tensor) -> Tensor:
+    return F.binary_cross_entropy_with_logits(logits, label.expand_as(logits), reduction="none")

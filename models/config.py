@@ -1,39 +1,110 @@
 """Configuration of CETNet, without its code: checking a file must not wait for torchrec to load."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
 
 from models.component import ComponentConfig
 from models.registry import component_class
 
-FusionMode = Literal["confidence_concat", "confidence_sum", "concat", "mean"]
+FusionMode = Literal["confidence_concat", "confidence_sum", "gate_concat", "gate_sum", "concat", "mean"]
+
+# Other columns of a predictions file, and names of tables that no component owns.
+_TAKEN = ("fused", "row", "label", "weight", "group", "true_probability", "shared", "pretrained")
 
 
-# Other columns of a predictions file.
-_TAKEN = ("fused", "row", "label", "weight", "group", "true_probability")
+class FusionConfig(BaseModel):
+    """How the components' output embeddings become one prediction."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    mode: FusionMode = Field(
+        "confidence_concat",
+        description="Output embeddings are concatenated or summed; weighted by each sample's confidence "
+        "(`confidence_*`, the paper's), by a learned softmax gate (`gate_*`), or not (`concat`, `mean`).",
+    )
+    stop_gradient: bool = Field(True, description="Treat the confidence weights as constants (paper, 3.4).")
+    temperature: float = Field(
+        1.0, gt=0, description="Of the softmax over components; above 1 the weights become more equal."
+    )
+    head: Literal["mlp", "bilinear"] = Field(
+        "mlp",
+        description="What reads the joined embedding: `mlp` = hidden_units, then an affine map (none: the "
+        "paper's); `bilinear` = FinalMLP's fusion of its two halves.",
+    )
+    hidden_units: tuple[int, ...] = Field((), description="Hidden layers of head `mlp`, with ReLU.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout after each hidden layer of head `mlp`.")
+    batch_norm: bool = Field(False, description="BatchNorm in the hidden layers of head `mlp`.")
+    num_heads: int = Field(1, gt=0, description="Heads of head `bilinear`.")
+
+
+class NoCollaboration(BaseModel):
+    """Components learn nothing from each other."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["none"] = "none"
+
+
+class SymmetricKL(BaseModel):
+    """The paper's: KL in both directions, averaged over the pairs of components."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["symmetric_kl"] = "symmetric_kl"
+    weight: float = Field(0.5, ge=0, description="alpha; the paper tunes it among 0.1, 0.5, 1.")
+    detach: bool = Field(
+        False, description="Treat the other component as a constant in each direction of the KL."
+    )
+
+
+class MutualLearning(BaseModel):
+    """Deep mutual learning: each component towards the mean of its peers' KL, the peers constant."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["mutual_learning"]
+    weight: float = Field(1.0, ge=0, description="Of the sum over components; the paper has 1.")
+
+
+class Distillation(BaseModel):
+    """The ensemble teaches its components (ONE, KDCL)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["distillation"]
+    weight: float = Field(1.0, ge=0, description="Of the sum over components; the papers have 1.")
+    teacher: Literal["fused", "mean"] = Field(
+        "fused", description="`fused`: the fused logit (ONE); `mean`: the mean of the components' (KDCL)."
+    )
+    temperature: float = Field(
+        1.0, gt=0, description="Divides all logits; the loss is multiplied by its square. ONE has 3."
+    )
+
+
+Collaboration = Annotated[
+    NoCollaboration | SymmetricKL | MutualLearning | Distillation, Field(discriminator="kind")
+]
 
 
 class CETNetConfig(BaseModel):
-    """An ensemble; with one component it is that single model, with neither fusion nor KL term."""
+    """An ensemble; with one component it is that single model, with neither fusion nor collaboration."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     components: dict[str, SerializeAsAny[ComponentConfig]] = Field(
-        min_length=1, description="Components by the names that tables and metrics carry; each has a `kind`."
+        min_length=1,
+        description="Components by the names that tables and metrics carry; each has a `kind`. `copies: k` "
+        "makes k of one, called <name>_1 to <name>_k.",
     )
-    fusion: FusionMode = Field(
-        "confidence_concat",
-        description="How output embeddings become one: concatenated or summed, weighted by each sample's "
-        "confidence or (concat, mean) not.",
+    shared_tables: bool = Field(
+        False, description="One set of tables for all components, instead of one each (an ablation)."
     )
-    stop_gradient: bool = Field(True, description="Treat the confidence weights as constants (paper, 3.4).")
-    kl_weight: float = Field(
-        0.5, ge=0, description="alpha of the symmetric KL term; the paper tunes it among 0.1, 0.5, 1."
+    component_weight: float = Field(
+        1.0, ge=0, description="Weight of each component's own loss; 0: only the fused prediction learns."
     )
-    kl_detach: bool = Field(
-        False, description="Treat the other component as a constant in each KL direction."
-    )
+    fusion: FusionConfig = FusionConfig()
+    collaboration: Collaboration = SymmetricKL()
 
     @field_validator("components", mode="before")
     @classmethod
@@ -41,7 +112,7 @@ class CETNetConfig(BaseModel):
         if not isinstance(value, dict):
             return value
         configs = {}
-        for name, settings in value.items():
+        for name, settings in _with_copies(value).items():
             if not str(name).isidentifier() or "__" in name or name in _TAKEN:
                 raise ValueError(
                     f"component name {name!r} must be an identifier without '__' and none of {', '.join(_TAKEN)}"
@@ -52,3 +123,38 @@ class CETNetConfig(BaseModel):
                 settings = component_class(settings["kind"]).Config.model_validate(settings)
             configs[name] = settings
         return configs
+
+    @field_validator("collaboration", mode="before")
+    @classmethod
+    def _default_kind(cls, value: Any) -> Any:
+        # So that `model.collaboration.weight=0.1` alone is enough.
+        return {"kind": "symmetric_kl", **value} if isinstance(value, dict) else value
+
+    @model_validator(mode="after")
+    def _check(self) -> "CETNetConfig":
+        sizes = {(c.embedding_dim, c.embedding_std) for c in self.components.values()}
+        if self.shared_tables and len(sizes) > 1:
+            raise ValueError("shared_tables needs components of one embedding_dim and one embedding_std")
+        return self
+
+    @property
+    def outputs(self) -> list[str]:
+        """`fused`, then, in an ensemble whose components have losses of their own, each of them."""
+        return ["fused", *(self.components if len(self.components) > 1 and self.component_weight else [])]
+
+
+def _with_copies(components: dict[str, Any]) -> dict[str, Any]:
+    expanded: dict[str, Any] = {}
+    for name, settings in components.items():
+        copies = settings.get("copies") if isinstance(settings, dict) else None
+        if copies is None:
+            named = {name: settings}
+        elif isinstance(copies, int) and copies > 0:
+            single = {key: value for key, value in settings.items() if key != "copies"}
+            named = {f"{name}_{i}": single for i in range(1, copies + 1)}
+        else:
+            raise ValueError(f"component {name!r}: copies must be a positive number, not {copies!r}")
+        if taken := set(named) & set(expanded):
+            raise ValueError(f"component {min(taken)!r} is there twice, once as a copy")
+        expanded |= named
+    return expanded

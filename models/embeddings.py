@@ -1,7 +1,7 @@
-"""A component's own embedding tables, and the way from looked-up rows to what the component reads."""
+"""Embedding tables, and the way from looked-up rows to what a component reads."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,10 +10,13 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConf
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
-from models.component import ComponentConfig, Inputs, InputShape
+from models.component import Component, ComponentConfig, ExtraTable, Inputs, input_shape
+from models.layers.mlp import linear
 from models.schema import Schema
 
 _BLOCK_ROWS = 65_536
+_KERNEL_WIDTH = 4
+"""FBGEMM's kernels read rows in pieces of four numbers: a sharded table's dim must be a multiple."""
 
 
 class DenseEmbeddingBagCollection(EmbeddingBagCollection):
@@ -24,38 +27,37 @@ class DenseEmbeddingCollection(EmbeddingCollection):
     """Small unpooled tables that every process holds whole."""
 
 
-_COLLECTIONS = {
-    "pooled": EmbeddingBagCollection,
-    "pooled_dense": DenseEmbeddingBagCollection,
-    "unpooled": EmbeddingCollection,
-    "unpooled_dense": DenseEmbeddingCollection,
-}
+class Tables(nn.Module):
+    """A set of embedding tables, each named `<owner>__<table>`, and their lookups.
 
-
-class ComponentTables(nn.Module):
-    """All tables of one component, each named `<component>__<table>`, and their lookups.
-
-    A component that pools histories gets an EmbeddingBagCollection with mean pooling, so that pooled
-    vectors, not sequences, cross the network. One that reads histories gets an EmbeddingCollection for
-    the tables a sequence looks up (its target features share them) and an EmbeddingBagCollection for the
-    rest. Tables that `is_dense` picks stand in collections of their own, which are not sharded.
+    Where histories are pooled, an EmbeddingBagCollection with mean pooling holds the tables, so that pooled
+    vectors, not sequences, cross the network. Where they are read position by position, an
+    EmbeddingCollection holds the tables a sequence looks up (its target features share them) and an
+    EmbeddingBagCollection the rest. Tables that `is_dense` picks stand in collections of their own, which are
+    not sharded.
 
     Args:
-        name: the component's name.
+        owner: name of the component, or `shared`, or `pretrained`.
         schema: features and tables.
-        config: the component's embedding size.
-        reads_sequences: whether the component reads histories position by position.
+        dims: size of the vectors of each table that is in this set.
+        reads_sequences: whether histories are read position by position.
+        extra: tables of a component beside its embeddings, named `<owner>__<feature>__extra`. Sharded ones
+            are as wide as the kernels need; the surplus is neither read nor trained.
         is_dense: of a table's full name, whether every process holds it whole.
         device: device of the tables that will be sharded; `meta` leaves their memory to the sharding.
         dense_device: device of the dense tables.
+
+    Raises:
+        ValueError: a table that is to be sharded has a dim that is not a multiple of 4.
     """
 
     def __init__(
         self,
-        name: str,
+        owner: str,
         schema: Schema,
-        config: ComponentConfig,
+        dims: dict[str, int],
         reads_sequences: bool,
+        extra: Sequence[ExtraTable],
         is_dense: Callable[[str], bool],
         device: torch.device,
         dense_device: torch.device,
@@ -64,28 +66,54 @@ class ComponentTables(nn.Module):
         read_in_order = {f.table for f in schema.of_kind("sequence")} if reads_sequences else set()
         groups: dict[str, list[EmbeddingConfig | EmbeddingBagConfig]] = {}
         self.collection_of: dict[str, str] = {}
-        for table, rows in schema.tables.items():
+        self.names: list[str] = []
+
+        def add(group: str, table: EmbeddingConfig | EmbeddingBagConfig) -> None:
+            groups.setdefault(group, []).append(table)
+            self.names.append(table.name)
+
+        for table, dim in dims.items():
             features = [f.name for f in schema.id_features if f.table == table]
-            full_name = f"{name}__{table}"
-            dense = is_dense(full_name)
             settings = {
-                "name": full_name,
-                "num_embeddings": rows,
-                "embedding_dim": config.embedding_dim,
+                "name": f"{owner}__{table}",
+                "num_embeddings": schema.tables[table],
+                "embedding_dim": dim,
                 "feature_names": features,
             }
+            dense = is_dense(f"{owner}__{table}")
+            if not dense and dim % _KERNEL_WIDTH:
+                raise ValueError(
+                    f"table {owner}__{table} has embedding_dim {dim}, but a sharded table needs a multiple of "
+                    f"{_KERNEL_WIDTH}; change it, or name the table in sharding.dense_tables"
+                )
             if table in read_in_order:
                 group, embedding = "unpooled", EmbeddingConfig(**settings)
             else:
                 group, embedding = "pooled", EmbeddingBagConfig(**settings, pooling=PoolingType.MEAN)
             group += "_dense" if dense else ""
-            groups.setdefault(group, []).append(embedding)
+            add(group, embedding)
             self.collection_of |= dict.fromkeys(features, group)
+        rows = {f.name: schema.tables[f.table] for f in schema.id_features if f.table is not None}
+        self.extra: list[tuple[ExtraTable, str]] = []
+        for table in extra:
+            name = f"{owner}__{table.feature}__extra"
+            dense = is_dense(name)
+            width = table.dim if dense else -(-table.dim // _KERNEL_WIDTH) * _KERNEL_WIDTH
+            group = "extra_dense" if dense else "extra"
+            self.extra.append((table, group))
+            add(
+                group,
+                EmbeddingBagConfig(
+                    name=name,
+                    num_embeddings=rows[table.feature],
+                    embedding_dim=width,
+                    feature_names=[table.feature],
+                    pooling=PoolingType[table.pooling.upper()],
+                ),
+            )
         self.collections = nn.ModuleDict(
             {
-                group: _COLLECTIONS[group](
-                    tables=tables, device=dense_device if group.endswith("dense") else device
-                )
+                group: _collection(group, tables, dense_device if group.endswith("dense") else device)
                 for group, tables in sorted(groups.items())
             }
         )
@@ -95,57 +123,88 @@ class ComponentTables(nn.Module):
         return [collection(sparse) for collection in self.collections.values()]
 
 
-class InputAssembly(nn.Module):
-    """Looked-up embeddings -> `Inputs`. A module of its own, so that the train pipeline does not trace it.
+def _collection(group: str, tables: Any, device: torch.device) -> nn.Module:
+    dense = group.endswith("dense")
+    if group.startswith("unpooled"):
+        return (DenseEmbeddingCollection if dense else EmbeddingCollection)(tables=tables, device=device)
+    return (DenseEmbeddingBagCollection if dense else EmbeddingBagCollection)(tables=tables, device=device)
 
-    Embeddings are taken by feature name, in the schema's order: the columns of a sharded `KeyedTensor`
-    follow the plan.
+
+class InputAssembly(nn.Module):
+    """Looked-up rows of some sets of tables -> `Inputs` of one component.
+
+    Embeddings are taken by feature name, in the schema's order: the columns of a sharded `KeyedTensor` follow
+    the plan. Features of pretrained vectors pass a Linear(size, d) of their own without bias, pooled histories
+    after the pooling. A module of its own, so that the train pipeline does not trace it.
+
+    Args:
+        schema: features and tables.
+        sources: the sets of tables looked up; the component's extra tables are in the first.
+        cls: the component's class.
+        config: its settings.
     """
 
-    def __init__(self, schema: Schema, tables: ComponentTables, config: ComponentConfig) -> None:
+    def __init__(
+        self, schema: Schema, sources: Sequence[Tables], cls: type[Component], config: ComponentConfig
+    ) -> None:
         super().__init__()
-        names = list(tables.collections)
-        index = {feature: names.index(group) for feature, group in tables.collection_of.items()}
-        self._pooled = {i for i, name in enumerate(names) if name.startswith("pooled")}
+        groups = [(source, group) for source in sources for group in source.collections]
+        self._pooled = {i for i, (_, group) in enumerate(groups) if group.startswith("pooled")}
+        index = {
+            feature: i
+            for i, (source, group) in enumerate(groups)
+            for feature, held_by in source.collection_of.items()
+            if held_by == group
+        }
+        self._extra = [
+            (table.feature, groups.index((sources[0], group)), table.dim) for table, group in sources[0].extra
+        ]
         self._single = {f.name for f in schema.of_kind("categorical")}
-        tokens = schema.of_kind("categorical", "multi_valued")
-        histories = schema.of_kind("sequence")
-        self._sequences = [(f.name, index[f.name]) for f in histories if index[f.name] not in self._pooled]
-        if not self._sequences:
-            tokens = tokens + histories
-        self._tokens = [(f.name, index[f.name]) for f in tokens]
-        self.shape = InputShape(
-            num_tokens=len(self._tokens),
-            num_sequences=len(self._sequences),
-            max_length=max((f.max_length or 0 for f in histories), default=0) if self._sequences else 0,
-            num_dense=len(schema.dense_features),
-            embedding_dim=config.embedding_dim,
+        tokens, histories = schema.of_kind("categorical", "multi_valued"), schema.of_kind("sequence")
+        self._sequences = [(f.name, index[f.name]) for f in histories if cls.reads_sequences]
+        self._tokens = [(f.name, index[f.name]) for f in tokens + ([] if cls.reads_sequences else histories)]
+        self.projections = nn.ModuleDict(
+            {
+                f.name: linear(schema.pretrained[f.table], config.embedding_dim, bias=False)
+                for f in schema.id_features
+                if f.table in schema.pretrained
+            }
         )
+        self.shape = input_shape(schema, cls, config)
 
     def forward(self, looked_up: list[Any], dense: Tensor) -> Inputs:
-        """Outputs of the collections (see `ComponentTables.forward`) and dense `[B, m]` -> `Inputs`."""
-        # By `get`, since a sharded EmbeddingCollection returns a lazy dict that has no `[]`.
-        tokens = [
-            looked_up[i][name] if i in self._pooled else self._pool(name, looked_up[i].get(name))
-            for name, i in self._tokens
-        ]
-        sequences, lengths = [], []
-        for name, i in self._sequences:
-            jagged = looked_up[i].get(name)
-            sequences.append(jagged.to_padded_dense(self.shape.max_length))
-            lengths.append(jagged.lengths().long())
+        """Outputs of all collections of the sources, in order, and dense `[B, m]` -> `Inputs`."""
         batch, d = dense.shape[0], self.shape.embedding_dim
+        tokens = [self._project(name, self._pool(name, i, looked_up[i])) for name, i in self._tokens]
+        # By `get`, since a sharded EmbeddingCollection returns a lazy dict that has no `[]`.
+        histories = [(name, looked_up[i].get(name)) for name, i in self._sequences]
+        lengths = torch.zeros(batch, 0, dtype=torch.int64, device=dense.device)
+        sequences = dense.new_zeros(batch, 0, 0, d)
+        if histories:
+            lengths = torch.stack([jagged.lengths().long() for _, jagged in histories], 1)
+            # Padded to the longest of the batch, not of the data: most histories are short.
+            longest = max(1, int(lengths.max()))
+            sequences = torch.stack(
+                [self._project(name, jagged.to_padded_dense(longest)) for name, jagged in histories], 1
+            )
+        extra = [looked_up[i][name][:, :dim] for name, i, dim in self._extra]
         return Inputs(
             tokens=torch.stack(tokens, 1) if tokens else dense.new_zeros(batch, 0, d),
-            sequences=torch.stack(sequences, 1) if sequences else dense.new_zeros(batch, 0, 0, d),
-            lengths=torch.stack(lengths, 1)
-            if lengths
-            else torch.zeros(batch, 0, dtype=torch.int64, device=dense.device),
+            sequences=sequences,
+            lengths=lengths,
             dense=dense,
+            extra=torch.cat(extra, 1) if extra else dense.new_zeros(batch, 0),
         )
 
-    def _pool(self, name: str, jagged: JaggedTensor) -> Tensor:
-        """Mean of each row's embeddings `[B, d]`."""
+    def _project(self, name: str, vectors: Tensor) -> Tensor:
+        return self.projections[name](vectors) if name in self.projections else vectors
+
+    def _pool(self, name: str, index: int, looked_up: Any) -> Tensor:
+        """Each row's embedding, or the mean of its embeddings, `[B, size]`."""
+        if index in self._pooled:
+            pooled: Tensor = looked_up[name]
+            return pooled
+        jagged = looked_up.get(name)
         if name in self._single:
             return jagged.values()
         lengths = jagged.lengths()

@@ -1,12 +1,12 @@
-"""The fusion head of CETNet (arXiv 2411.13700): components are trusted by their confidence."""
+"""Fusion: the output embeddings of the components become one prediction (CETNet, arXiv 2411.13700)."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from models.config import FusionMode
-from models.layers.mlp import LogitLinear, linear
+from models.config import FusionConfig
+from models.layers.mlp import BilinearFusion, LogitLinear, linear, mlp
 
 
 def binary_entropy(logit: Tensor) -> Tensor:
@@ -18,45 +18,58 @@ def binary_entropy(logit: Tensor) -> Tensor:
     return nn.functional.softplus(logit) - logit * logit.sigmoid()
 
 
-def confidence_weights(logits: Tensor) -> Tensor:
+def confidence_weights(logits: Tensor, temperature: float = 1.0) -> Tensor:
     """Weights of the components, `[B, N]` -> `[B, N]`: softmax over N of the negative entropy, per row.
 
-    The entropy is at most ln 2, so each weight stays in [1 / (2N - 1), 2 / (N + 1)]: no component is ever
-    switched off. float32, or float64 if the logits are.
+    The entropy is at most ln 2, so at temperature 1 each weight stays in [1 / (2N - 1), 2 / (N + 1)]: no
+    component is ever switched off. float32, or float64 if the logits are.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return (-binary_entropy(logits)).softmax(dim=1)
+    return (-binary_entropy(logits) / temperature).softmax(dim=1)
 
 
 class Fusion(nn.Module):
-    """One affine map of the joined output embeddings of N components: the fused logit.
+    """A head on the joined output embeddings of N components: the fused logit.
 
-    | mode                | what is joined                                           |
-    |---------------------|----------------------------------------------------------|
-    | `confidence_concat` | concat of w_m e_m (the paper's default)                  |
-    | `confidence_sum`    | sum of w_m e_m                                           |
-    | `concat`            | concat of e_m, unweighted                                |
-    | `mean`              | mean of e_m, unweighted                                  |
+    | mode                | what is joined                                                              |
+    |---------------------|-----------------------------------------------------------------------------|
+    | `confidence_concat` | concat of w_m e_m, w by `confidence_weights` (the paper's default)          |
+    | `confidence_sum`    | sum of w_m e_m                                                              |
+    | `gate_concat`       | concat of g_m e_m, g = softmax(Linear([e_1 .. e_N])), learned               |
+    | `gate_sum`          | sum of g_m e_m                                                              |
+    | `concat`            | concat of e_m, unweighted                                                   |
+    | `mean`              | mean of e_m, unweighted                                                     |
 
-    Sums and means need equal sizes: where they differ, a Linear per component maps to the largest.
+    Sums and means need equal sizes: where they differ, a Linear per component maps to the largest. With
+    `stop_gradient`, confidence weights are constants for autograd, so that the fused loss reaches components
+    only through their embeddings and none is rewarded for being over-confident.
 
     Args:
         dims: `output_dim` of each component.
-        mode: As above.
-        stop_gradient: The weights are constants for autograd, so that the fused loss reaches components only
-            through their embeddings and none is rewarded for being over-confident.
+        config: mode, stop_gradient, temperature, head.
+
+    Raises:
+        ValueError: head `bilinear` cannot split the joined embedding into two halves of `num_heads` parts.
     """
 
-    def __init__(
-        self, dims: Sequence[int], mode: FusionMode = "confidence_concat", stop_gradient: bool = True
-    ) -> None:
+    def __init__(self, dims: Sequence[int], config: FusionConfig) -> None:
         super().__init__()
-        self.weighted = mode.startswith("confidence")
-        self.concatenated = mode.endswith("concat")
-        self.stop_gradient = stop_gradient
+        weighting, _, joining = config.mode.rpartition("_")
+        self.weighting = weighting or None
+        self.concatenated = joining == "concat"
+        self.stop_gradient, self.temperature = config.stop_gradient, config.temperature
         project = not self.concatenated and len(set(dims)) > 1
         self.projections = nn.ModuleList(linear(dim, max(dims)) if project else nn.Identity() for dim in dims)
-        self.readout = LogitLinear(sum(dims) if self.concatenated else max(dims))
+        self.gate = linear(sum(dims), len(dims)) if weighting == "gate" else None
+        width = sum(dims) if self.concatenated else max(dims)
+        if config.head == "bilinear":
+            if width % (2 * config.num_heads):
+                raise ValueError(f"fusion: {width} numbers cannot be halved into {config.num_heads} heads")
+            self.hidden: nn.Module = nn.Identity()
+            self.readout: nn.Module = BilinearFusion(width // 2, width // 2, config.num_heads)
+        else:
+            self.hidden = mlp(width, config.hidden_units, "relu", config.dropout, config.batch_norm)
+            self.readout = LogitLinear((width, *config.hidden_units)[-1])
 
     def forward(self, embeddings: Sequence[Tensor], logits: Tensor) -> Tensor:
         """N embeddings `[B, D_m]` and the components' logits `[B, N]` -> the fused logit `[B]`.
@@ -64,15 +77,26 @@ class Fusion(nn.Module):
         Computes in float32 even under autocast.
         """
         with torch.autocast(logits.device.type, enabled=False):
-            dtype = self.readout.weight.dtype
+            dtype = torch.promote_types(logits.dtype, torch.float32)
+            embeddings = [embedding.to(dtype) for embedding in embeddings]
+            weights = self._weights(embeddings, logits)  # [B, N]
             parts = [
-                projection(embedding.to(dtype))
+                projection(embedding)
                 for projection, embedding in zip(self.projections, embeddings, strict=True)
             ]
-            if self.weighted:
-                weights = confidence_weights(logits.detach() if self.stop_gradient else logits)  # [B, N]
+            if weights is not None:
                 parts = [weight * part for weight, part in zip(weights.split(1, dim=1), parts, strict=True)]
             if self.concatenated:
-                return self.readout(torch.cat(parts, dim=1))
-            joined = torch.stack(parts).sum(0)
-            return self.readout(joined if self.weighted else joined / len(parts))
+                joined = torch.cat(parts, dim=1)
+            else:
+                joined = torch.stack(parts).sum(0)
+                joined = joined / len(parts) if weights is None else joined
+            logit: Tensor = self.readout(self.hidden(joined))
+            return logit
+
+    def _weights(self, embeddings: Sequence[Tensor], logits: Tensor) -> Tensor | None:
+        if self.gate is not None:
+            return (self.gate(torch.cat(list(embeddings), dim=1)) / self.temperature).softmax(dim=1)
+        if self.weighting == "confidence":
+            return confidence_weights(logits.detach() if self.stop_gradient else logits, self.temperature)
+        return None

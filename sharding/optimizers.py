@@ -56,7 +56,8 @@ def combine_optimizers(
     A learning rate set on its `param_groups` reaches all three. Clipping is by the norm of the gradients
     of dense parameters and dense tables; fused tables have no gradient to clip.
     """
-    parameters = dict(in_backward_optimizer_filter(model.named_parameters()))
+    named = in_backward_optimizer_filter(model.named_parameters())
+    parameters = {name: parameter for name, parameter in named if parameter.requires_grad}
     of_tables = _dense_table_parameters(model.module)
     groups = {
         "dense": (dense, {k: v for k, v in parameters.items() if id(v) not in of_tables}),

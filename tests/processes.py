@@ -66,7 +66,7 @@ def run_settings(data: Path, run_dir: Path, **sections: Any) -> dict[str, Any]:
                 },
                 "dcnv2": {"kind": "dcnv2", "embedding_dim": 4, "hidden_units": [16], "embedding_std": 0.05},
             },
-            "kl_weight": 0.5,
+            "collaboration": {"weight": 0.5},
         },
         "training": {"log_every": 1, "seed": 7, "ne_window_steps": 10, "device": "cpu"},
         "evaluation": {"splits": ["test"]},

@@ -2,8 +2,11 @@
 
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from pathlib import Path
 
+import numpy as np
 import torch
+from torch import nn
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.train_pipeline import TrainPipelineBase, TrainPipelineSparseDist
 from torchrec.optim.keyed import KeyedOptimizer
@@ -17,6 +20,8 @@ from trainer.batch import Batch
 from trainer.config import RunConfig
 from trainer.distributed import Processes
 from trainer.errors import UserError
+
+_COPIED_ROWS = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,28 @@ def build_model(config: RunConfig, schema: Schema, device: torch.device | str) -
     return model
 
 
+@torch.no_grad()
+def load_pretrained(model: nn.Module, schema: Schema, folder: Path) -> None:
+    """Fill the tables of pretrained vectors; raises UserError for a file that is missing or doesn't fit."""
+    tables = {f"pretrained__{table}": table for table in schema.pretrained}
+    for key, value in model.state_dict().items():
+        table = tables.get(key.split(".")[-2]) if "." in key else None
+        if table is None:
+            continue
+        path = folder / "pretrained" / f"{table}.npy"
+        try:
+            vectors = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: vectors of table {table!r} cannot be read: {error}") from None
+        if vectors.shape != tuple(value.shape):
+            raise UserError(
+                f"{path}: shape {vectors.shape}, but table {table!r} of the schema is {tuple(value.shape)}"
+            )
+        for start in range(0, len(vectors), _COPIED_ROWS):
+            piece = np.asarray(vectors[start : start + _COPIED_ROWS], dtype=np.float32)
+            value[start : start + _COPIED_ROWS] = torch.from_numpy(piece)
+
+
 def plan_model(
     model: CETNet, config: RunConfig, schema: Schema, device: str, world_size: int, local_world_size: int
 ) -> Plan:
@@ -102,6 +129,7 @@ def plan_model(
 
 
 def count_parameters(model: CETNet) -> dict[str, int]:
-    """Number of parameters in tables and in everything else."""
-    tables = sum(p.numel() for name, p in model.named_parameters() if ".tables." in name)
-    return {"tables": tables, "dense": sum(p.numel() for p in model.parameters()) - tables}
+    """Number of trained parameters in tables and in everything else; pretrained vectors are not counted."""
+    trained = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
+    tables = sum(numel for name, numel in trained.items() if name.startswith("tables."))
+    return {"tables": tables, "dense": sum(trained.values()) - tables}

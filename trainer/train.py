@@ -13,7 +13,7 @@ import torch.distributed as dist
 from models.schema import Schema
 from sharding.report import plan_table
 from trainer.batch import Batch
-from trainer.build import Session, build_model, build_session
+from trainer.build import Session, build_model, build_session, load_pretrained
 from trainer.checkpoint import Checkpoints, latest_checkpoint, load_checkpoint, read_trainer_state
 from trainer.config import RunConfig
 from trainer.dataset import Dataset
@@ -87,10 +87,9 @@ def check_inputs(config: RunConfig, world_size: int, resume: bool) -> Dataset:
 
 
 def _check_monitor(config: RunConfig, schema: Schema) -> None:
-    stopping, components = config.evaluation.early_stopping, config.model.components
-    outputs = ["fused", *(components if len(components) > 1 else [])]
+    stopping = config.evaluation.early_stopping
     metrics = ["auc", "ne", "logloss", *(["gauc"] if schema.group else [])]
-    known = [f"{metric}/{output}" for metric in metrics for output in outputs]
+    known = [f"{metric}/{output}" for metric in metrics for output in config.model.outputs]
     if stopping and stopping.monitor not in known:
         raise UserError(
             f"evaluation.early_stopping.monitor={stopping.monitor!r} is none of {', '.join(known)}"
@@ -147,6 +146,8 @@ def _start(
         progress = Progress(**state["progress"])
         ne.load_state_dict(state["ne"])
         lr.plateau = progress.plateau
+    else:
+        load_pretrained(session.model, dataset.schema, data.path)
     folder = None
     if processes.is_main:
         folder = RunFolder(config, dataset.schema, session.plan, processes.world_size)

@@ -100,3 +100,27 @@ class LogitLinear(nn.Linear):
         """`[B, in_features]` of any floating dtype -> `[B]`."""
         with torch.autocast(x.device.type, enabled=False):
             return super().forward(x.to(self.weight.dtype)).squeeze(-1)
+
+
+class BilinearFusion(nn.Module):
+    """w_x x + w_y y + sum_h x_h^T W_h y_h on `[x, y]`, `[B, x_dim + y_dim]` -> logit `[B]`.
+
+    FinalMLP, arXiv 2304.00902, eq. 12 to 14: x and y are cut into `num_heads` parts each. Computes in the dtype
+    of its weights even under autocast, as `LogitLinear` does.
+    """
+
+    def __init__(self, x_dim: int, y_dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.dims, self.num_heads = (x_dim, y_dim), num_heads
+        self.x, self.y = LogitLinear(x_dim), LogitLinear(y_dim)
+        weight = torch.empty(num_heads * (x_dim // num_heads) * (y_dim // num_heads), 1)
+        self.weight = nn.Parameter(
+            nn.init.xavier_normal_(weight).view(num_heads, x_dim // num_heads, y_dim // num_heads)
+        )
+
+    def forward(self, xy: Tensor) -> Tensor:
+        """`[B, x_dim + y_dim]` of any floating dtype -> `[B]`."""
+        with torch.autocast(xy.device.type, enabled=False):
+            x, y = xy.to(self.weight.dtype).split(self.dims, dim=1)
+            x_heads, y_heads = (part.unflatten(1, (self.num_heads, -1)) for part in (x, y))
+            return self.x(x) + self.y(y) + torch.einsum("bhi,hij,bhj->b", x_heads, self.weight, y_heads)

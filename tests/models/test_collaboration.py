@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.collaboration import symmetric_kl
+from models.collaboration import collaboration_loss, distillation, mutual_learning, symmetric_kl
+from models.config import Collaboration, Distillation, MutualLearning, NoCollaboration, SymmetricKL
 
 
 def kl(p: Tensor, q: Tensor) -> Tensor:
@@ -59,3 +60,68 @@ def test_extreme_logits_and_low_precision() -> None:
     assert logits.grad.isfinite().all()
     assert symmetric_kl(torch.zeros(1, 2, dtype=torch.bfloat16)).dtype == torch.float32
     assert (symmetric_kl(torch.randn(1000, 4) * 10) >= 0).all()
+
+
+@pytest.mark.parametrize("n", [2, 4])
+def test_mutual_learning_is_each_students_kl_to_its_constant_peers(n: int) -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(20, n, dtype=torch.float64, requires_grad=True)
+    p, peer = logits.sigmoid(), logits.sigmoid().detach()
+    expected = sum(
+        kl(peer[:, other], p[:, k]) / (n - 1) for k in range(n) for other in range(n) if other != k
+    )
+    loss = mutual_learning(logits)
+    torch.testing.assert_close(loss, expected)
+    (gradient,) = torch.autograd.grad(loss.sum(), logits)
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected.sum(), logits)[0])
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_distillation_is_the_kl_from_the_constant_teacher_to_each_component(temperature: float) -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(20, 3, dtype=torch.float64, requires_grad=True)
+    teacher = torch.randn(20, dtype=torch.float64, requires_grad=True)
+    target, student = (teacher / temperature).sigmoid(), (logits / temperature).sigmoid()
+    expected = sum(temperature**2 * kl(target, student[:, k]) for k in range(3))
+    loss = distillation(logits, teacher, temperature)
+    torch.testing.assert_close(loss, expected)
+    (gradient,) = torch.autograd.grad(loss.sum(), logits)
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected.sum(), logits)[0])
+    assert teacher.grad is None
+    assert torch.autograd.gradcheck(lambda z: distillation(z, teacher.detach(), temperature), logits)
+
+
+def test_the_mean_teacher_is_constant_too() -> None:
+    logits = torch.tensor([[2.0, -1.0]], dtype=torch.float64, requires_grad=True)
+    config = Distillation(kind="distillation", teacher="mean", weight=0.5)
+    loss = collaboration_loss(config, logits, torch.zeros(1, dtype=torch.float64))
+    assert loss is not None
+    target = torch.tensor(0.5, dtype=torch.float64)
+    (gradient,) = torch.autograd.grad(loss.sum(), logits)
+    torch.testing.assert_close(gradient[0], 0.5 * (logits[0].sigmoid() - target.sigmoid()))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [NoCollaboration(), SymmetricKL(weight=0), MutualLearning(kind="mutual_learning", weight=0)],
+)
+def test_nothing_is_computed_for_no_collaboration(config: Collaboration) -> None:
+    assert collaboration_loss(config, torch.randn(3, 2), torch.randn(3)) is None
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        SymmetricKL(weight=0.3),
+        SymmetricKL(weight=0.3, detach=True),
+        MutualLearning(kind="mutual_learning", weight=0.3),
+        Distillation(kind="distillation", weight=0.3, teacher="mean", temperature=2),
+    ],
+)
+def test_symmetric_under_swapping_components(config: Collaboration) -> None:
+    logits, fused = torch.randn(9, 3, dtype=torch.float64), torch.randn(9, dtype=torch.float64)
+    loss = collaboration_loss(config, logits, fused)
+    torch.testing.assert_close(collaboration_loss(config, logits[:, [2, 0, 1]], fused), loss)
+    torch.testing.assert_close(
+        collaboration_loss(config.model_copy(update={"weight": 0.6}), logits, fused), 2 * loss
+    )

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from models.config import FusionConfig
 from models.fusion import Fusion, binary_entropy, confidence_weights
 
 
@@ -50,7 +51,12 @@ def fused_reference(fusion: Fusion, mode: str, embeddings: list[Tensor], logits:
         total = sum(math.exp(c) for c in confidence)
         w = [math.exp(c) / total for c in confidence]
         e = [projection(x[row]) for projection, x in zip(fusion.projections, embeddings, strict=True)]
-        if mode.startswith("confidence"):
+        if mode.startswith("gate"):
+            scores = [
+                torch.cat([x[row] for x in embeddings]).dot(weight).item() for weight in fusion.gate.weight
+            ]
+            w = [math.exp(score) / sum(map(math.exp, scores)) for score in scores]
+        if mode.startswith(("confidence", "gate")):
             e = [w[m] * e[m] for m in range(len(e))]
         joined = torch.cat(e) if mode.endswith("concat") else torch.stack(e).sum(0)
         if mode == "mean":
@@ -59,14 +65,14 @@ def fused_reference(fusion: Fusion, mode: str, embeddings: list[Tensor], logits:
     return torch.stack(rows)
 
 
-MODES = ["confidence_concat", "confidence_sum", "concat", "mean"]
+MODES = ["confidence_concat", "confidence_sum", "gate_concat", "gate_sum", "concat", "mean"]
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("dims", [(4, 4), (5, 3, 2)])
 def test_modes(mode: str, dims: tuple[int, ...]) -> None:
     torch.manual_seed(0)
-    fusion = Fusion(dims, mode)  # type: ignore[arg-type]
+    fusion = Fusion(dims, FusionConfig(mode=mode))  # type: ignore[arg-type]
     torch.nn.init.constant_(fusion.readout.bias, 0.3)
     for batch_size in (1, 6):
         embeddings, logits = (
@@ -84,7 +90,7 @@ def test_modes(mode: str, dims: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("stop_gradient", [True, False])
 def test_fused_loss_moves_the_logits_only_without_stop_gradient(mode: str, stop_gradient: bool) -> None:
     torch.manual_seed(0)
-    fusion = Fusion([4, 4], mode, stop_gradient)  # type: ignore[arg-type]
+    fusion = Fusion([4, 4], FusionConfig(mode=mode, stop_gradient=stop_gradient))  # type: ignore[arg-type]
     embeddings = [torch.randn(6, 4, requires_grad=True) for _ in range(2)]
     heads = [torch.nn.Linear(4, 1) for _ in range(2)]
     logits = torch.cat([head(e.detach()) for head, e in zip(heads, embeddings, strict=True)], dim=1)
@@ -102,7 +108,7 @@ def test_fused_loss_moves_the_logits_only_without_stop_gradient(mode: str, stop_
 @pytest.mark.parametrize("mode", MODES)
 def test_gradcheck(mode: str) -> None:
     torch.manual_seed(0)
-    fusion = Fusion([3, 2, 3], mode, stop_gradient=False).double()  # type: ignore[arg-type]
+    fusion = Fusion([3, 2, 3], FusionConfig(mode=mode, stop_gradient=False)).double()  # type: ignore[arg-type]
     leaves = [torch.randn(4, n, dtype=torch.float64, requires_grad=True) for n in (3, 2, 3, 3)]
     used = leaves if mode.startswith("confidence") else [*leaves[:3], leaves[3].detach()]
     assert torch.autograd.gradcheck(lambda *x: fusion(x[:3], x[3]), tuple(used))
@@ -110,7 +116,7 @@ def test_gradcheck(mode: str) -> None:
 
 def test_swapping_components_swaps_their_parts() -> None:
     torch.manual_seed(0)
-    fusion, swapped = Fusion([4, 4]), Fusion([4, 4])
+    fusion, swapped = Fusion([4, 4], FusionConfig()), Fusion([4, 4], FusionConfig())
     weight = fusion.readout.weight.detach()
     swapped.readout.weight.data = torch.cat([weight[:, 4:], weight[:, :4]], dim=1)
     embeddings, logits = [torch.randn(6, 4) for _ in range(2)], torch.randn(6, 2)
@@ -119,10 +125,47 @@ def test_swapping_components_swaps_their_parts() -> None:
 
 def test_float32_under_autocast() -> None:
     torch.manual_seed(0)
-    fusion = Fusion([8, 5], "confidence_sum")
+    fusion = Fusion([8, 5], FusionConfig(mode="confidence_sum"))
     embeddings = [torch.randn(6, 8).bfloat16(), torch.randn(6, 5).bfloat16()]
     logits = torch.randn(6, 2)
     exact = fusion([e.float() for e in embeddings], logits)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(fusion(embeddings, logits), exact)
     assert confidence_weights(logits.bfloat16()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("temperature", [0.1, 3.0])
+def test_temperature(temperature: float) -> None:
+    logits = torch.tensor([[3.0, 0.5, -6.0]])
+    confidence = -binary_entropy(logits)[0] / temperature
+    torch.testing.assert_close(
+        confidence_weights(logits, temperature)[0], confidence.exp() / confidence.exp().sum()
+    )
+
+
+def test_hidden_layers_of_the_head() -> None:
+    torch.manual_seed(0)
+    fusion = Fusion([4, 4], FusionConfig(mode="mean", hidden_units=(3,)))
+    embeddings = [torch.randn(6, 4) for _ in range(2)]
+    first = fusion.hidden[0]  # type: ignore[index]
+    hidden = ((embeddings[0] + embeddings[1]) / 2 @ first.weight.T + first.bias).relu()
+    expected = hidden @ fusion.readout.weight[0] + fusion.readout.bias
+    torch.testing.assert_close(fusion(embeddings, torch.randn(6, 2)), expected)
+
+
+def test_bilinear_head_joins_the_means_of_two_streams() -> None:
+    torch.manual_seed(0)
+    fusion = Fusion([8, 8], FusionConfig(mode="mean", head="bilinear", num_heads=2))
+    embeddings = [torch.randn(5, 8) for _ in range(2)]
+    x, y = ((embeddings[0] + embeddings[1]) / 2).chunk(2, dim=1)
+    head = fusion.readout
+    expected = []
+    for row in range(5):
+        logit = head.x.weight[0] @ x[row] + head.x.bias[0] + head.y.weight[0] @ y[row] + head.y.bias[0]
+        for h in range(2):
+            part = slice(2 * h, 2 * h + 2)
+            logit = logit + x[row, part] @ head.weight[h] @ y[row, part]
+        expected.append(logit)
+    torch.testing.assert_close(fusion(embeddings, torch.randn(5, 2)), torch.stack(expected))
+    with pytest.raises(ValueError, match="cannot be halved"):
+        Fusion([7, 7], FusionConfig(mode="mean", head="bilinear"))

@@ -124,7 +124,7 @@ def test_malicious_entry(checkpoint: Path, session: Session, tmp_path: Path, ent
     content = BytesIO()
     torch.save(Malicious(marker), content)
     (checkpoint / "malicious.distcp").write_bytes(content.getvalue())
-    name = "model.members.dcnv2.tower.component.logit.weight"
+    name = "model.towers.dcnv2.component.logit.weight"
 
     def change(metadata: Metadata) -> None:
         index = next(index for index in metadata.storage_data if index.fqn == name)

@@ -141,7 +141,7 @@ def plain_losses(path: Path) -> list[float]:
         for name, component in config.model.components.items()
         for table, rows in schema.tables.items()
     }
-    dense = [p for name, p in model.named_parameters() if ".tables." not in name]
+    dense = [p for name, p in model.named_parameters() if not name.startswith("tables.")]
     optimizer = torch.optim.Adam(dense, lr=config.optimizer.dense.lr)
     moments = {key: torch.zeros(len(table.weight)) for key, table in tables.items()}
     rows = pq.read_table(path / "train").to_pylist()
@@ -150,10 +150,8 @@ def plain_losses(path: Path) -> list[float]:
     for batch in reader.batches(0):
         step = [rows[i] for i in batch.row.tolist() if i >= 0]
         members = [
-            member.tower.component(
-                plain_inputs(schema, step, name, tables, member.tower.assembly.shape.num_sequences)
-            )
-            for name, member in model.members.items()
+            tower.component(plain_inputs(schema, step, name, tables, tower.assembly.shape.num_sequences))
+            for name, tower in model.towers.items()
         ]
         label = torch.tensor([float(row[schema.label]) for row in step])
         weight = torch.tensor([row[schema.weight] for row in step])
@@ -207,6 +205,7 @@ def plain_inputs(
         if sequences
         else empty.lengths,
         dense=torch.tensor([[row[f.name] for f in schema.dense_features] for row in rows]),
+        extra=torch.zeros(len(rows), 0),
     )
 
 

@@ -1,0 +1,192 @@
+"""Ensembles as a whole: which tables are read by whom, what is trained, what the configuration expands to."""
+
+import itertools
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from models.cetnet import CETNet
+from models.config import CETNetConfig
+from models.schema import Feature, Schema
+
+SCHEMA = Schema(
+    label="label",
+    tables={"user": 7, "item": 9},
+    features=(
+        Feature(name="user", kind="categorical"),
+        Feature(name="item", kind="categorical"),
+        Feature(name="tags", kind="multi_valued", table="user"),
+        Feature(name="history", kind="sequence", table="item", max_length=4),
+        Feature(name="price", kind="dense"),
+    ),
+)
+IDS = {
+    "user": [[1], [2], [1]],
+    "item": [[3], [4], [5]],
+    "tags": [[1, 6], [], [2]],
+    "history": [[3, 8], [], [5, 4, 3]],
+}
+DHEN = {"kind": "dhen", "embedding_dim": 8, "hidden_units": [8], "dot_hidden_units": [4]}
+INTERFORMER = {**DHEN, "kind": "interformer", "num_heads": 2, "num_layers": 1}
+
+
+class Batch(NamedTuple):
+    sparse: KeyedJaggedTensor
+    dense: Tensor
+    label: Tensor
+    weight: Tensor
+    row: Tensor
+
+
+def batch() -> Batch:
+    values = [i for lists in IDS.values() for ids in lists for i in ids]
+    lengths = [len(ids) for lists in IDS.values() for ids in lists]
+    return Batch(
+        KeyedJaggedTensor(list(IDS), torch.tensor(values), lengths=torch.tensor(lengths)),
+        torch.tensor([[0.5], [-1.0], [2.0]]),
+        torch.tensor([1.0, 0.0, 0.0]),
+        torch.ones(3),
+        torch.arange(3),
+    )
+
+
+def build(schema: Schema = SCHEMA, **settings: Any) -> CETNet:
+    torch.manual_seed(0)
+    return CETNet(schema, CETNetConfig.model_validate(settings)).eval()
+
+
+def test_copies_are_components_with_tables_of_their_own() -> None:
+    model = build(components={"net": {**DHEN, "copies": 3}})
+    assert model.outputs == ["fused", "net_1", "net_2", "net_3"]
+    assert set(model.table_std) == {f"net_{i}__{t}" for i in (1, 2, 3) for t in ("user", "item")}
+
+
+@pytest.mark.parametrize(
+    ("components", "message"),
+    [
+        ({"net": {**DHEN, "copies": 0}}, "copies must be a positive number"),
+        ({"net": {**DHEN, "copies": 2}, "net_1": DHEN}, "'net_1' is there twice"),
+        ({"shared": DHEN}, "must be an identifier"),
+    ],
+)
+def test_component_names_that_are_refused(components: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        CETNetConfig.model_validate({"components": components})
+
+
+def test_shared_tables_are_one_set_that_every_component_reads_in_its_own_way() -> None:
+    components = {"interformer": INTERFORMER, "dhen": DHEN}
+    own, shared = build(components=components), build(components=components, shared_tables=True)
+    assert set(shared.table_std) == {"shared__user", "shared__item"}
+    weights = {name.split(".")[-2]: p for name, p in shared.named_parameters() if name.startswith("tables.")}
+    with torch.no_grad():
+        for name, parameter in own.named_parameters():
+            if name.startswith("tables."):
+                parameter.copy_(
+                    weights[
+                        name.split(".")[-2].replace("interformer__", "shared__").replace("dhen__", "shared__")
+                    ]
+                )
+            else:
+                parameter.copy_(shared.get_parameter(name))
+    loss, predictions = shared(batch())
+    expected_loss, expected = own(batch())
+    torch.testing.assert_close(loss, expected_loss)
+    torch.testing.assert_close(predictions.logits, expected.logits)
+    loss.backward()
+    expected_loss.backward()
+    gradients = {
+        name.split(".")[-2]: p.grad for name, p in own.named_parameters() if name.startswith("tables.")
+    }
+    for table, weight in weights.items():
+        total = sum(gradients[f"{c}__{table.removeprefix('shared__')}"] for c in components)  # type: ignore[misc]
+        torch.testing.assert_close(weight.grad, total)
+
+
+def test_shared_tables_need_one_size() -> None:
+    components = {"a": DHEN, "b": {**DHEN, "embedding_dim": 4}}
+    with pytest.raises(ValidationError, match="one embedding_dim"):
+        CETNetConfig.model_validate({"components": components, "shared_tables": True})
+
+
+@pytest.mark.parametrize("mode", ["concat", "mean", "gate_sum"])
+def test_without_component_losses_only_the_fused_prediction_learns(mode: str) -> None:
+    model = build(
+        components={"a": DHEN, "b": INTERFORMER},
+        component_weight=0,
+        collaboration={"kind": "none"},
+        fusion={"mode": mode},
+    )
+    assert model.outputs == ["fused"]
+    loss, predictions = model(batch())
+    assert predictions.logits.shape == (1, 3)
+    torch.testing.assert_close(
+        loss, nn.functional.binary_cross_entropy_with_logits(predictions.logits[0], batch().label)
+    )
+    loss.backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.any() != name.endswith(("readout.logit.weight", "readout.logit.bias")), name
+
+
+def test_with_neither_fusion_loss_nor_collaboration_components_learn_as_if_alone() -> None:
+    components = {"a": DHEN, "b": INTERFORMER}
+    model = build(components=components, collaboration={"weight": 0})
+    outputs = [
+        tower(model.tables[name](batch().sparse), batch().dense) for name, tower in model.towers.items()
+    ]
+    bce = [nn.functional.binary_cross_entropy_with_logits(o.logit, batch().label) for o in outputs]
+    for one, other in itertools.permutations(range(2)):
+        names = [n for n, _ in model.named_parameters() if f".{list(components)[one]}." in f".{n}"]
+        gradients = torch.autograd.grad(
+            bce[other], [model.get_parameter(n) for n in names], retain_graph=True, allow_unused=True
+        )
+        assert names
+        assert all(gradient is None for gradient in gradients)
+
+
+@pytest.mark.parametrize("component", [DHEN, INTERFORMER])
+def test_pretrained_vectors_are_projected_after_pooling_and_never_trained(component: dict[str, Any]) -> None:
+    features = [
+        f.model_copy(update={"table": "vector"} if f.name in ("item", "history") else {})
+        for f in SCHEMA.features
+    ]
+    schema = Schema(
+        label="label", tables={"user": 7, "vector": 9}, pretrained={"vector": 3}, features=tuple(features)
+    )
+    model = build(schema, components={"net": component})
+    table = next(p for n, p in model.named_parameters() if "pretrained__vector" in n)
+    vectors = torch.randn(9, 3)
+    table.data.copy_(vectors)
+    seen = {}
+    model.towers["net"].component.register_forward_hook(lambda _, args, __: seen.update(inputs=args[0]))
+    loss, _ = model(batch())
+    loss.backward()
+    assert table.grad is None
+    projections = model.towers["net"].assembly.projections
+    assert set(projections) == {"item", "history"}
+    torch.testing.assert_close(seen["inputs"].tokens[:, 1], vectors[[3, 4, 5]] @ projections["item"].weight.T)
+    history = projections["history"].weight
+    if component is INTERFORMER:
+        torch.testing.assert_close(seen["inputs"].sequences[2, 0], vectors[[5, 4, 3]] @ history.T)
+    else:
+        torch.testing.assert_close(seen["inputs"].tokens[2, 3], vectors[[5, 4, 3]].mean(0) @ history.T)
+        assert not seen["inputs"].tokens[1, 3].any()
+
+
+def test_histories_are_padded_to_the_longest_of_the_batch() -> None:
+    model = build(components={"net": INTERFORMER})
+    seen = {}
+    model.towers["net"].component.register_forward_hook(lambda _, args, __: seen.update(inputs=args[0]))
+    model(batch())
+    assert seen["inputs"].sequences.shape == (3, 1, 3, 8)
+    assert seen["inputs"].lengths.tolist() == [[2], [0], [3]]
+
+
+def test_a_sharded_table_of_odd_size_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"embedding_dim 10.*multiple of 4.*dense_tables"):
+        build(components={"net": {**DHEN, "embedding_dim": 10}})
