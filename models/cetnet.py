@@ -111,21 +111,18 @@ class CETNet(nn.Module):
                 ).requires_grad_(False)
                 for names in sources.values():
                     names.append("pretrained")
-            self.towers = nn.ModuleDict(
-                {
-                    name: Tower(
-                        classes[name],
-                        component,
-                        InputAssembly(schema, [tables[s] for s in sources[name]], classes[name], component),
-                        bf16,
-                    )
-                    for name, component in config.components.items()
-                }
-            )
+            towers = {
+                name: Tower(
+                    classes[name],
+                    component,
+                    InputAssembly(schema, [tables[s] for s in sources[name]], classes[name], component),
+                    bf16,
+                )
+                for name, component in config.components.items()
+            }
+            self.towers = Towers(towers, sources)
             self.tables = nn.ModuleDict(tables)
-            dims = [tower.component.output_dim for tower in self.towers.values()]
-            self.objective = Objective(dims, config)
-        self._sources = sources
+            self.objective = Objective([t.component.output_dim for t in towers.values()], config)
         self.outputs = config.outputs
 
     def forward(self, batch: RowBatch) -> tuple[Tensor, Predictions]:
@@ -135,15 +132,32 @@ class CETNet(nn.Module):
         mean over ranks is the same for every world size, padding included.
         """
         looked_up = {name: tables(batch.sparse) for name, tables in self.tables.items()}
-        outputs = [
-            tower([rows for source in self._sources[name] for rows in looked_up[source]], batch.dense)
-            for name, tower in self.towers.items()
-        ]
+        outputs = self.towers(looked_up, batch.dense)
         return self.objective(outputs, batch.label, batch.weight, batch.row)
 
 
+class Towers(nn.ModuleDict):
+    """Everything that needs no communication, in one module: the train pipeline does not trace into it.
+
+    Args:
+        towers: by component.
+        sources: the sets of tables that each reads.
+    """
+
+    def __init__(self, towers: dict[str, "Tower"], sources: dict[str, list[str]]) -> None:
+        super().__init__(towers)
+        self._sources = sources
+
+    def forward(self, looked_up: dict[str, list], dense: Tensor) -> list[Output]:
+        """Outputs of the sets of tables, and dense `[B, m]` -> the components' outputs."""
+        return [
+            tower([rows for source in self._sources[name] for rows in looked_up[source]], dense)
+            for name, tower in self.items()
+        ]
+
+
 class Tower(nn.Module):
-    """Everything of a component that needs no communication; the train pipeline does not trace into it."""
+    """A component and the way to its inputs."""
 
     def __init__(
         self, cls: type[Component], config: ComponentConfig, assembly: InputAssembly, bf16: bool
