@@ -37,7 +37,7 @@ def component_class(kind: str) -> type[Component]:
     module, name = COMPONENTS.get(kind, kind).rsplit(".", 1)
     try:
         cls = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"component kind {kind!r} cannot be imported: {error}") from None
     if not (isinstance(cls, type) and issubclass(cls, Component)):
         raise ValueError(f"component kind {kind!r} is not a subclass of models.component.Component")

@@ -1,0 +1,68 @@
+"""CONTRIBUTING's example of a user's own component, as it stands there, trained as part of CETNet."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from models.config import CETNetConfig
+from tests.data import write_dataset
+from tests.processes import run_processes, run_settings, train_all
+
+GUIDE = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
+
+
+def code_block(language: str) -> str:
+    found = re.search(rf"## Train a component of your own.*?```{language}\n(.*?)```", GUIDE, re.DOTALL)
+    assert found is not None
+    return found[1]
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    write_dataset(tmp_path / "data", {"train": 256, "test": 100})
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "site" / "clicklab"
+    folder.mkdir(parents=True)
+    (folder / "__init__.py").touch()
+    (folder / "mean_mlp.py").write_text(code_block("python"))
+    monkeypatch.syspath_prepend(str(folder.parent))
+
+
+@pytest.mark.usefixtures("package")
+def test_the_example_trains_in_two_processes(dataset: Path, tmp_path: Path) -> None:
+    assert len(code_block("python").splitlines()) < 40
+    model = yaml.safe_load(code_block("yaml"))["model"]
+    run_processes(train_all, 2, [run_settings(dataset, tmp_path / "run", model=model)])
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert {"ne/fused", "ne/mine", "ne/dhen"} <= set(result["splits"]["test"])
+
+
+@pytest.mark.usefixtures("package")
+def test_its_configuration_is_checked() -> None:
+    with pytest.raises(ValidationError, match="no_such_setting"):
+        CETNetConfig.model_validate(
+            {"components": {"mine": {"kind": "clicklab.mean_mlp.MeanMLP", "no_such_setting": 1}}}
+        )
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("no_such_package.Class", "cannot be imported: No module named 'no_such_package'"),
+        ("models.component.Missing", "cannot be imported"),
+        ("models.config.CETNetConfig", "not a subclass of models.component.Component"),
+        ("os.system", "not a subclass"),
+        ("..x", "cannot be imported"),
+    ],
+)
+def test_paths_that_lead_to_no_component(kind: str, message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        CETNetConfig.model_validate({"components": {"mine": {"kind": kind}}})
