@@ -29,7 +29,7 @@ app.add_typer(prepare_app, name="prepare")
 Out = Annotated[Path, typer.Option(help="Directory that receives the dataset; must not exist.")]
 Raw = Annotated[Path, typer.Option(help="Directory (or file) with the raw data.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")]
-Seed = Annotated[int, typer.Option(help="Seed of the split, and of synthetic data.")]
+Seed = Annotated[int, typer.Option(help="Seed of the split, and of what is drawn.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
@@ -37,6 +37,36 @@ Overrides = Annotated[
     ),
 ]
 NumProcesses = Annotated[int, typer.Option("--nproc", min=1, help="Processes to start on this machine.")]
+
+
+@prepare_app.command()
+def amazon(
+    raw: Raw,
+    category: Annotated[str, typer.Option(help="Sports_and_Outdoors or Toys_and_Games: the files' name.")],
+    out: Out,
+    split: Annotated[
+        Literal["clean", "din"],
+        typer.Option(
+            help="A user's last item is test. clean: the one before it is validation. din: validation is the "
+            "test rows again, which tunes on test: only for parity with published results."
+        ),
+    ] = "clean",
+    max_length: Annotated[int, typer.Option(min=1, help="Items of a history that are kept.")] = 50,
+    keep: Annotated[
+        Literal["recent", "oldest"],
+        typer.Option(help="Which of them; the oldest 100 for parity with published results."),
+    ] = "recent",
+    attributes: Annotated[
+        bool, typer.Option("--attributes", help="Add all attributes of the item, multi-valued.")
+    ] = False,
+    seed: Seed = 1,
+    overwrite: Overwrite = False,
+) -> None:
+    """Amazon 5-core sequences: a positive and a random negative row for each item of each user."""
+    from trainer.prepare.amazon import prepare_amazon
+
+    prepare_amazon(raw, category, out, split, max_length, keep, attributes, overwrite, seed, _command())
+    _prepared(out)
 
 
 @prepare_app.command()
@@ -83,6 +113,24 @@ def synthetic(
     from trainer.prepare.synthetic import prepare_synthetic
 
     prepare_synthetic(out, rows, seed, workers=workers, overwrite=overwrite, command=_command())
+    _prepared(out)
+
+
+@prepare_app.command()
+def random(
+    schema: Annotated[Path, typer.Option(help="A schema.yaml: of a prepared dataset, or your own.")],
+    rows: Annotated[int, typer.Option(min=10, help="Rows in all splits together.")],
+    out: Out,
+    max_table_rows: Annotated[
+        int | None, typer.Option(min=1, help="Cut larger tables to this, for a small smoke run.")
+    ] = None,
+    seed: Seed = 1,
+    overwrite: Overwrite = False,
+) -> None:
+    """Random rows in any schema, with labels that can be learned: for smoke runs."""
+    from trainer.prepare.random import prepare_random
+
+    prepare_random(schema, rows, out, max_table_rows, overwrite, seed, _command())
     _prepared(out)
 
 
@@ -235,13 +283,24 @@ def study(
 
 
 @app.command()
-def config() -> None:
-    """All keys of an experiment file, with their defaults."""
+def config(
+    component: Annotated[
+        str | None, typer.Argument(help="A kind of component, or a class's dotted path: show its keys.")
+    ] = None,
+) -> None:
+    """All keys of an experiment file, with their defaults, and the components it may name."""
     from trainer.config import RunConfig
+    from trainer.errors import UserError
     from trainer.progress import output
-    from trainer.reference import reference_table
+    from trainer.reference import component_table, reference_table
 
-    output.print(*reference_table(RunConfig), sep="\n")
+    if component is None:
+        output.print(*reference_table(RunConfig), sep="\n")
+        return
+    try:
+        output.print(component_table(component))
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def _check_training(settings: Any, world_size: int, resume: bool) -> None:

@@ -19,6 +19,8 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import yaml
+from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -31,6 +33,24 @@ ROWS_PER_FILE = 64 * ROW_GROUP_ROWS
 DEFAULT_FRACTIONS = (0.8, 0.1, 0.1)
 
 Fractions = tuple[float, float, float]
+
+
+# ----------------------------------------------------------------------------------------------- input
+
+
+@contextmanager
+def yaml_errors(path: Path) -> Iterator[None]:
+    """What goes wrong in reading and checking a YAML file, as a UserError of one line."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot read schema {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{path}: {where + ': ' if where else ''}{first['msg']}") from error
 
 
 # ---------------------------------------------------------------------------------------------- splits
@@ -114,6 +134,12 @@ def encode(values: pl.Expr, vocabulary: pl.Series) -> pl.Expr:
         return values.is_null().cast(pl.Int32) * 0
     ids = pl.Series(np.arange(1, len(vocabulary) + 1, dtype=np.int32))
     return values.replace_strict(vocabulary, ids, default=0, return_dtype=pl.Int32).fill_null(0)
+
+
+def list_column(values: np.ndarray, lengths: np.ndarray) -> pl.Series:
+    """Lists of these lengths, cut from `values` one after the other."""
+    offsets = np.concatenate([[0], lengths.cumsum()])
+    return pl.Series(pa.LargeListArray.from_arrays(offsets.astype(np.int64), values))
 
 
 # ---------------------------------------------------------------------------------------------- output

@@ -125,7 +125,7 @@ class World:
         """An item of the category: popularity is long-tailed, and the id says nothing of it."""
         members = 1 + (self.items - category) // self.categories
         shift = (self.uniform("most popular", category) * members).astype(np.int64)
-        position = (_long_tail(u, members) + shift) % members
+        position = (long_tail(u, members) + shift) % members
         return category + self.categories * position
 
     def interest(self, user: np.ndarray, day: np.ndarray, u: np.ndarray) -> np.ndarray:
@@ -137,7 +137,7 @@ class World:
         self, name: str, interest_share: float, user: np.ndarray, day: np.ndarray, *keys: np.ndarray
     ) -> np.ndarray:
         """An item the user meets: with probability `interest_share` of an interest, else of any category."""
-        anything = 1 + _long_tail(self.uniform(f"{name} category", *keys), self.categories)
+        anything = 1 + long_tail(self.uniform(f"{name} category", *keys), self.categories)
         wanted = self.interest(user, day, self.uniform(f"{name} interest", *keys))
         category = np.where(self.uniform(f"{name} wanted", *keys) < interest_share, wanted, anything)
         return self.item_in(category, self.uniform(f"{name} item", *keys))
@@ -179,14 +179,14 @@ class World:
             "user": user,
             "item": item,
             "category": self.category_of(item),
-            "country": 1 + _long_tail(self.uniform("country", user), FIELD_SIZES["country"]),
+            "country": 1 + long_tail(self.uniform("country", user), FIELD_SIZES["country"]),
             "age": self.choice("age", FIELD_SIZES["age"], user),
             "device": np.where(
                 own_device,
                 self.choice("own device", FIELD_SIZES["device"], user),
                 self.choice("device", FIELD_SIZES["device"], row),
             ),
-            "site": 1 + _long_tail(self.uniform("site", row), FIELD_SIZES["site"]),
+            "site": 1 + long_tail(self.uniform("site", row), FIELD_SIZES["site"]),
             "slot": self.choice("slot", FIELD_SIZES["slot"], row),
             "hour": 1 + timestamp // 3600 % 24,
             "tags": np.where(slot_of_tag < num_tags[:, None], tags, 0),
@@ -270,7 +270,7 @@ def _item_vectors(world: World) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def _long_tail(u: np.ndarray, size: np.ndarray | int) -> np.ndarray:
+def long_tail(u: np.ndarray, size: np.ndarray | int) -> np.ndarray:
     """Rank in [0, size) with probability about proportional to 1 / (rank + 1)."""
     rank = np.power(np.asarray(size) + 1.0, u).astype(np.int64) - 1
     return np.minimum(rank, np.asarray(size) - 1)

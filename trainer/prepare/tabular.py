@@ -8,7 +8,7 @@ from typing import Literal
 import polars as pl
 import pyarrow.parquet as pq
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from models.schema import Feature, FeatureKind, Schema
 from trainer.errors import UserError
@@ -23,6 +23,7 @@ from trainer.prepare.dataset import (
     staging,
     time_cuts,
     write_dataset,
+    yaml_errors,
 )
 
 Format = Literal["csv", "parquet"]
@@ -119,17 +120,9 @@ class RawSchema(BaseModel):
     @classmethod
     def load(cls, path: Path) -> "RawSchema":
         """Read and check a raw schema; every mistake in it is a UserError."""
-        try:
+        with yaml_errors(path):
             raw = cls.model_validate(yaml.safe_load(path.read_text()))
             raw.prepared(dict.fromkeys(raw.vocabulary_tables, 1))
-        except OSError as error:
-            raise UserError(f"cannot read schema {path}: {error.strerror}") from error
-        except yaml.YAMLError as error:
-            raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise UserError(f"{path}: {where + ': ' if where else ''}{first['msg']}") from error
         names = {feature.name for feature in raw.features}
         if clash := names & {raw.label, raw.weight}:
             raise UserError(f"{path}: {clash.pop()!r} is both a feature and the label or the weight")
