@@ -4,10 +4,11 @@ from typing import Literal
 
 import torch
 from pydantic import Field
+from torch import nn
 
 from models.component import Component, Inputs, InputShape, Output
 from models.layers.config import FieldModelConfig
-from models.layers.crosses import CrossNetV2
+from models.layers.crosses import CrossNetV2, LowRankCrossNet, MixtureCrossNet
 from models.layers.mlp import LogitLinear, mlp
 from models.layers.tokens import DenseTokens
 
@@ -26,10 +27,17 @@ class DCNv2Config(FieldModelConfig):
     num_cross_layers: int = Field(
         3, ge=1, description="Layers of the cross network: degree of the crosses - 1."
     )
+    cross: Literal["full", "low_rank", "mixture"] = Field(
+        "full",
+        description="Weight of a cross: a full matrix, a product of two of `rank` columns, or a gated mixture "
+        "of `num_experts` such products.",
+    )
+    rank: int = Field(32, gt=0, description="Rank of low_rank and mixture crosses.")
+    num_experts: int = Field(4, gt=0, description="Experts of mixture crosses.")
 
 
 class DCNv2(Component):
-    """Deep & cross network with full-rank crosses; histories enter as their means.
+    """A cross network, explicit crosses of bounded degree, with an MLP; histories enter as their means.
 
     The output embedding is what the final Linear reads: concat[cross, deep] if parallel, the last hidden
     layer if stacked, concat of the two last hidden layers if stacked_parallel, the crosses if crossnet_only.
@@ -43,7 +51,7 @@ class DCNv2(Component):
             shape.num_tokens, shape.num_dense, shape.embedding_dim, config.dense, config.activation
         )
         num_features = self.inputs.num_tokens * shape.embedding_dim
-        self.crossnet = CrossNetV2(num_features, config.num_cross_layers)
+        self.crossnet = _crossnet(num_features, config)
         units = (config.hidden_units, config.activation, config.dropout, config.batch_norm)
         self.stacked = mlp(num_features, *units) if config.structure.startswith("stacked") else None
         self.parallel = mlp(num_features, *units) if config.structure.endswith("parallel") else None
@@ -61,3 +69,11 @@ class DCNv2(Component):
         if self.parallel is not None:
             output = torch.cat([output, self.parallel(x0)], dim=1)
         return Output(output, self.logit(output))
+
+
+def _crossnet(num_features: int, config: DCNv2Config) -> nn.Module:
+    if config.cross == "low_rank":
+        return LowRankCrossNet(num_features, config.num_cross_layers, config.rank)
+    if config.cross == "mixture":
+        return MixtureCrossNet(num_features, config.num_cross_layers, config.rank, config.num_experts)
+    return CrossNetV2(num_features, config.num_cross_layers)

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from models.component import Component, Inputs, InputShape, Output
 from models.layers.config import TokenModelConfig
 from models.layers.mlp import Activation, linear, mlp
+from models.layers.products import InnerProducts
 from models.layers.tokens import DenseTokens, Readout, TokenLinear
 
 InteractionName = Literal["dot", "dcn", "attention", "linear", "convolution"]
-Ensemble = Literal["concat", "sum"]
+Ensemble = Literal["concat", "sum", "weighted_sum"]
 
 
 class DHENConfig(TokenModelConfig):
@@ -27,7 +28,11 @@ class DHENConfig(TokenModelConfig):
     tokens_per_interaction: int | None = Field(
         None, gt=0, description="Tokens l that each module outputs. Default: the input tokens, at most 16."
     )
-    ensemble: Ensemble = Field("concat", description="How a layer joins its modules: l N tokens, or l.")
+    ensemble: Ensemble = Field(
+        "concat",
+        description="How a layer joins its N modules: `concat` to l N tokens, `sum` to l, `weighted_sum` with a "
+        "learned weight per module, 1 at the start.",
+    )
     dot_hidden_units: tuple[int, ...] = Field(
         (512,), description="Hidden layers between the dot products and the tokens made of them."
     )
@@ -41,8 +46,6 @@ def default_tokens_per_interaction(num_tokens: int) -> int:
 class Dot(nn.Module):
     """Dot products of all pairs of tokens, through an MLP: `[B, m, d]` -> `[B, l, d]`."""
 
-    pairs: Tensor
-
     def __init__(
         self,
         num_tokens: int,
@@ -54,16 +57,15 @@ class Dot(nn.Module):
         super().__init__()
         if num_tokens < 2:
             raise ValueError("the interaction `dot` needs at least two tokens")
-        row, column = torch.triu_indices(num_tokens, num_tokens, offset=1)
-        self.register_buffer("pairs", row * num_tokens + column, persistent=False)
-        self.mlp = mlp(len(row), hidden_units, activation)
-        self.mlp.append(linear((len(row), *hidden_units)[-1], num_outputs * embedding_dim))
+        self.products = InnerProducts(num_tokens)
+        num_products = self.products.num_outputs
+        self.mlp = mlp(num_products, hidden_units, activation)
+        self.mlp.append(linear((num_products, *hidden_units)[-1], num_outputs * embedding_dim))
         self.mlp.append(nn.Unflatten(1, (num_outputs, embedding_dim)))
 
     def forward(self, tokens: Tensor) -> Tensor:
         """`[B, m, d]` -> `[B, l, d]`."""
-        products = tokens @ tokens.transpose(1, 2)  # [B, m, m]
-        return self.mlp(products.flatten(1).index_select(1, self.pairs))
+        return self.mlp(self.products(tokens))
 
 
 class DCN(nn.Module):
@@ -113,7 +115,8 @@ class Convolution(nn.Module):
 class DHENLayer(nn.Module):
     """X_{n+1} = LN(Ensemble_i(Interaction_i(X_n)) + ShortCut(X_n)), `[B, m, d]` -> `[B, num_outputs, d]`.
 
-    Each of the N modules makes l tokens; they are concatenated on the token axis or summed. ShortCut is the
+    Each of the N modules makes l tokens; they are concatenated on the token axis or summed, each with its weight
+    if `weighted_sum`. ShortCut is the
     identity if that leaves the number of tokens unchanged, else a linear map on the token axis.
     """
 
@@ -144,6 +147,7 @@ class DHENLayer(nn.Module):
         self.ensemble = ensemble
         self.interactions = nn.ModuleList(interaction(name) for name in interactions)
         self.num_outputs = outputs * len(interactions) if ensemble == "concat" else outputs
+        self.weights = nn.Parameter(torch.ones(len(interactions))) if ensemble == "weighted_sum" else None
         self.shortcut = (
             nn.Identity() if num_tokens == self.num_outputs else TokenLinear(num_tokens, self.num_outputs)
         )
@@ -152,7 +156,11 @@ class DHENLayer(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """`[B, m, d]` -> `[B, num_outputs, d]`."""
         outputs = [interaction(tokens) for interaction in self.interactions]  # N times [B, l, d]
-        joined = torch.cat(outputs, dim=1) if self.ensemble == "concat" else torch.stack(outputs).sum(0)
+        if self.ensemble == "concat":
+            joined = torch.cat(outputs, dim=1)
+        else:
+            stacked = torch.stack(outputs, dim=3)  # [B, l, d, N]
+            joined = stacked.sum(3) if self.weights is None else stacked @ self.weights
         return self.norm(joined + self.shortcut(tokens))
 
 

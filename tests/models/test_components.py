@@ -6,10 +6,20 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 
 from models.component import Component, ComponentConfig, InputShape
+from models.dcn import DCNConfig
 from models.dcnv2 import DCNv2Config
+from models.deepfm import DeepFMConfig
 from models.dhen import DHENConfig
+from models.dnn import DNNConfig
+from models.finalmlp import FinalMLPConfig
+from models.fm import FMConfig
 from models.interformer import InterFormerConfig
+from models.ipnn import IPNNConfig
+from models.masknet import MaskNetConfig
 from models.registry import COMPONENTS, component_class
+from models.wide_deep import WideDeepConfig
+from models.wukong import WukongConfig
+from models.xdeepfm import XDeepFMConfig
 from tests.models.inputs import random_inputs, small_schema, small_shape
 
 SMALL = {"embedding_dim": 8, "hidden_units": (16, 8)}
@@ -22,6 +32,40 @@ CONFIGS: dict[str, ComponentConfig] = {
     "dhen": DHENConfig(**SMALL),
     "dhen_all": DHENConfig(**SMALL, interactions=ALL_INTERACTIONS, tokens_per_interaction=2, dense="field"),
     "dhen_sum": DHENConfig(**SMALL, ensemble="sum", readout="tokens"),
+    "dhen_weighted_sum": DHENConfig(**SMALL, ensemble="weighted_sum"),
+    "dcnv2_low_rank": DCNv2Config(**SMALL, cross="low_rank", rank=4),
+    "dcnv2_mixture": DCNv2Config(**SMALL, cross="mixture", rank=4, num_experts=2, num_cross_layers=2),
+    "dcn": DCNConfig(**SMALL),
+    "dnn": DNNConfig(**SMALL),
+    "dnn_dice": DNNConfig(**SMALL, activation="dice"),
+    "dnn_prelu": DNNConfig(**SMALL, activation="prelu"),
+    "ipnn": IPNNConfig(**SMALL),
+    "ipnn_products": IPNNConfig(**SMALL, embeddings=False, activation="silu"),
+    "finalmlp": FinalMLPConfig(**SMALL, hidden_units2=(12,), num_heads=4, feature_selection=False),
+    "finalmlp_selected": FinalMLPConfig(
+        **SMALL,
+        hidden_units2=(8,),
+        num_heads=2,
+        selection_units=(6,),
+        context1=("c0",),
+        context2=("c1",),
+    ),
+    "masknet": MaskNetConfig(**SMALL, num_blocks=2, block_dim=6, reduction_ratio=0.5),
+    "masknet_serial": MaskNetConfig(**SMALL, structure="serial", embedding_norm=False, block_norm=False),
+    "wukong": WukongConfig(
+        **SMALL,
+        activation="silu",
+        num_fmb_tokens=2,
+        num_lcb_tokens=3,
+        rank=3,
+        fmb_hidden_units=(8,),
+        num_layers=2,
+    ),
+    "fm": FMConfig(embedding_dim=8),
+    "deepfm": DeepFMConfig(**SMALL),
+    "wide_deep": WideDeepConfig(**SMALL),
+    "xdeepfm": XDeepFMConfig(**SMALL, cin_units=(4, 3)),
+    "xdeepfm_cin": XDeepFMConfig(embedding_dim=8, hidden_units=(), cin_units=(4,)),
     "interformer": InterFormerConfig(**SMALL, num_heads=2),
     "interformer_tokens": InterFormerConfig(**SMALL, readout="tokens", num_layers=1, num_summary_tokens=2),
 }
@@ -153,7 +197,11 @@ def test_learns_by_heart(config: ComponentConfig) -> None:
     component = build(config, shape)
     inputs = random_inputs(shape, 32)
     label = (torch.arange(32) % 2).float()
-    optimizer = torch.optim.Adam(component.parameters(), lr=0.01)
+    # What a component has in tables of its own is learned too: FM has hardly anything else.
+    inputs.extra.requires_grad_(inputs.extra.numel() > 0)
+    optimizer = torch.optim.Adam(
+        [{"params": list(component.parameters())}, {"params": [inputs.extra], "lr": 0.5}], lr=0.01
+    )
     for _ in range(60):
         optimizer.zero_grad()
         loss = F.binary_cross_entropy_with_logits(component(inputs)[1], label)

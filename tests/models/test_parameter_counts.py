@@ -102,7 +102,9 @@ def num_parameters(schema: Schema, kind: str, settings: dict[str, Any]) -> int:
 @pytest.mark.parametrize(
     ("dataset", "kind", "settings", "published"), COUNTS, ids=[f"{d}-{k}-{n}" for d, k, _, n in COUNTS]
 )
-def test_equal_to_the_published_count(dataset: str, kind: str, settings: dict[str, Any], published: int) -> None:
+def test_equal_to_the_published_count(
+    dataset: str, kind: str, settings: dict[str, Any], published: int
+) -> None:
     assert num_parameters(Schema.load(SCHEMAS / f"{dataset}.yaml"), kind, settings) == published
 
 

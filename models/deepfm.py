@@ -1,0 +1,55 @@
+"""DeepFM (Guo et al., "DeepFM: A Factorization-Machine based Neural Network", arXiv 1703.04247)."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+
+from models.component import Component, ExtraTable, Inputs, InputShape, Output
+from models.layers.config import FieldModelConfig
+from models.layers.linear_part import LinearPart, weight_tables
+from models.layers.mlp import LogitLinear, mlp
+from models.layers.products import PairwiseInteraction
+from models.layers.tokens import DenseTokens
+from models.schema import Feature
+
+
+class DeepFMConfig(FieldModelConfig):
+    """Settings of DeepFM."""
+
+    kind: Literal["deepfm"] = "deepfm"
+
+
+class DeepFM(Component):
+    """A factorization machine and an MLP on the same embeddings, added up; histories enter as their means.
+
+    The output embedding is concat[pairwise interaction before its sum over d, last hidden layer].
+    """
+
+    Config = DeepFMConfig
+
+    @classmethod
+    def extra_tables(cls, config: DeepFMConfig, features: Sequence[Feature]) -> list[ExtraTable]:  # noqa: ARG003
+        """A weight for every id."""
+        return weight_tables(features)
+
+    def __init__(self, shape: InputShape, config: DeepFMConfig) -> None:
+        super().__init__()
+        self.inputs = DenseTokens(
+            shape.num_tokens, shape.num_dense, shape.embedding_dim, config.dense, config.activation
+        )
+        self.linear = LinearPart(shape.num_dense)
+        self.interaction = PairwiseInteraction()
+        num_features = self.inputs.num_tokens * shape.embedding_dim
+        self.mlp = mlp(
+            num_features, config.hidden_units, config.activation, config.dropout, config.batch_norm
+        )
+        self.logit = LogitLinear(config.hidden_units[-1])
+        self.output_dim = shape.embedding_dim + config.hidden_units[-1]
+
+    def forward(self, inputs: Inputs) -> Output:
+        """Return the output embedding `[B, output_dim]` and the logit `[B]`."""
+        tokens = self.inputs(inputs.tokens, inputs.dense)
+        interaction, hidden = self.interaction(tokens), self.mlp(tokens.flatten(1))
+        logit = self.linear(inputs) + interaction.sum(1) + self.logit(hidden)
+        return Output(torch.cat([interaction, hidden], dim=1), logit)

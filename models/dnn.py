@@ -1,0 +1,40 @@
+"""DNN: an MLP on the embeddings (Covington et al., "Deep Neural Networks for YouTube Recommendations", 2016)."""
+
+from typing import Literal
+
+from models.component import Component, Inputs, InputShape, Output
+from models.layers.config import FieldModelConfig
+from models.layers.mlp import LogitLinear, mlp
+from models.layers.tokens import DenseTokens
+
+
+class DNNConfig(FieldModelConfig):
+    """Settings of DNN."""
+
+    kind: Literal["dnn"] = "dnn"
+
+
+class DNN(Component):
+    """An MLP on the flattened embeddings; histories enter as their means."""
+
+    Config = DNNConfig
+
+    def __init__(self, shape: InputShape, config: DNNConfig) -> None:
+        super().__init__()
+        self.inputs = DenseTokens(
+            shape.num_tokens, shape.num_dense, shape.embedding_dim, config.dense, config.activation
+        )
+        self.mlp = mlp(
+            self.inputs.num_tokens * shape.embedding_dim,
+            config.hidden_units,
+            config.activation,
+            config.dropout,
+            config.batch_norm,
+        )
+        self.output_dim = config.hidden_units[-1]
+        self.logit = LogitLinear(self.output_dim)
+
+    def forward(self, inputs: Inputs) -> Output:
+        """Return the last hidden layer `[B, output_dim]` and the logit `[B]`."""
+        hidden = self.mlp(self.inputs(inputs.tokens, inputs.dense).flatten(1))
+        return Output(hidden, self.logit(hidden))

@@ -1,0 +1,56 @@
+"""FM (Rendle, "Factorization Machines", ICDM 2010)."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from models.component import Component, ComponentConfig, ExtraTable, Inputs, InputShape, Output
+from models.layers.config import DenseMode
+from models.layers.linear_part import LinearPart, weight_tables
+from models.layers.products import PairwiseInteraction
+from models.layers.tokens import DenseTokens
+from models.schema import Feature
+
+
+class FMConfig(ComponentConfig):
+    """Settings of FM."""
+
+    kind: Literal["fm"] = "fm"
+    embedding_std: float = Field(1e-4, gt=0, description="Embeddings start from N(0, std); 1e-4 as in BARS.")
+    dense: DenseMode = Field(
+        "field",
+        description="`field`: each dense feature is one token, its value times a "
+        "learned vector; `token`: an MLP on all of them makes one.",
+    )
+
+
+class FM(Component):
+    """Bias, linear part and the inner products of all pairs of embeddings, added up (eq. 1).
+
+    The output embedding is the pairwise interaction before its sum over d: the model has no other.
+    """
+
+    Config = FMConfig
+
+    @classmethod
+    def extra_tables(cls, config: FMConfig, features: Sequence[Feature]) -> list[ExtraTable]:  # noqa: ARG003
+        """A weight for every id."""
+        return weight_tables(features)
+
+    def __init__(self, shape: InputShape, config: FMConfig) -> None:
+        super().__init__()
+        self.inputs = DenseTokens(
+            shape.num_tokens, shape.num_dense, shape.embedding_dim, config.dense, "relu"
+        )
+        self.linear = LinearPart(shape.num_dense)
+        self.bias = nn.Parameter(torch.zeros(()))
+        self.interaction = PairwiseInteraction()
+        self.output_dim = shape.embedding_dim
+
+    def forward(self, inputs: Inputs) -> Output:
+        """Return the pairwise interaction `[B, d]` and the logit `[B]`."""
+        interaction = self.interaction(self.inputs(inputs.tokens, inputs.dense))
+        return Output(interaction, self.bias + self.linear(inputs) + interaction.sum(1))

@@ -1,0 +1,35 @@
+"""The linear part of FM, Wide & Deep, DeepFM and xDeepFM: a weight of its own for every id and every number."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from models.component import ExtraTable, Inputs
+from models.schema import Feature
+
+
+def weight_tables(features: Sequence[Feature]) -> list[ExtraTable]:
+    """A table of single weights for each feature of ids; those of a list are added up.
+
+    A history does not share its target's weights: having bought an item says nothing of the item's own rate.
+    """
+    return [ExtraTable(f.name, dim=1, pooling="sum") for f in features if f.kind != "dense"]
+
+
+class LinearPart(nn.Module):
+    """Sum of the weights of all ids and of w_i x_i over the dense features: `Inputs` -> `[B]`, float32.
+
+    The weights of ids are `Inputs.extra`, looked up in `weight_tables`.
+    """
+
+    def __init__(self, num_dense: int) -> None:
+        super().__init__()
+        self.dense = nn.Parameter(torch.empty(1, num_dense)) if num_dense else None
+        if self.dense is not None:
+            nn.init.xavier_normal_(self.dense)
+
+    def forward(self, inputs: Inputs) -> Tensor:
+        """`Inputs` -> `[B]`."""
+        total = inputs.extra.sum(1)
+        return total if self.dense is None else total + (inputs.dense * self.dense).sum(1)

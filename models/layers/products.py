@@ -1,0 +1,31 @@
+"""Products of pairs of tokens."""
+
+import torch
+from torch import Tensor, nn
+
+
+class InnerProducts(nn.Module):
+    """Inner products <x_i, x_j> of all pairs i < j, `[B, n, d]` -> `[B, n (n - 1) / 2]`."""
+
+    pairs: Tensor
+
+    def __init__(self, num_tokens: int) -> None:
+        super().__init__()
+        row, column = torch.triu_indices(num_tokens, num_tokens, offset=1)
+        self.register_buffer("pairs", row * num_tokens + column, persistent=False)
+        self.num_outputs = num_tokens * (num_tokens - 1) // 2
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """`[B, n, d]` -> `[B, n (n - 1) / 2]`."""
+        return (tokens @ tokens.transpose(1, 2)).flatten(1).index_select(1, self.pairs)
+
+
+class PairwiseInteraction(nn.Module):
+    """Sum over pairs i < j of x_i * x_j, `[B, n, d]` -> `[B, d]`: half of (sum x)^2 - sum x^2.
+
+    Factorization machines, Rendle 2010, lemma 3.1; its sum over d is the sum of all inner products.
+    """
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """`[B, n, d]` -> `[B, d]`."""
+        return 0.5 * (tokens.sum(1).square() - tokens.square().sum(1))

@@ -1,0 +1,50 @@
+"""Wide & Deep (Cheng et al., "Wide & Deep Learning for Recommender Systems", arXiv 1606.07792)."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from models.component import Component, ExtraTable, Inputs, InputShape, Output
+from models.layers.config import FieldModelConfig
+from models.layers.linear_part import LinearPart, weight_tables
+from models.layers.mlp import LogitLinear, mlp
+from models.layers.tokens import DenseTokens
+from models.schema import Feature
+
+
+class WideDeepConfig(FieldModelConfig):
+    """Settings of Wide & Deep."""
+
+    kind: Literal["wide_deep"] = "wide_deep"
+
+
+class WideDeep(Component):
+    """A linear part and an MLP, added up; histories enter as their means.
+
+    The paper's hand-made cross products are not there: a schema can hold them as features. The output
+    embedding is the last hidden layer.
+    """
+
+    Config = WideDeepConfig
+
+    @classmethod
+    def extra_tables(cls, config: WideDeepConfig, features: Sequence[Feature]) -> list[ExtraTable]:  # noqa: ARG003
+        """A weight for every id."""
+        return weight_tables(features)
+
+    def __init__(self, shape: InputShape, config: WideDeepConfig) -> None:
+        super().__init__()
+        self.inputs = DenseTokens(
+            shape.num_tokens, shape.num_dense, shape.embedding_dim, config.dense, config.activation
+        )
+        self.linear = LinearPart(shape.num_dense)
+        num_features = self.inputs.num_tokens * shape.embedding_dim
+        self.mlp = mlp(
+            num_features, config.hidden_units, config.activation, config.dropout, config.batch_norm
+        )
+        self.output_dim = config.hidden_units[-1]
+        self.logit = LogitLinear(self.output_dim)
+
+    def forward(self, inputs: Inputs) -> Output:
+        """Return the last hidden layer `[B, output_dim]` and the logit `[B]`."""
+        hidden = self.mlp(self.inputs(inputs.tokens, inputs.dense).flatten(1))
+        return Output(hidden, self.linear(inputs) + self.logit(hidden))

@@ -1,0 +1,69 @@
+"""xDeepFM (Lian et al., "xDeepFM: Combining Explicit and Implicit Feature Interactions", arXiv 1803.05170)."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field
+
+from models.component import Component, ExtraTable, Inputs, InputShape, Output
+from models.layers.config import FieldModelConfig
+from models.layers.crosses import CompressedInteraction
+from models.layers.linear_part import LinearPart, weight_tables
+from models.layers.mlp import LogitLinear, mlp
+from models.layers.tokens import DenseTokens
+from models.schema import Feature
+
+
+class XDeepFMConfig(FieldModelConfig):
+    """Settings of xDeepFM."""
+
+    kind: Literal["xdeepfm"] = "xdeepfm"
+    hidden_units: tuple[int, ...] = Field(
+        (512, 256, 128), description="Sizes of the hidden layers of the MLP; none: the model is a CIN alone."
+    )
+    cin_units: tuple[int, ...] = Field(
+        (16, 16), min_length=1, description="Feature maps of each layer of the CIN."
+    )
+
+
+class XDeepFM(Component):
+    """A linear part, a compressed interaction network and an MLP, added up; histories enter as their means.
+
+    The output embedding is concat[the CIN's pooled maps, last hidden layer]; the linear part is only in the logit.
+    """
+
+    Config = XDeepFMConfig
+
+    @classmethod
+    def extra_tables(cls, config: XDeepFMConfig, features: Sequence[Feature]) -> list[ExtraTable]:  # noqa: ARG003
+        """A weight for every id."""
+        return weight_tables(features)
+
+    def __init__(self, shape: InputShape, config: XDeepFMConfig) -> None:
+        super().__init__()
+        self.inputs = DenseTokens(
+            shape.num_tokens, shape.num_dense, shape.embedding_dim, config.dense, config.activation
+        )
+        self.linear = LinearPart(shape.num_dense)
+        self.cin = CompressedInteraction(self.inputs.num_tokens, config.cin_units)
+        self.cin_logit = LogitLinear(sum(config.cin_units))
+        self.output_dim = sum(config.cin_units)
+        self.mlp = self.mlp_logit = None
+        if config.hidden_units:
+            num_features = self.inputs.num_tokens * shape.embedding_dim
+            self.mlp = mlp(
+                num_features, config.hidden_units, config.activation, config.dropout, config.batch_norm
+            )
+            self.mlp_logit = LogitLinear(config.hidden_units[-1])
+            self.output_dim += config.hidden_units[-1]
+
+    def forward(self, inputs: Inputs) -> Output:
+        """Return the output embedding `[B, output_dim]` and the logit `[B]`."""
+        tokens = self.inputs(inputs.tokens, inputs.dense)
+        embedding = self.cin(tokens)
+        logit = self.linear(inputs) + self.cin_logit(embedding)
+        if self.mlp is not None and self.mlp_logit is not None:
+            hidden = self.mlp(tokens.flatten(1))
+            embedding, logit = torch.cat([embedding, hidden], dim=1), logit + self.mlp_logit(hidden)
+        return Output(embedding, logit)
