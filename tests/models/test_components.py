@@ -5,11 +5,14 @@ import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
 
-from models.component import Component, ComponentConfig, InputShape
+from models.component import Component, ComponentConfig, InputShape, Output
 from models.dcn import DCNConfig
 from models.dcnv2 import DCNv2Config
 from models.deepfm import DeepFMConfig
 from models.dhen import DHENConfig
+from models.dien import DIENConfig
+from models.din import DINConfig
+from models.dmin import DMINConfig
 from models.dnn import DNNConfig
 from models.finalmlp import FinalMLPConfig
 from models.fm import FMConfig
@@ -61,6 +64,19 @@ CONFIGS: dict[str, ComponentConfig] = {
         fmb_hidden_units=(8,),
         num_layers=2,
     ),
+    "din": DINConfig(**SMALL, attention_units=(6,)),
+    "din_scores": DINConfig(
+        **SMALL, attention_units=(6, 4), attention_activation="sigmoid", softmax=False, activation="relu"
+    ),
+    "dien": DIENConfig(**SMALL, attention_units=(6,)),
+    "dien_auxiliary": DIENConfig(
+        **SMALL, attention="bilinear", evolution="agru", auxiliary_weight=1.0, auxiliary_units=(4,)
+    ),
+    "dien_dot": DIENConfig(**SMALL, attention="dot"),
+    "dmin": DMINConfig(**SMALL, attention_units=(6,), activation="silu"),
+    "dmin_one_interest": DMINConfig(
+        **SMALL, attention_units=(6,), attention_activation="silu", num_heads=1, refiner=False, position_dim=0
+    ),
     "fm": FMConfig(embedding_dim=8),
     "deepfm": DeepFMConfig(**SMALL),
     "wide_deep": WideDeepConfig(**SMALL),
@@ -75,6 +91,11 @@ any_component = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def build(config: ComponentConfig, shape: InputShape) -> Component:
     torch.manual_seed(0)
     return component_class(config.kind)(shape, config)  # type: ignore[call-arg]
+
+
+def total(output: Output) -> torch.Tensor:
+    """Something that every parameter has a part in."""
+    return output.logit.sum() + (0 if output.auxiliary is None else output.auxiliary.sum())
 
 
 def test_every_registered_component_is_covered() -> None:
@@ -103,7 +124,7 @@ def test_gradients_reach_every_parameter_and_input(config: ComponentConfig, num_
     inputs = random_inputs(shape, 16)
     inputs.tokens.requires_grad_()
     inputs.sequences.requires_grad_()
-    component(inputs)[1].sum().backward()
+    total(component(inputs)).backward()
     unreached = [name for name, p in component.named_parameters() if p.grad is None or not p.grad.any()]
     assert not unreached
     assert inputs.tokens.grad is not None
@@ -169,9 +190,9 @@ def test_empty_histories(config: ComponentConfig) -> None:
     inputs = inputs._replace(
         sequences=torch.zeros_like(inputs.sequences), lengths=torch.zeros_like(inputs.lengths)
     )
-    logit = component(inputs)[1]
-    logit.sum().backward()
-    assert logit.isfinite().all()
+    output = component(inputs)
+    total(output).backward()
+    assert output.logit.isfinite().all()
     for name, parameter in component.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
@@ -184,10 +205,11 @@ def test_bf16_autocast(config: ComponentConfig) -> None:
     inputs = random_inputs(shape, 16)
     exact = component(inputs)[1]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        logit = component(inputs)[1]
+        output = component(inputs)
+    logit = output.logit
     assert logit.dtype == torch.float32
     assert (logit - exact).abs().mean() < 0.05 * exact.abs().mean()
-    logit.sum().backward()
+    total(output).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in component.parameters())
 
 

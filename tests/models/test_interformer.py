@@ -5,7 +5,8 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from models.component import InputShape
-from models.interformer import InterFormer, InterFormerConfig, RotaryAttention, align_recent
+from models.interformer import InterFormer, InterFormerConfig, align_recent
+from models.layers.attention import RotaryAttention
 from tests.models.inputs import random_inputs
 
 

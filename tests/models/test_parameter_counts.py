@@ -20,6 +20,7 @@ TAOBAO = {"embedding_dim": 32, "hidden_units": [512, 256, 128]}
 X1 = {"embedding_dim": 10, "hidden_units": [400, 400, 400]}
 X4 = {"embedding_dim": 16, "hidden_units": [1000] * 5}
 BN = {"batch_norm": True}
+MASKNET = {"embedding_norm": False}
 CROSS_ONLY = {"embedding_dim": 10, "structure": "crossnet_only"}
 CIN_ONLY = {"embedding_dim": 10, "hidden_units": []}
 DICE_512 = {"attention_units": [512, 256], "attention_activation": "dice"}
@@ -41,9 +42,14 @@ COUNTS: list[tuple[str, str, dict[str, Any], int]] = [
     ("taobao_ad", "dnn", TAOBAO, 41_934_977),
     ("taobao_ad", "dcnv2", TAOBAO | {"num_cross_layers": 4}, 43_576_577),
     ("taobao_ad", "xdeepfm", TAOBAO | {"cin_units": [16]}, 43_556_692),
-    ("taobao_ad", "din", TAOBAO | RELU_512 | {"softmax": False}, 42_263_682),
+    ("taobao_ad", "din", TAOBAO | RELU_512 | {"activation": "relu", "softmax": False}, 42_263_682),
     ("taobao_ad", "dien", TAOBAO | DICE_512, 42_376_194),
-    ("taobao_ad", "dmin", TAOBAO | RELU_512 | {"num_heads": 1, "position_dim": 4}, 42_347_786),
+    (
+        "taobao_ad",
+        "dmin",
+        TAOBAO | RELU_512 | {"num_heads": 1, "refiner": False, "position_dim": 4},
+        42_347_786,
+    ),
     ("kuaivideo", "dnn", KUAI, 42_242_561),
     ("kuaivideo", "dcnv2", KUAI | BN | {"num_cross_layers": 2}, 42_648_897),
     ("kuaivideo", "din", KUAI | RELU_512 | {"activation": "dice", "softmax": False}, 43_032_835),
@@ -56,7 +62,7 @@ COUNTS: list[tuple[str, str, dict[str, Any], int]] = [
     (
         "kuaivideo",
         "dmin",
-        KUAI | RELU_512 | {"activation": "dice", "num_heads": 2, "position_dim": 0},
+        KUAI | RELU_512 | {"activation": "dice", "num_heads": 2, "refiner": False, "position_dim": 0},
         44_479_237,
     ),
     ("criteo_x1", "dnn", X1, 21_340_761),
@@ -81,6 +87,21 @@ COUNTS: list[tuple[str, str, dict[str, Any], int]] = [
     ("movielens", "xdeepfm", X1 | {"cin_units": [64] * 3}, 1_351_767),
     ("movielens", "xdeepfm", CIN_ONLY | {"cin_units": [32] * 4}, 1_002_390),
     ("criteo_x4", "dcnv2", X4 | BN | {"num_cross_layers": 3}, 20_382_577),
+    ("frappe", "masknet", X1 | MASKNET | {"num_blocks": 3, "block_dim": 50, "reduction_ratio": 2}, 571_691),
+    ("criteo_x1", "masknet", X1 | MASKNET | {"structure": "serial", "reduction_ratio": 0.2}, 21_530_629),
+    (
+        "avazu_x1",
+        "masknet",
+        X1 | {"structure": "serial", "reduction_ratio": 2, "embedding_norm": True},
+        14_585_891,
+    ),
+    ("movielens", "masknet", X1 | MASKNET | {"structure": "serial", "reduction_ratio": 4}, 2_624_541),
+    (
+        "criteo_x4",
+        "masknet",
+        X4 | MASKNET | {"block_norm": False, "num_blocks": 2, "block_dim": 500, "reduction_ratio": 0.1},
+        20_358_077,
+    ),
     (
         "criteo_x4",
         "finalmlp",
@@ -106,6 +127,45 @@ def test_equal_to_the_published_count(
     dataset: str, kind: str, settings: dict[str, Any], published: int
 ) -> None:
     assert num_parameters(Schema.load(SCHEMAS / f"{dataset}.yaml"), kind, settings) == published
+
+
+SELECTED = {"selection_units": [800]}
+FINALMLP: list[tuple[str, dict[str, Any], int]] = [
+    (
+        "criteo_x1",
+        {
+            "hidden_units2": [1000],
+            "num_heads": 200,
+            "context1": [f"I{i}" for i in range(1, 14)],
+            "context2": ["C6"],
+        },
+        22_478_162,
+    ),
+    ("avazu_x1", {"hidden_units2": [800], "num_heads": 10}, 13_979_472),
+    ("movielens", {"hidden_units": [400], "hidden_units2": [800], "num_heads": 10}, 1_040_902),
+    (
+        "frappe",
+        {
+            "hidden_units": [400],
+            "hidden_units2": [100],
+            "num_heads": 5,
+            "selection_units": [400],
+            "context1": ["user"],
+            "context2": ["item"],
+        },
+        253_392,
+    ),
+]
+
+
+@pytest.mark.parametrize(("dataset", "settings", "published"), FINALMLP, ids=[d for d, _, _ in FINALMLP])
+def test_finalmlp_whose_vocabularies_have_a_row_more(
+    dataset: str, settings: dict[str, Any], published: int
+) -> None:
+    schema = Schema.load(SCHEMAS / f"{dataset}.yaml")
+    schema = schema.model_copy(update={"tables": {name: rows + 1 for name, rows in schema.tables.items()}})
+    both = {"batch_norm": True, "batch_norm2": True}
+    assert num_parameters(schema, "finalmlp", X1 | SELECTED | both | settings) == published
 
 
 @pytest.mark.parametrize(

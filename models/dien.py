@@ -1,0 +1,149 @@
+"""DIEN (Zhou et al., "Deep Interest Evolution Network for Click-Through Rate Prediction", arXiv 1809.03672)."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+from models.component import Component, Inputs, InputShape, Output
+from models.din import TargetAttentionConfig
+from models.layers.mlp import LogitLinear, linear, mlp
+from models.layers.recurrent import AttentionGRU
+from models.layers.target_attention import AttentionUnit, Events, event_softmax, read_behavior
+from models.layers.tokens import DenseTokens
+
+
+class DIENConfig(TargetAttentionConfig):
+    """Settings of DIEN."""
+
+    kind: Literal["dien"] = "dien"
+    attention: Literal["din", "bilinear", "dot"] = Field(
+        "din",
+        description="Score of an interest h for the candidate q: `din` = DIN's unit, `bilinear` = h W q (the "
+        "paper's), `dot` = h q.",
+    )
+    evolution: Literal["augru", "agru"] = Field(
+        "augru", description="Attention scales the update gate (augru), or replaces it (agru)."
+    )
+    auxiliary_weight: float = Field(
+        0.0,
+        ge=0,
+        description="Weight of the auxiliary loss: an interest should tell the next event from one drawn from "
+        "the batch. The paper has 1, BARS 0.",
+    )
+    auxiliary_units: tuple[int, ...] = Field((100, 50), description="Hidden layers of the auxiliary loss.")
+
+
+class InterestEvolution(nn.Module):
+    """A history's final interest `[B, D]`: GRU, attention of the candidate, AUGRU (section 4.2 and 4.3)."""
+
+    def __init__(self, dim: int, config: DIENConfig) -> None:
+        super().__init__()
+        self.extraction = nn.GRU(dim, dim, batch_first=True)
+        self.attention: nn.Module | None = None
+        if config.attention == "din":
+            self.attention = AttentionUnit(
+                dim, config.attention_units, config.attention_activation, config.attention_dropout
+            )
+        elif config.attention == "bilinear":
+            self.attention = nn.Bilinear(dim, dim, 1, bias=False)
+            self.attention.weight.data.copy_(torch.eye(dim))
+        self.evolution = AttentionGRU(dim, gated=config.evolution == "augru")
+
+    def forward(self, candidate: Tensor, sequence: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """`[B, D]`, `[B, T, D]`, `[B]` -> the final state `[B, D]` (zeros: no history), interests `[B, T, D]`."""
+        # Rows without history take part with one position of zeros, which attention 0 keeps out of the state.
+        packed = pack_padded_sequence(
+            sequence, lengths.clamp(min=1).cpu(), batch_first=True, enforce_sorted=False
+        )
+        packed = self.extraction(packed)[0]
+        interests, _ = pad_packed_sequence(packed, batch_first=True, total_length=sequence.shape[1])
+        events = Events.of(interests, lengths)
+        scores = self._scores(candidate[events.row], events.vectors)
+        attention = event_softmax(scores, events, len(candidate))
+        grid = attention.new_zeros(interests.shape[:2]).index_put((events.row, events.position), attention)
+        return self.evolution(packed, _in_order_of(packed, grid)), interests
+
+    def _scores(self, query: Tensor, interest: Tensor) -> Tensor:
+        if self.attention is None:
+            return (query * interest).sum(1)
+        scores: Tensor = self.attention(query, interest)
+        return scores.view(-1)
+
+
+def _in_order_of(packed: PackedSequence, grid: Tensor) -> Tensor:
+    """Entries of `[B, T]` in the order in which `packed` has its positions, `[E]`."""
+    order = packed.sorted_indices
+    longest = len(packed.batch_sizes)
+    taken = torch.arange(len(grid), device=grid.device) < packed.batch_sizes.to(grid.device).unsqueeze(1)
+    return grid[order, :longest].T[taken]  # position by position, the longest lists first
+
+
+class NextEventLoss(nn.Module):
+    """Auxiliary loss `[B]`: tell each next event from a random one by the interest before it (eq. 6).
+
+    Mean over the row's events but the first; an event of a random place in the batch stands for one that was
+    not clicked, which the data does not have.
+    """
+
+    def __init__(self, dim: int, hidden_units: tuple[int, ...]) -> None:
+        super().__init__()
+        self.mlp = mlp(2 * dim, hidden_units, "sigmoid")
+        self.mlp.append(linear((2 * dim, *hidden_units)[-1], 1))
+
+    def forward(self, interests: Tensor, sequence: Tensor, lengths: Tensor) -> Tensor:
+        """`[B, T, D]` twice, `[B]` -> `[B]`."""
+        following = Events.of(sequence[:, 1:], lengths - 1)
+        everything = Events.of(sequence, lengths).vectors
+        drawn = torch.randint(max(1, len(everything)), (len(following.row),), device=sequence.device)
+        before = interests[following.row, following.position]
+        right = self.mlp(torch.cat([before, following.vectors], dim=1)).squeeze(1).float()
+        wrong = self.mlp(torch.cat([before, everything[drawn]], dim=1)).squeeze(1).float()
+        loss = F.softplus(-right) + F.softplus(wrong)
+        total = loss.new_zeros(len(lengths)).index_add(0, following.row, loss)
+        return total / (lengths - 1).clamp(min=1)
+
+
+class DIEN(Component):
+    """A DNN on the candidate and the interest that each history has evolved to."""
+
+    Config = DIENConfig
+    reads_sequences = True
+
+    def __init__(self, shape: InputShape, config: DIENConfig) -> None:
+        super().__init__()
+        d = shape.embedding_dim
+        self.inputs = DenseTokens(shape.num_tokens, shape.num_dense, d, config.dense, config.activation)
+        self.behaviors = shape.behaviors
+        dims = [len(behavior.sequences) * d for behavior in shape.behaviors]
+        self.evolutions = nn.ModuleList(InterestEvolution(dim, config) for dim in dims)
+        self.auxiliary_weight = config.auxiliary_weight
+        self.auxiliary = nn.ModuleList(
+            NextEventLoss(dim, config.auxiliary_units) for dim in dims if config.auxiliary_weight
+        )
+        self.mlp = mlp(
+            (self.inputs.num_tokens + shape.num_sequences) * d,
+            config.hidden_units,
+            config.activation,
+            config.dropout,
+            config.batch_norm,
+        )
+        self.output_dim = config.hidden_units[-1]
+        self.logit = LogitLinear(self.output_dim)
+
+    def forward(self, inputs: Inputs) -> Output:
+        """Return the last hidden layer `[B, output_dim]`, the logit `[B]`, in training the auxiliary loss `[B]`."""
+        features = [self.inputs(inputs.tokens, inputs.dense).flatten(1)]
+        auxiliary = None
+        for i, (behavior, evolution) in enumerate(zip(self.behaviors, self.evolutions, strict=True)):
+            candidate, sequence, lengths = read_behavior(inputs, behavior)
+            state, interests = evolution(candidate, sequence, lengths)
+            features.append(state)
+            if self.auxiliary and self.training:
+                loss = self.auxiliary_weight * self.auxiliary[i](interests, sequence, lengths)
+                auxiliary = loss if auxiliary is None else auxiliary + loss
+        hidden = self.mlp(torch.cat(features, dim=1))
+        return Output(hidden, self.logit(hidden), auxiliary)

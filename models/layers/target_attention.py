@@ -1,0 +1,105 @@
+"""Target attention: a candidate reads a list of events (Deep Interest Network, arXiv 1706.06978)."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from models.component import Behavior, Inputs
+from models.layers.mlp import Activation, linear, mlp
+
+
+class Events(NamedTuple):
+    """The valid positions of a batch of event lists, one after the other.
+
+    Most histories are far shorter than the longest: what is computed per event is computed on these. It
+    also keeps padding from having any influence, on batch statistics too, where FuxiCTR counts it.
+
+    Attributes:
+        vectors: `[E, D]`.
+        row: `[E]` int64, the row of the batch.
+        position: `[E]` int64, 0 for the oldest event of its list.
+    """
+
+    vectors: Tensor
+    row: Tensor
+    position: Tensor
+
+    @classmethod
+    def of(cls, sequence: Tensor, lengths: Tensor) -> "Events":
+        """Events of `[B, T, D]`, left-aligned, with `lengths` `[B]`."""
+        positions = torch.arange(sequence.shape[1], device=sequence.device)
+        row, position = (positions < lengths.unsqueeze(1)).nonzero(as_tuple=True)
+        return cls(sequence[row, position], row, position)
+
+
+def read_behavior(inputs: Inputs, behavior: Behavior) -> tuple[Tensor, Tensor, Tensor]:
+    """The candidate `[B, D]`, the events `[B, T, D]` and their lengths `[B]`, D = d per sequence.
+
+    Where the candidate has nothing that a sequence could be compared with, its part is zeros. So is a sequence
+    beyond its length.
+    """
+    nothing = torch.zeros_like(inputs.sequences[:, 0, 0])
+    parts = [nothing if target is None else inputs.tokens[:, target] for target in behavior.targets]
+    members = list(behavior.sequences)
+    sequences, lengths = inputs.sequences[:, members], inputs.lengths[:, members]
+    beyond = torch.arange(sequences.shape[2], device=lengths.device) >= lengths.unsqueeze(2)  # [B, s, T]
+    events = sequences.masked_fill(beyond.unsqueeze(3), 0).transpose(1, 2).flatten(2)
+    return torch.cat(parts, dim=1), events, lengths.amax(dim=1)
+
+
+class AttentionUnit(nn.Module):
+    """DIN's activation unit: a score `[E]` of each event, an MLP of [q, h, q - h, q * h] (section 4.3)."""
+
+    def __init__(self, dim: int, hidden_units: Sequence[int], activation: Activation, dropout: float) -> None:
+        super().__init__()
+        self.mlp = mlp(4 * dim, hidden_units, activation, dropout)
+        self.mlp.append(linear((4 * dim, *hidden_units)[-1], 1))
+
+    def forward(self, query: Tensor, event: Tensor) -> Tensor:
+        """The query of each event `[E, D]`, events `[E, D]` -> `[E]`."""
+        scores: Tensor = self.mlp(torch.cat([query, event, query - event, query * event], dim=1))
+        return scores.squeeze(1)
+
+
+def event_softmax(scores: Tensor, events: Events, batch_size: int) -> Tensor:
+    """Softmax of the scores `[E]` within each row, `[E]` float32."""
+    longest = int(events.position.max()) + 1 if len(scores) else 0
+    grid = scores.new_full(
+        (batch_size, longest), -torch.inf, dtype=torch.promote_types(scores.dtype, torch.float32)
+    )
+    # Rows without an event come out as NaN, and are not read.
+    grid = grid.index_put((events.row, events.position), scores.to(grid.dtype)).softmax(dim=1)
+    return grid[events.row, events.position]
+
+
+def weighted_sum(weights: Tensor, events: Events, batch_size: int) -> Tensor:
+    """Sum over each row's events, `[E]` and `[E, D]` -> `[B, D]`; zeros for a row without events."""
+    weighted = weights.unsqueeze(1) * events.vectors
+    return weighted.new_zeros(batch_size, weighted.shape[1]).index_add(0, events.row, weighted)
+
+
+class TargetAttention(nn.Module):
+    """Sum of the events, each weighted by what it means to the candidate (eq. 3).
+
+    Without `softmax` the scores are the weights, as in the paper, which keeps the intensity of an interest.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hidden_units: Sequence[int],
+        activation: Activation,
+        dropout: float,
+        softmax: bool,
+    ) -> None:
+        super().__init__()
+        self.unit = AttentionUnit(dim, hidden_units, activation, dropout)
+        self.softmax = softmax
+
+    def forward(self, query: Tensor, events: Events, batch_size: int) -> Tensor:
+        """The query of each event `[E, D]`, and the events -> `[B, D]`."""
+        scores = self.unit(query, events.vectors)
+        weights = event_softmax(scores, events, batch_size) if self.softmax else scores
+        return weighted_sum(weights, events, batch_size)
