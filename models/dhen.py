@@ -44,7 +44,10 @@ def default_tokens_per_interaction(num_tokens: int) -> int:
 
 
 class Dot(nn.Module):
-    """Dot products of all pairs of tokens, through an MLP: `[B, m, d]` -> `[B, l, d]`."""
+    """Dot products of all pairs of tokens, through an MLP: `[B, m, d]` -> `[B, l, d]`.
+
+    A lone token has a product with itself only.
+    """
 
     def __init__(
         self,
@@ -55,9 +58,7 @@ class Dot(nn.Module):
         activation: Activation,
     ) -> None:
         super().__init__()
-        if num_tokens < 2:
-            raise ValueError("the interaction `dot` needs at least two tokens")
-        self.products = InnerProducts(num_tokens)
+        self.products = InnerProducts(num_tokens, with_self=num_tokens == 1)
         num_products = self.products.num_outputs
         self.mlp = mlp(num_products, hidden_units, activation)
         self.mlp.append(linear((num_products, *hidden_units)[-1], num_outputs * embedding_dim))

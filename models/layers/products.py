@@ -5,18 +5,21 @@ from torch import Tensor, nn
 
 
 class InnerProducts(nn.Module):
-    """Inner products <x_i, x_j> of all pairs i < j, `[B, n, d]` -> `[B, n (n - 1) / 2]`."""
+    """Inner products <x_i, x_j> of all pairs i < j, `[B, n, d]` -> `[B, n (n - 1) / 2]`.
+
+    `with_self` adds the pairs i = j: `[B, n (n + 1) / 2]`.
+    """
 
     pairs: Tensor
 
-    def __init__(self, num_tokens: int) -> None:
+    def __init__(self, num_tokens: int, with_self: bool = False) -> None:
         super().__init__()
-        row, column = torch.triu_indices(num_tokens, num_tokens, offset=1)
+        row, column = torch.triu_indices(num_tokens, num_tokens, offset=0 if with_self else 1)
         self.register_buffer("pairs", row * num_tokens + column, persistent=False)
-        self.num_outputs = num_tokens * (num_tokens - 1) // 2
+        self.num_outputs = len(row)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """`[B, n, d]` -> `[B, n (n - 1) / 2]`."""
+        """`[B, n, d]` -> `[B, num_outputs]`."""
         return (tokens @ tokens.transpose(1, 2)).flatten(1).index_select(1, self.pairs)
 
 

@@ -243,3 +243,46 @@ def test_unknown_settings_are_refused(config: ComponentConfig) -> None:
 def test_unknown_kind() -> None:
     with pytest.raises(ValueError, match=r"known: dcn, dcnv2, .*dotted path"):
         component_class("no_such_kind")
+
+
+ONE_FEATURE_IS_TOO_FEW = {"ipnn_products", "finalmlp_selected"}
+"""There is no product of two, and the configuration names a second feature."""
+
+
+@pytest.mark.parametrize("name", sorted(set(CONFIGS) - ONE_FEATURE_IS_TOO_FEW))
+def test_one_feature(name: str) -> None:
+    config = CONFIGS[name]
+    shape = small_shape(config, small_schema(1, 0, 0))
+    component = build(config, shape)
+    output = component(random_inputs(shape, 5))
+    assert output.logit.isfinite().all()
+    total(output).backward()
+    assert all(p.grad is not None for p in component.parameters())
+
+
+@any_component
+def test_one_row_trains_with_batch_norm(config: ComponentConfig) -> None:
+    if hasattr(config, "batch_norm"):
+        config = config.model_copy(update={"batch_norm": True})
+    shape = small_shape(config)
+    component = build(config, shape)
+    total(component(random_inputs(shape, 1))).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in component.parameters())
+
+
+@any_component
+def test_200_steps_of_noise_stay_finite(config: ComponentConfig) -> None:
+    shape = small_shape(config)
+    component = build(config, shape)
+    optimizer = torch.optim.Adam(component.parameters(), lr=0.01)
+    for step in range(200):
+        inputs = random_inputs(shape, 16, seed=step)
+        label = (torch.arange(16) % 3 == 0).float()
+        output = component(inputs)
+        loss = F.binary_cross_entropy_with_logits(output.logit, label)
+        loss = loss if output.auxiliary is None else loss + output.auxiliary.mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.isfinite()
+    assert all(p.isfinite().all() for p in component.parameters())

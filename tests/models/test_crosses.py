@@ -43,6 +43,21 @@ def test_crossnet() -> None:
     torch.testing.assert_close(layer(x0), torch.stack(rows))
 
 
+def test_crossnet_v2() -> None:
+    layer = CrossNetV2(6, 3)
+    randomise_biases(layer)
+    x0 = torch.randn(4, 6)
+    rows = []
+    for row in x0:
+        x = row
+        for cross in layer.layers:
+            weights = zip(cross.weight, cross.bias, strict=True)
+            steps = [row[i] * (weight.dot(x) + bias) for i, (weight, bias) in enumerate(weights)]
+            x = torch.stack(steps) + x
+        rows.append(x)
+    torch.testing.assert_close(layer(x0), torch.stack(rows))
+
+
 def test_low_rank_crosses_are_full_crosses_of_the_product() -> None:
     low, full = LowRankCrossNet(6, 2, rank=3), CrossNetV2(6, 2)
     randomise_biases(low)
@@ -101,6 +116,8 @@ def test_inner_products_and_their_sum(n: int) -> None:
     assert products.shape == (4, layer.num_outputs)
     torch.testing.assert_close(products, torch.tensor(expected).view(4, -1))
     torch.testing.assert_close(PairwiseInteraction()(tokens).sum(1), products.sum(1))
+    with_self = InnerProducts(n, with_self=True)(tokens)
+    torch.testing.assert_close(with_self.sum(1), (products.sum(1) + tokens.square().sum((1, 2))))
 
 
 def test_linear_part_adds_a_weight_for_every_id_and_every_number() -> None:

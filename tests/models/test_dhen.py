@@ -45,9 +45,11 @@ def test_dot() -> None:
     torch.testing.assert_close(module(tokens), dot_reference(module, tokens))
 
 
-def test_dot_needs_pairs() -> None:
-    with pytest.raises(ValueError, match="two tokens"):
-        Dot(1, 3, 6, (5,), "silu")
+def test_a_lone_token_is_multiplied_with_itself() -> None:
+    module = Dot(1, 3, 6, (), "silu")
+    tokens = torch.randn(7, 1, 6)
+    square = tokens[:, 0].square().sum(1, keepdim=True)
+    torch.testing.assert_close(module(tokens), module.mlp(square))
 
 
 def test_dcn() -> None:
@@ -75,7 +77,7 @@ def test_self_attention_treats_tokens_alike() -> None:
     torch.testing.assert_close(module.encoder(tokens[:, order]), module.encoder(tokens)[:, order])
 
 
-@pytest.mark.parametrize("ensemble", ["concat", "sum"])
+@pytest.mark.parametrize("ensemble", ["concat", "sum", "weighted_sum"])
 @pytest.mark.parametrize("outputs", [2, 4])
 def test_layer(ensemble: str, outputs: int) -> None:
     layer = DHENLayer(4, 6, ("dot", "dcn"), outputs, ensemble, (5,), "silu")  # type: ignore[arg-type]
@@ -83,7 +85,12 @@ def test_layer(ensemble: str, outputs: int) -> None:
     tokens = torch.randn(7, 4, 6)
     dot, dcn = layer.interactions
     parts = [dot_reference(dot, tokens), dcn_reference(dcn, tokens)]  # type: ignore[arg-type]
-    joined = torch.cat(parts, dim=1) if ensemble == "concat" else parts[0] + parts[1]
+    if ensemble == "concat":
+        joined = torch.cat(parts, dim=1)
+    else:
+        weights = torch.ones(2) if layer.weights is None else layer.weights
+        assert (ensemble == "weighted_sum") == (layer.weights is not None)
+        joined = weights[0] * parts[0] + weights[1] * parts[1]
     if isinstance(layer.shortcut, TokenLinear):
         joined = joined + torch.einsum("lm,bmd->bld", layer.shortcut.linear.weight, tokens)
     else:

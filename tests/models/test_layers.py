@@ -3,7 +3,6 @@ import torch
 from torch import nn
 
 from models.dhen import DHENConfig
-from models.layers.crosses import CrossNetV2
 from models.layers.mlp import BatchNorm, LogitLinear, mlp
 from models.layers.tokens import DenseTokens, Readout, TokenLinear
 
@@ -58,20 +57,6 @@ def test_token_linear() -> None:
     torch.testing.assert_close(layer(tokens), torch.einsum("lm,bmd->bld", layer.linear.weight, tokens))
 
 
-def test_crossnet_of_scalars_is_the_published_recurrence() -> None:
-    net = CrossNetV2(3, 2)
-    nn.init.normal_(net.layers[0].bias)  # type: ignore[arg-type]
-    x0 = torch.randn(4, 3)
-    out = net(x0)
-    for row in range(4):
-        x = x0[row]
-        for layer in net.layers:
-            x = torch.stack(
-                [x0[row, i] * (layer.weight[i].dot(x) + layer.bias[i]) + x[i] for i in range(3)]  # type: ignore
-            )
-        torch.testing.assert_close(out[row], x)
-
-
 def test_logit_is_float32_under_autocast() -> None:
     layer = LogitLinear(64)
     x = torch.randn(8, 64)
@@ -88,7 +73,7 @@ def test_readout_modes_share_the_logit_and_differ_in_the_embedding() -> None:
     tokens = Readout(3, DHENConfig(embedding_dim=4, hidden_units=(6, 5), readout="tokens"))
     tokens.load_state_dict(hidden.state_dict())
     x = torch.randn(2, 3, 4)
-    (embedding, logit), (flat, same_logit) = hidden(x), tokens(x)
+    (embedding, logit, _), (flat, same_logit, _) = hidden(x), tokens(x)
     assert torch.equal(logit, same_logit)
     assert torch.equal(flat, x.reshape(2, 12))
     torch.testing.assert_close(logit, hidden.logit(embedding))
