@@ -95,20 +95,19 @@ class Tables(nn.Module):
             self.collection_of |= dict.fromkeys(features, group)
         rows = {f.name: schema.tables[f.table] for f in schema.id_features if f.table is not None}
         self.extra: list[tuple[ExtraTable, str]] = []
-        for table in extra:
-            name = f"{owner}__{table.feature}__extra"
+        for own in extra:
+            name = f"{owner}__{own.feature}__extra"
             dense = is_dense(name)
-            width = table.dim if dense else -(-table.dim // _KERNEL_WIDTH) * _KERNEL_WIDTH
             group = "extra_dense" if dense else "extra"
-            self.extra.append((table, group))
+            self.extra.append((own, group))
             add(
                 group,
                 EmbeddingBagConfig(
                     name=name,
-                    num_embeddings=rows[table.feature],
-                    embedding_dim=width,
-                    feature_names=[table.feature],
-                    pooling=PoolingType[table.pooling.upper()],
+                    num_embeddings=rows[own.feature],
+                    embedding_dim=own.dim if dense else -(-own.dim // _KERNEL_WIDTH) * _KERNEL_WIDTH,
+                    feature_names=[own.feature],
+                    pooling=PoolingType[own.pooling.upper()],
                 ),
             )
         self.collections = nn.ModuleDict(
