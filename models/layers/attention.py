@@ -41,20 +41,22 @@ class PMA(nn.Module):
 class RotaryAttention(nn.Module):
     """Multi-head self-attention with rotary positions, bidirectional: `[B, L, d]` -> `[B, L, d]`.
 
-    Rotary embedding: RoFormer, arXiv 2104.09864, eq. 34; feature i is paired with feature i + d_head / 2.
+    Rotary embedding: RoFormer, arXiv 2104.09864, eq. 34; feature i is paired with feature i + d_head / 2. Positions
+    are counted from `first_position`; what comes before it is not rotated.
     """
 
     cos: Tensor
     sin: Tensor
 
-    def __init__(self, max_length: int, embedding_dim: int, num_heads: int) -> None:
+    def __init__(self, max_length: int, embedding_dim: int, num_heads: int, first_position: int = 0) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.query_key_value = linear(embedding_dim, 3 * embedding_dim, bias=False)
         self.output = linear(embedding_dim, embedding_dim)
         head_dim = embedding_dim // num_heads
         frequencies = 10000.0 ** (-torch.arange(0, head_dim, 2) / head_dim)
-        angles = torch.arange(max_length).unsqueeze(1) * frequencies  # [L, d_head / 2]
+        positions = (torch.arange(max_length) - first_position).clamp(min=0)
+        angles = positions.unsqueeze(1) * frequencies  # [L, d_head / 2]
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
 

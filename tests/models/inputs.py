@@ -8,11 +8,20 @@ from models.schema import Feature, Schema
 
 
 def small_schema(num_tokens: int = 3, num_sequences: int = 2, num_dense: int = 3) -> Schema:
-    """Categorical `c0, c1, ...`, sequences `s0, s1, ...` of c0's, c1's ... tables, and dense `x0, x1, ...`."""
+    """Categorical `c0, c1, ...`, sequences `s0, s1, ...` of c0's, c1's ... tables, and dense `x0, x1, ...`.
+
+    Sequences 0 and 1 are each a behavior of its own, further ones are one.
+    """
+
+    def behavior(i: int) -> str | None:
+        return f"behavior {i}" if i < 2 else None
+
     features = [
         *(Feature(name=f"c{i}", kind="categorical") for i in range(num_tokens)),
         *(
-            Feature(name=f"s{i}", kind="sequence", table=f"c{i % num_tokens}", max_length=5)
+            Feature(
+                name=f"s{i}", kind="sequence", table=f"c{i % num_tokens}", max_length=5, behavior=behavior(i)
+            )
             for i in range(num_sequences)
         ),
         *(Feature(name=f"x{i}", kind="dense") for i in range(num_dense)),

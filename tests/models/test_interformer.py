@@ -1,11 +1,13 @@
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from models.component import InputShape
-from models.interformer import InterFormer, InterFormerConfig, align_recent
+from models.component import Behavior, InputShape
+from models.interformer import InterFormer, InterFormerConfig, align_recent, merge_by_recency
 from models.layers.attention import RotaryAttention
 from tests.models.inputs import random_inputs
 
@@ -21,6 +23,14 @@ def test_align_recent() -> None:
     assert aligned[..., 1].tolist() == [[0, 0, 9, 0], [5, 6, 7, 8], [0, 0, 0, 0]]
 
 
+def test_merge_by_recency() -> None:
+    events = torch.tensor([[[1, 2, 3], [7, 8, 0]], [[0, 0, 0], [4, 5, 6]], [[0, 0, 0], [0, 0, 0]]])
+    merged, lengths = merge_by_recency(events.unsqueeze(3), torch.tensor([[3, 2], [0, 3], [0, 0]]))
+    assert lengths.tolist() == [5, 3, 0]
+    assert merged[0, :5, 0].tolist() == [1, 2, 7, 3, 8]
+    assert merged[1, :3, 0].tolist() == [4, 5, 6]
+
+
 def attend(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> Tensor:
     """Attention of one row, head by head and query by query: `[q, d]`, `[L, d]`, `[L, d]` -> `[q, d]`."""
     size = query.shape[1] // num_heads
@@ -33,7 +43,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> Tensor:
     return out
 
 
-def rotated(x: Tensor, num_heads: int) -> Tensor:
+def rotated(x: Tensor, num_heads: int, first_position: int) -> Tensor:
     """Rotary positions as complex numbers: feature pair j of position t turns by t 10000^(-2j / size)."""
     size = x.shape[1] // num_heads
     out = torch.empty_like(x)
@@ -41,20 +51,25 @@ def rotated(x: Tensor, num_heads: int) -> Tensor:
         for head in range(num_heads):
             for j in range(size // 2):
                 a, b = head * size + j, head * size + size // 2 + j
-                turn = torch.polar(torch.tensor(1.0), torch.tensor(t * 10000 ** (-2 * j / size)))
+                turn = torch.polar(
+                    torch.tensor(1.0), torch.tensor(max(t - first_position, 0) * 10000 ** (-2 * j / size))
+                )
                 z = torch.complex(x[t, a], x[t, b]) * turn
                 out[t, a], out[t, b] = z.real, z.imag
     return out
 
 
 def gate(module: nn.Module, x: Tensor) -> Tensor:
-    return x * torch.sigmoid(x @ module.linear.weight.T + module.linear.bias)
+    score = x @ module.linear.weight.T + module.linear.bias
+    return x * (torch.sigmoid(score) if isinstance(module.activation, nn.Sigmoid) else score)
 
 
 def summarise_sequence(module: nn.Module, s: Tensor, config: InterFormerConfig) -> Tensor:
     cls, body = s[: config.num_summary_tokens], s[config.num_summary_tokens :]
-    key, value = (s @ module.pma.key_value.weight.T).chunk(2, dim=1)
-    pma = module.pma.output(attend(module.pma.queries, key, value, config.num_heads))
+    key, value = ((s if config.pma_keys == "all" else body) @ module.pma.key_value.weight.T).chunk(2, dim=1)
+    pma = torch.zeros(config.num_pma_tokens, s.shape[1])
+    if len(key):
+        pma = module.pma.output(attend(module.pma.queries, key, value, config.num_heads))
     missing = max(0, config.num_recent_tokens - len(body))
     recent = torch.cat(
         [torch.zeros(missing, s.shape[1]), body[len(body) - config.num_recent_tokens + missing :]]
@@ -66,40 +81,70 @@ def interformer_reference(
     model: InterFormer, config: InterFormerConfig, tokens: Tensor, histories: list[Tensor], dense: Tensor
 ) -> Tensor:
     """Logit of one row without padding or masks: `[n, d]`, k times `[length, d]`, `[m]`."""
-    dense_mlp = model.inputs.mlp
+    dense_mlp, nothing = model.inputs.mlp, torch.zeros(config.embedding_dim)
+    if config.pooled_tokens:
+        tokens = torch.stack([*tokens, *(h.mean(0) if len(h) else nothing for h in histories)])
     x = torch.cat([tokens, dense_mlp[2](F.silu(dense_mlp[0](dense)))[None]])
     x_sum = gate(model.token_summaries[0].gating, model.token_summaries[0].lce.linear.weight @ x)
-    longest = max(len(history) for history in histories)
+    groups = [histories]
+    if config.sequence_join == "separate":
+        groups = [[histories[i] for i in behavior.sequences] for behavior in BEHAVIORS]
     events = []
-    for age in range(longest, 0, -1):
-        event = [h[-age] if len(h) >= age else torch.zeros(config.embedding_dim) for h in histories]
-        event = torch.cat(event)
-        mask = model.mask_net.mask[2](F.silu(model.mask_net.mask[0](event)))
-        events.append(model.mask_net.lce(event * mask))
+    for age in range(max(len(history) for history in histories), 0, -1):
+        for group, mask_net in zip(groups, model.sequence_input.mask_nets, strict=True):
+            if max(len(h) for h in group) >= age:
+                event = torch.cat([h[-age] if len(h) >= age else nothing for h in group])
+                mask = mask_net.mask[2](F.silu(mask_net.mask[0](event)))
+                events.append(mask_net.lce(event * mask))
     s = torch.cat([x_sum, *(event[None] for event in events)])
     s_sum = summarise_sequence(model.sequence_summaries[0], s, config)
     for layer in range(config.num_layers):
         arch, sequence = model.interaction_archs[layer], model.sequence_archs[layer]
         interacted = arch.interaction(torch.cat([x, s_sum])[None])[0]  # the DHEN layer has its own test
-        x = arch.norm(x + arch.lce.linear.weight @ interacted)
-        # The matrix of app. A.2.2, materialised: rows of W are d -> one row per summary token.
-        matrix = sequence.summary_norm(x_sum).T @ sequence.pffn.weight
-        s = s + sequence.pffn_norm(s) @ matrix
-        query, key, value = sequence.attention.query_key_value(sequence.attention_norm(s)).chunk(3, dim=1)
-        query, key = rotated(query, config.num_heads), rotated(key, config.num_heads)
-        s = s + sequence.attention.output(attend(query, key, value, config.num_heads))
-        summary = model.token_summaries[layer + 1]
+        interacted = arch.lce.linear.weight @ interacted
+        x = arch.norm(x + interacted) if config.residual else interacted
+        projected = sequence.pffn_norm(s) @ pffn_matrix(sequence.pffn, sequence.summary_norm(x_sum))
+        projected = s + projected if config.residual else projected
+        query, key, value = sequence.attention.query_key_value(sequence.attention_norm(projected)).chunk(3, 1)
+        first = 0 if config.rotary_cls else config.num_summary_tokens
+        query, key = rotated(query, config.num_heads, first), rotated(key, config.num_heads, first)
+        attended = sequence.attention.output(attend(query, key, value, config.num_heads))
+        s = projected + attended if config.residual else attended
+        cross_arch = 0 if config.share_cross_arch else layer + 1
+        summary = model.token_summaries[cross_arch]
         x_sum = gate(summary.gating, summary.lce.linear.weight @ x)
-        s_sum = summarise_sequence(model.sequence_summaries[layer + 1], s, config)
+        s_sum = summarise_sequence(model.sequence_summaries[cross_arch], s, config)
     hidden = model.readout.mlp(torch.cat([x_sum, s_sum]).reshape(1, -1))
     return model.readout.logit(hidden)[0]
 
 
-@pytest.mark.parametrize("num_sequences", [1, 3])
-def test_against_a_plain_reference(num_sequences: int) -> None:
+def pffn_matrix(pffn: nn.Module, x_sum: Tensor) -> Tensor:
+    """The matrix of app. A.2.2, d x d, that the events `[L, d]` are multiplied with from the right."""
+    if pffn.mlp is not None:
+        first, last = pffn.mlp[0], pffn.mlp[2]
+        first, second = last(F.silu(first(x_sum.flatten()))).view(2, *x_sum.shape)
+        return first.T @ second / x_sum.numel()
+    return x_sum.T @ pffn.weight if pffn.kind == "dot" else pffn.weight.T @ x_sum
+
+
+BEHAVIORS = (Behavior((1,), (0,)), Behavior((0, 2), (1, None)))
+SWITCHES = {
+    "default": {},
+    "mixture": {"pffn": "mixture", "gating": "identity", "pooled_tokens": True},
+    "hypernetwork": {"pffn": "hypernetwork", "rotary_cls": False, "pma_keys": "body"},
+    "literal": {"residual": False, "share_cross_arch": True},
+    "separate": {"sequence_join": "separate"},
+}
+
+
+@pytest.mark.parametrize(
+    ("num_sequences", "switches"), [(1, {}), *((3, s) for s in SWITCHES.values())], ids=["one", *SWITCHES]
+)
+def test_against_a_plain_reference(num_sequences: int, switches: dict[str, Any]) -> None:
     torch.manual_seed(0)
-    config = InterFormerConfig(embedding_dim=8, num_heads=2, hidden_units=(16, 8), num_layers=2)
-    shape = InputShape(3, num_sequences, max_length=4, num_dense=2, embedding_dim=8)
+    config = InterFormerConfig(embedding_dim=8, num_heads=2, hidden_units=(16, 8), num_layers=2, **switches)
+    behaviors = BEHAVIORS if num_sequences == 3 else ()
+    shape = InputShape(3, num_sequences, 4, num_dense=2, embedding_dim=8, behaviors=behaviors)
     model = InterFormer(shape, config)
     for parameter in model.parameters():
         if parameter.dim() == 1:
@@ -147,8 +192,8 @@ def test_activations_keep_their_scale_at_initialisation() -> None:
     inputs = random_inputs(shape, 64)
     inputs = inputs._replace(tokens=0.05 * inputs.tokens, sequences=0.05 * inputs.sequences)
     body, _ = align_recent(inputs.sequences, inputs.lengths)
-    assert model.mask_net is not None
-    masked = model.mask_net(body)[body.any(2)]
+    assert model.sequence_input is not None
+    masked = model.sequence_input.mask_nets[0](body)[body.any(2)]
     assert 0.02 < masked.std() < 0.1
     x_sum, s = torch.randn(64, 4, 32), torch.randn(64, 24, 32)
     pffn = model.sequence_archs[0].pffn  # type: ignore[union-attr]
