@@ -1,4 +1,4 @@
-"""The report of a study: its table (terminal, Markdown, CSV) and its curves, from finished run folders."""
+"""The report of a study: its tables (terminal, Markdown, CSV) and plots, from finished run folders."""
 
 import csv
 import json
@@ -10,141 +10,169 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
-import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
 from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
-from benchmarks.bootstrap import Gain, ne_gain, read_predictions
+from benchmarks.bootstrap import Baseline, Gain, Gains, read_predictions
+from benchmarks.plots import plot_gain, plot_ne, read_curve
 from trainer.errors import UserError
 from trainer.metrics import binary_metrics
 
 METRICS = {"NE": "ne", "AUC": "auc", "gAUC": "gauc", "LogLoss": "logloss"}
 """Metrics of the table, and their names in result.json."""
 
-COLUMNS = ("variant", *METRICS, "NE gain (%)", "embedding parameters", "dense parameters", "rows/s")
+GAINS = {"NE gain (%)": "ne", "AUC gain (pp)": "auc", "gAUC gain (pp)": "gauc"}
+"""Gains of the table, and their names in `Gains`."""
+
+SIZES = ("embedding parameters", "dense parameters", "rows/s")
 BAYES = "Bayes optimum"
 MISSING = "–"
 
-# Okabe and Ito's colours, which the colour-blind can tell apart; line and marker do so in black and white.
-STYLES = [
-    ("#0072B2", "-", "o"),
-    ("#D55E00", "--", "s"),
-    ("#009E73", "-.", "^"),
-    ("#CC79A7", ":", "D"),
-    ("#56B4E9", (0, (5, 1, 1, 1, 1, 1)), "v"),
-    ("#E69F00", (0, (8, 2)), "P"),
-    ("#000000", (0, (1, 1)), "X"),
-]
 
-WARM_UP = 0.1
-"""First share of the examples that left out of a plot's range: NE falls steeply there, and hides the rest."""
+class Numbers(BaseModel):
+    """Published numbers of a variant."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    gauc: float | None = None
+    auc: float | None = None
+    logloss: float | None = None
+    ne_gain: float | None = Field(None, description="In percent. Default: from `logloss`.")
+
+
+class Paper(BaseModel):
+    """Published numbers that a report shows beside its own."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    source: str = Field(description="Where they are published, and what they were measured on.")
+    numbers: dict[str, Numbers] = Field(
+        description="Of variants; `<variant>/<component>` is a component inside of an ensemble."
+    )
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table; what is unknown or does not apply is missing or None."""
+    """A model of the tables; what is unknown or does not apply is missing or None."""
 
     variant: str
     component: str | None = None
     metrics: dict[str, list[float]] = field(default_factory=dict)  # a value per seed, by METRICS' titles
-    gain: Gain | None = None
-    embedding_parameters: int | None = None
-    dense_parameters: int | None = None
-    rows_per_second: float | None = None
+    gains: Gains | None = None
+    published: dict[str, float] = field(default_factory=dict)  # by METRICS' titles
+    published_gains: dict[str, float] = field(default_factory=dict)  # by GAINS' titles
+    sizes: tuple[float | None, float | None, float | None] = (None, None, None)
 
 
-class Curve(NamedTuple):
-    """A figure along training: number of examples `[T]`, values `[seeds, T]`."""
+class Column(NamedTuple):
+    """A column of a table, with a cell for each row."""
 
-    rows: NDArray[np.float64]
-    values: NDArray[np.float64]
+    heading: str
+    cells: list[str]
 
 
 def write_report(
     runs: Mapping[str, Sequence[Path]],
     *,
-    baseline: str,
+    sections: Mapping[str, Sequence[str]],
     split: str,
+    components: bool,
+    paper: Paper | None,
     out: Path,
     title: str,
     description: str,
     appendix: str,
     console: Console,
 ) -> None:
-    """Print the table; write report.md, table.csv, ne_curves.png and gain.png into `out`.
+    """Print the tables; write report.md, table.csv and the plots into `out`.
 
     Args:
         runs: Finished run folders of each variant, one per seed, seeds in the same order.
-        baseline: The variant that gains are against.
-        split: The evaluation split of the table.
+        sections: For each baseline, the variants that are compared with it, itself included.
+        split: The evaluation split of the tables.
+        components: Whether the tables list the components of ensembles.
+        paper: Published numbers.
         out: Folder of the report.
         title: Heading of the report and of the plots.
         description: Markdown under the heading.
         appendix: Markdown at the end.
-        console: Where the table is printed.
+        console: Where the tables are printed.
 
     Raises:
         UserError: a run lacks the split, or its files cannot be read or compared.
     """
-    rows = table_rows(runs, baseline, split)
-    _print_table(rows, f"{title} ({split})", console)
+    rows = table_rows(runs, sections, split, components, paper)
+    several = len(sections) > 1  # then each baseline heads its own
+    gain_rows = [row for row in rows if row.gains or (several and row.variant in sections)]
+    metrics, gains = metric_columns(rows), gain_columns(gain_rows)
+    _print_table(rows, metrics, f"{title} ({split})", console)
+    if gain_rows:
+        against = "the baseline above, a row of –" if several else next(iter(sections))
+        _print_table(gain_rows, gains, f"Gains over {against}", console)
     _write_csv(rows, out / "table.csv")
-    bayes = next((row.metrics["NE"][0] for row in rows if row.variant == BAYES and row.metrics["NE"]), None)
-    window = {variant: _curve(folders, "ne/window/fused") for variant, folders in runs.items()}
-    lifetime = {variant: _curve(folders, "ne/lifetime/fused") for variant, folders in runs.items()}
-    _plot_ne(window, bayes, title, split, out / "ne_curves.png")
-    _plot_gain(lifetime, baseline, title, out / "gain.png")
     paragraphs = [
         f"# {title}",
         description.strip(),
-        _markdown_table(rows),
-        _reading(rows, runs[baseline], split, baseline),
-        "![Progressive NE against the number of examples](ne_curves.png)",
-        f"![NE gain over {baseline} against the number of examples](gain.png)",
-        appendix.strip(),
+        _markdown_table(rows, metrics),
+        _markdown_table(gain_rows, gains) if gain_rows else "",
+        _reading(rows, next(iter(runs.values())), split, list(sections), paper),
     ]
+    paragraphs += _write_plots(runs, sections, rows, split, title, out)
+    paragraphs.append(appendix.strip())
     (out / "report.md").write_text("\n\n".join(filter(None, paragraphs)) + "\n")
     console.print(f"report: {out / 'report.md'}", highlight=False, markup=False, soft_wrap=True)
 
 
-def table_rows(runs: Mapping[str, Sequence[Path]], baseline: str, split: str) -> list[Row]:
-    """The table: each variant, its components if it has several, then the Bayes optimum where it is known."""
-    predictions = {
-        variant: [folder / "predictions" / f"{split}.parquet" for folder in folders]
-        for variant, folders in runs.items()
+def table_rows(
+    runs: Mapping[str, Sequence[Path]],
+    sections: Mapping[str, Sequence[str]],
+    split: str,
+    components: bool,
+    paper: Paper | None,
+) -> list[Row]:
+    """Each variant, its components if it has several, then the Bayes optimum where it is known."""
+    results = {
+        variant: [_read_result(folder, split) for folder in folders] for variant, folders in runs.items()
     }
     rows = []
-    for variant, folders in runs.items():
-        results = [_read_result(folder) for folder in folders]
-        splits = [
-            _split_result(result, split, folder) for result, folder in zip(results, folders, strict=True)
-        ]
-        gain = None if variant == baseline else ne_gain(predictions[baseline], predictions[variant])
-        rows.append(
-            Row(
-                variant,
-                metrics=_metrics(splits, "fused"),
-                gain=gain,
-                embedding_parameters=results[0]["parameters"]["tables"],
-                dense_parameters=results[0]["parameters"]["dense"],
-                rows_per_second=fmean(result["rows_per_second"] for result in results),
-            )
-        )
-        components = [key.removeprefix("ne/") for key in splits[0] if key.startswith("ne/")]
-        components.remove("fused")
-        if len(components) > 1:
-            rows += [Row(variant, component, _metrics(splits, component)) for component in components]
-    truth = read_predictions(predictions[baseline][0])
+    for baseline, variants in sections.items():
+        base = Baseline(_predictions(runs[baseline], split))
+        for variant in variants:
+            splits = [result["splits"][split] for result in results[variant]]
+            outputs = [key.removeprefix("ne/") for key in splits[0] if key.startswith("ne/")]
+            outputs.remove("fused")
+            parameters = results[variant][0]["parameters"]
+            speed = fmean(result["rows_per_second"] for result in results[variant])
+            for output in ["fused", *(outputs if components and len(outputs) > 1 else [])]:
+                component = None if output == "fused" else output
+                itself = variant == baseline and component is None
+                published, published_gains = _published(paper, variant, component, baseline)
+                rows.append(
+                    Row(
+                        variant,
+                        component,
+                        metrics=_metrics(splits, output),
+                        gains=None if itself else base.gains(_predictions(runs[variant], split), output),
+                        published=published,
+                        published_gains={} if itself else published_gains,
+                        sizes=(None, None, None)
+                        if component
+                        else (parameters["tables"], parameters["dense"], speed),
+                    )
+                )
+    truth = read_predictions(_predictions(next(iter(runs.values())), split)[0])
     if "true_probability" in truth:
         rows.append(_bayes_row(truth))
     return rows
+
+
+def _predictions(folders: Sequence[Path], split: str) -> list[Path]:
+    return [folder / "predictions" / f"{split}.parquet" for folder in folders]
 
 
 def _bayes_row(predictions: dict[str, NDArray[Any]]) -> Row:
@@ -153,6 +181,36 @@ def _bayes_row(predictions: dict[str, NDArray[Any]]) -> Row:
         predictions["label"], predictions["true_probability"], predictions["weight"], predictions.get("group")
     )
     return Row(BAYES, metrics={title: _finite([metrics.get(name)]) for title, name in METRICS.items()})
+
+
+def _published(
+    paper: Paper | None, variant: str, component: str | None, baseline: str
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Published metrics of a row by METRICS' titles, and its gains over the published baseline by GAINS'."""
+    nothing = Numbers()
+    numbers = paper.numbers if paper else {}
+    new = numbers.get(f"{variant}/{component}" if component else variant, nothing)
+    base = numbers.get(baseline, nothing)
+    metrics = {title: getattr(new, name, None) for title, name in METRICS.items()}
+    gains = {
+        "NE gain (%)": new.ne_gain,
+        "AUC gain (pp)": _and(new.auc, base.auc, lambda after, before: 100 * (after - before)),
+        "gAUC gain (pp)": _and(new.gauc, base.gauc, lambda after, before: 100 * (after - before)),
+    }
+    if new.ne_gain is None:
+        # The base rate is that of the same rows, so NE changes as LogLoss does.
+        gains["NE gain (%)"] = _and(
+            new.logloss, base.logloss, lambda after, before: 100 * (after / before - 1)
+        )
+    return _known(metrics), _known(gains)
+
+
+def _and(a: float | None, b: float | None, f: Callable[[float, float], float]) -> float | None:
+    return None if a is None or b is None else f(a, b)
+
+
+def _known(values: Mapping[str, float | None]) -> dict[str, float]:
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def _metrics(splits: Sequence[dict[str, Any]], model: str) -> dict[str, list[float]]:
@@ -167,38 +225,56 @@ def _finite(values: Sequence[float | None]) -> list[float]:
     return [value for value in values if value is not None and math.isfinite(value)]
 
 
-def _read_result(folder: Path) -> dict[str, Any]:
+def _read_result(folder: Path, split: str) -> dict[str, Any]:
     try:
         result: dict[str, Any] = json.loads((folder / "result.json").read_text())
     except (OSError, json.JSONDecodeError) as error:
         raise UserError(f"{folder / 'result.json'}: cannot be read ({error}); repeat the run") from None
-    return result
-
-
-def _split_result(result: dict[str, Any], split: str, folder: Path) -> dict[str, Any]:
     if split not in result["splits"]:
         known = ", ".join(result["splits"]) or "none"
         raise UserError(
             f"{folder}: not evaluated on split {split!r}, only on {known}; change the study's split"
         )
-    metrics: dict[str, Any] = result["splits"][split]
-    return metrics
+    return result
 
 
-# --- table ---------------------------------------------------------------------------------------------
+# --- tables --------------------------------------------------------------------------------------------
 
 
-def _cells(row: Row) -> list[str]:
-    """The row's text in the order of COLUMNS, without the name."""
-    metrics = [_spread(row.metrics.get(title, [])) for title in METRICS]
-    gain = MISSING
-    if row.gain is not None:
-        gain = f"{row.gain.point:+.3f} [{row.gain.low:+.3f}, {row.gain.high:+.3f}]"
-    return [
-        *metrics,
-        gain,
-        *(_short(n) for n in (row.embedding_parameters, row.dense_parameters, row.rows_per_second)),
-    ]
+def metric_columns(rows: Sequence[Row]) -> list[Column]:
+    """Metrics, each followed by the published one where there is any; sizes and speed."""
+    columns = []
+    for title in METRICS:
+        ours = [_spread(row.metrics.get(title, [])) for row in rows]
+        columns += _beside_paper(title, ours, [row.published.get(title) for row in rows], _level)
+    for index, title in enumerate(SIZES):
+        columns.append(Column(title, [_short(row.sizes[index]) for row in rows]))
+    return columns
+
+
+def gain_columns(rows: Sequence[Row]) -> list[Column]:
+    """Gains with their intervals, each followed by the published one where there is any."""
+    columns = []
+    for title, name in GAINS.items():
+        ours = [_interval(getattr(row.gains, name)) if row.gains else MISSING for row in rows]
+        columns += _beside_paper(
+            title, ours, [row.published_gains.get(title) for row in rows], "{:+.3f}".format
+        )
+    return columns
+
+
+def _beside_paper(
+    title: str, ours: list[str], published: list[float | None], form: Callable[[float], str]
+) -> list[Column]:
+    """Our column, left out if nothing of it is known, and the published one, likewise."""
+    paper = [MISSING if value is None else form(value) for value in published]
+    columns = [Column(title, ours), Column("paper", paper)]
+    return [column for column in columns if set(column.cells) != {MISSING}]
+
+
+def _level(value: float) -> str:
+    """Four decimals, or five where there are as many."""
+    return f"{value:.5f}".removesuffix("0")
 
 
 def _spread(values: Sequence[float]) -> str:
@@ -206,6 +282,13 @@ def _spread(values: Sequence[float]) -> str:
     if not values:
         return MISSING
     return f"{fmean(values):.5f}" + (f" ± {stdev(values):.5f}" if len(values) > 1 else "")
+
+
+def _interval(gain: Gain) -> str:
+    if not math.isfinite(gain.point):
+        return MISSING
+    # A few groups, as in a smoke run, may have no interval.
+    return f"{gain.point:+.3f}" + (f" [{gain.low:+.3f}, {gain.high:+.3f}]" if math.isfinite(gain.low) else "")
 
 
 def _short(number: float | None) -> str:
@@ -216,45 +299,64 @@ def _short(number: float | None) -> str:
     return f"{number / 1000**exponent:.3g}{['', 'k', 'M', 'G'][exponent]}"
 
 
-def _print_table(rows: Sequence[Row], title: str, console: Console) -> None:
+def _print_table(rows: Sequence[Row], columns: Sequence[Column], title: str, console: Console) -> None:
     # Two lines a row and no vertical rules, so that it fits a terminal of 100 columns; the sizes and the
-    # speed, which the report has too, give way on a narrower one.
-    columns = COLUMNS[1:] if console.width >= 100 else COLUMNS[1:-3]
+    # speed, which the report has too, give way where they don't fit.
+    num_published = sum(column.heading == "paper" for column in columns)
+    if console.width < 100 + 9 * num_published:
+        columns = [column for column in columns if column.heading not in SIZES]
     table = Table(
         title=escape(title), title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True, show_edge=False
     )
     table.add_column("variant", overflow="fold", min_width=14)
     for column in columns:
-        heading = (
-            column.replace(" (", "\n(").replace(" parameters", "\nparams").replace("embedding", "embed.")
-        )
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row in rows:
+        heading = column.heading.replace(" (", "\n(").replace(" parameters", "\nparams")
+        table.add_column(heading.replace("embedding", "embed."), justify="right", no_wrap=True)
+    for row, *cells in zip(rows, *(column.cells for column in columns), strict=True):
         name = Padding(row.component, (0, 0, 0, 2)) if row.component else row.variant
-        cells = [cell.replace(" ± ", "\n±").replace(" [", "\n[") for cell in _cells(row)][: len(columns)]
+        cells = [cell.replace(" ± ", "\n±").replace(" [", "\n[") for cell in cells]
         table.add_row(name, *cells, style="dim" if row.component else None)
     console.print(table)
 
 
-def _markdown_table(rows: Sequence[Row]) -> str:
-    lines = [f"| {' | '.join(COLUMNS)} |", f"|:--|{'--:|' * (len(COLUMNS) - 1)}"]
-    for row in rows:
+def _markdown_table(rows: Sequence[Row], columns: Sequence[Column]) -> str:
+    lines = [f"| variant | {' | '.join(column.heading for column in columns)} |"]
+    lines.append(f"|:--|{'--:|' * len(columns)}")
+    for row, *cells in zip(rows, *(column.cells for column in columns), strict=True):
         name = f"&emsp;{row.component}" if row.component else row.variant
-        lines.append(f"| {' | '.join([name, *_cells(row)])} |")
+        lines.append(f"| {' | '.join([name, *cells])} |")
     return "\n".join(lines)
 
 
-def _reading(rows: Sequence[Row], baseline_runs: Sequence[Path], split: str, baseline: str) -> str:
-    """How to read the table, in Markdown."""
-    num_seeds = len(baseline_runs)
-    result = _read_result(baseline_runs[0])
+def _reading(
+    rows: Sequence[Row], first_runs: Sequence[Path], split: str, baselines: Sequence[str], paper: Paper | None
+) -> str:
+    """How to read the tables, in Markdown."""
+    num_seeds = len(first_runs)
+    result = _read_result(first_runs[0], split)
     sentences = [
         f"Split `{split}`, {result['splits'][split]['rows']:,} rows, after training on {result['rows']:,}.",
         f"Metrics are the mean ± standard deviation of {num_seeds} seeds." if num_seeds > 1 else "One seed.",
-        f"NE gain is relative to `{baseline}`, negative is better; in brackets its 95 % interval by paired",
-        "bootstrap over the evaluation's groups (rows, where there are none): it covers the choice of the",
-        "evaluation data, not the spread between seeds.",
     ]
+    if any(row.gains for row in rows):
+        against = f"`{baselines[0]}`"
+        if len(baselines) > 1:
+            against = f"the nearest baseline above ({', '.join(f'`{baseline}`' for baseline in baselines)})"
+        sentences += [
+            f"Gains are over {against}: of NE in percent of the baseline's, negative is better; of AUC and gAUC in",
+            "percentage points, positive is better. In brackets the 95 % interval by paired bootstrap over the",
+            "evaluation's groups (rows, where there are none);",
+            "it covers the choice of the evaluation data"
+            + (
+                " and the spread between seeds (Student's t)."
+                if num_seeds > 1
+                else ", not the spread between seeds."
+            ),
+        ]
+    if paper:
+        sentences.append(
+            f"Columns `paper`: {paper.source}. Levels depend on data and protocol, so compare the gains."
+        )
     if any(row.component for row in rows):
         sentences.append("Indented rows are an ensemble's components on their own.")
     if rows[-1].variant == BAYES:
@@ -270,145 +372,53 @@ def _reading(rows: Sequence[Row], baseline_runs: Sequence[Path], split: str, bas
 
 
 def _write_csv(rows: Sequence[Row], path: Path) -> None:
-    """The table with full precision: a column for each mean, deviation and bound; unknown is empty."""
+    """The tables with full precision: a column for each mean, deviation and bound; unknown is empty."""
     header = ["variant", "component"]
-    header += [column for title in METRICS for column in (title, f"{title} std")]
-    header += ["NE gain (%)", "NE gain low (%)", "NE gain high (%)", *COLUMNS[-3:]]
+    header += [f"{title}{suffix}" for title in METRICS for suffix in ("", " std")]
+    header += [title.replace(" (", f"{bound} (") for title in GAINS for bound in ("", " low", " high")]
+    header += [f"paper {title}" for title in (*METRICS, *GAINS)]
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(header)
+        writer.writerow([*header, *SIZES])
         for row in rows:
             line: list[Any] = [row.variant, row.component]
             for title in METRICS:
                 values = row.metrics.get(title, [])
                 line += [fmean(values) if values else None, stdev(values) if len(values) > 1 else None]
-            line += row.gain or (None, None, None)
-            writer.writerow([*line, row.embedding_parameters, row.dense_parameters, row.rows_per_second])
+            for name in GAINS.values():
+                gain = getattr(row.gains, name) if row.gains else ()
+                line += gain if _finite(gain) else (None, None, None)
+            line += [row.published.get(title) for title in METRICS]
+            line += [row.published_gains.get(title) for title in GAINS]
+            writer.writerow([*line, *row.sizes])
 
 
-# --- curves --------------------------------------------------------------------------------------------
+# --- plots ---------------------------------------------------------------------------------------------
 
 
-def _curve(folders: Sequence[Path], key: str) -> Curve:
-    """`key` of metrics.jsonl where every seed has it, as one curve; empty if nowhere."""
-    seeds = [_read_series(folder / "metrics.jsonl", key) for folder in folders]
-    rows = sorted(set.intersection(*(set(series) for series in seeds)))
-    values = np.array([[series[n] for n in rows] for series in seeds], dtype=np.float64)
-    return Curve(np.array(rows, dtype=np.float64), values)
-
-
-def _read_series(path: Path, key: str) -> dict[int, float]:
-    """Number of examples -> value, from the training records; of a step done twice (resumed), the last."""
-    series = {}
-    try:
-        for line in path.read_text().splitlines():
-            record = json.loads(line)
-            if record["kind"] == "train" and _finite([record.get(key)]):
-                series[record["rows"]] = record[key]
-    except (OSError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); repeat the run") from None
-    return series
-
-
-def _plot_ne(curves: Mapping[str, Curve], bayes: float | None, title: str, split: str, path: Path) -> None:
-    """Windowed NE of each variant, every batch scored before it is learned from."""
-    references = {} if bayes is None else {f"{BAYES} ({split})": bayes}
-    _plot(
-        curves,
-        title=f"{title}: progressive NE",
-        ylabel="NE over the last window (lower is better)",
-        label="{name}  {value:.4f}".format,
-        references=references,
-        path=path,
-    )
-
-
-def _plot_gain(curves: Mapping[str, Curve], baseline: str, title: str, path: Path) -> None:
-    """NE gain of each variant's lifetime NE over the baseline's with the same seed."""
-    base = curves[baseline]
-    gains = {}
-    for variant, curve in curves.items():
-        # Variants whose batches differ log at other points: compare where both are known.
-        known = (curve.rows >= base.rows.min(initial=np.inf)) & (curve.rows <= base.rows.max(initial=0))
-        rows = curve.rows[known]
-        expected = [np.interp(rows, base.rows, values) if len(rows) else rows for values in base.values]
-        gains[variant] = Curve(rows, 100 * (curve.values[:, known] / np.array(expected) - 1))
-    _plot(
-        gains,
-        title=f"{title}: NE gain over {baseline}",
-        ylabel="NE gain since the start (%, negative is better)",
-        label="{name}  {value:+.3f} %".format,
-        references={},
-        path=path,
-    )
-
-
-def _plot(
-    curves: Mapping[str, Curve],
-    *,
+def _write_plots(
+    runs: Mapping[str, Sequence[Path]],
+    sections: Mapping[str, Sequence[str]],
+    rows: Sequence[Row],
+    split: str,
     title: str,
-    ylabel: str,
-    label: Callable[..., str],
-    references: Mapping[str, float],
-    path: Path,
-) -> None:
-    """Lines with bands, labelled at their ends; `references` are horizontal lines."""
-    figure = Figure(figsize=(9, 5), dpi=150, layout="constrained")
-    axes = figure.add_subplot()
-    ends = []
-    shown: list[float] = list(references.values())
-    for index, (name, curve) in enumerate(curves.items()):
-        color, line, marker = STYLES[index % len(STYLES)]
-        if not len(curve.rows):
-            continue
-        mean, lowest, highest = (reduce(curve.values, axis=0) for reduce in (np.mean, np.min, np.max))
-        axes.plot(
-            curve.rows,
-            mean,
-            color=color,
-            linestyle=line,
-            marker=marker,
-            # Each line has its markers elsewhere, so that lines on top of each other can be seen.
-            markevery=(0.1 * index / len(curves), 0.1),
-            markersize=5,
-            linewidth=1.6,
-        )
-        axes.fill_between(curve.rows, lowest, highest, color=color, alpha=0.18, linewidth=0)
-        settled = curve.rows >= WARM_UP * curve.rows[-1]
-        shown += [lowest[settled].min(), highest[settled].max()]
-        ends.append((curve.rows[-1], mean[-1], label(name=name, value=mean[-1]), color))
-    for name, value in references.items():
-        axes.axhline(value, color="0.35", linestyle=(0, (6, 4)), linewidth=1)
-        ends.append((axes.get_xlim()[1], value, label(name=name, value=value), "0.35"))
-    axes.set_title(title, loc="left")
-    several = any(len(curve.values) > 1 for curve in curves.values())
-    axes.set_xlabel("training examples" + " (line: mean of the seeds, band: lowest to highest)" * several)
-    axes.set_ylabel(ylabel)
-    axes.xaxis.set_major_formatter(EngFormatter())
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    if shown:
-        margin = 0.06 * (max(shown) - min(shown)) or 0.01
-        axes.set_ylim(min(shown) - margin, max(shown) + margin)
-    _label_ends(axes, ends)
-    figure.savefig(path)
-
-
-def _label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
-    """Write each (x, y, text, colour) right of the plot at its height, moved up where texts would overlap."""
-    low, high = axes.get_ylim()
-    lowest = low
-    for x, y, text, color in sorted(ends, key=lambda end: end[1]):
-        height = max(y, lowest)
-        lowest = height + 0.05 * (high - low)
-        axes.annotate(
-            text,
-            xy=(x, y),
-            xytext=(1.02, height),
-            textcoords=axes.get_yaxis_transform(),
-            va="center",
-            color=color,
-            fontsize=9,
-            annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.6, "alpha": 0.6},
-        )
+    out: Path,
+) -> list[str]:
+    """Two plots for each baseline; returns the Markdown that shows them."""
+    bayes = {
+        f"{BAYES} ({split})": row.metrics["NE"][0]
+        for row in rows
+        if row.variant == BAYES and row.metrics["NE"]
+    }
+    paragraphs = []
+    for baseline, variants in sections.items():
+        suffix = f"_{baseline}" if len(sections) > 1 else ""
+        window = {variant: read_curve(runs[variant], "ne/window/fused") for variant in variants}
+        lifetime = {variant: read_curve(runs[variant], "ne/lifetime/fused") for variant in variants}
+        plot_ne(window, bayes, title, out / f"ne_curves{suffix}.png")
+        plot_gain(lifetime, baseline, title, out / f"gain{suffix}.png")
+        paragraphs += [
+            f"![Progressive NE against the number of examples](ne_curves{suffix}.png)",
+            f"![NE gain over {baseline} against the number of examples](gain{suffix}.png)",
+        ]
+    return paragraphs

@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from rich.console import Console
 
-from benchmarks.report import write_report
+from benchmarks.report import Paper, write_report
 from trainer.errors import UserError
 from trainer.progress import output
 
@@ -35,6 +35,11 @@ class Study(BaseModel):
     title: str | None = Field(None, description="Heading of the report. Default: the name.")
     description: str = Field("", description="Markdown under the heading.")
     base: Path = Field(description="Configuration that the variants change, relative to the study file.")
+    data_schema: Path | None = Field(
+        None,
+        alias="schema",
+        description="Schema of the data, relative to the study file: what `--smoke` draws random rows in.",
+    )
     out: Path | None = Field(
         None,
         description="Folder for runs and report, relative to the working directory. Default: runs/<name>.",
@@ -42,23 +47,54 @@ class Study(BaseModel):
     nproc: int = Field(gt=0, description="Processes of each run.")
     seeds: tuple[int, ...] = Field(min_length=1)
     split: str = Field("test", description="The split that the table reports.")
-    baseline: str = Field(description="The variant that NE gains are against.")
+    baseline: str | tuple[str, ...] = Field(
+        description="The variant that gains are over. Several: each is the baseline of the variants from it to "
+        "the next."
+    )
+    components: bool = Field(True, description="Whether the tables list the components of ensembles.")
+    paper: Paper | None = Field(None, description="Published numbers, shown beside ours.")
+    common: dict[str, Any] = Field(
+        {}, description="Dotted configuration keys, and their values, that all variants change."
+    )
     variants: dict[Name, dict[str, Any]] = Field(
-        min_length=1, description="Dotted configuration keys of each variant and their values."
+        min_length=1,
+        description="Dotted configuration keys of each variant and their values; or a YAML file with that, "
+        "relative to the study file.",
     )
 
     @model_validator(mode="after")
     def _check(self) -> "Study":
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds {list(self.seeds)} has a seed twice")
-        if self.baseline not in self.variants:
-            raise ValueError(
-                f"baseline {self.baseline!r} is not one of the variants {', '.join(self.variants)}"
-            )
-        for name, overrides in self.variants.items():
+        if unknown := [name for name in self._baselines if name not in self.variants]:
+            raise ValueError(f"baseline {unknown[0]!r} is not one of the variants {', '.join(self.variants)}")
+        if len(self._baselines) > 1 and self._baselines[0] != next(iter(self.variants)):
+            raise ValueError("with several baselines, the first variant must be one")
+        for name, overrides in {"common": self.common, **self.variants}.items():
             if taken := {"run_dir", "training.seed"} & set(overrides):
-                raise ValueError(f"variant {name!r} sets {min(taken)!r}, which the study sets itself")
+                raise ValueError(f"{name!r} sets {min(taken)!r}, which the study sets itself")
+        for name in self.paper.numbers if self.paper else ():
+            if name.split("/")[0] not in self.variants:
+                raise ValueError(
+                    f"paper.numbers: {name!r} is not one of the variants {', '.join(self.variants)}"
+                )
         return self
+
+    @property
+    def sections(self) -> dict[str, list[str]]:
+        """For each baseline, the variants that are compared with it, itself included."""
+        if len(self._baselines) == 1:
+            return {self._baselines[0]: list(self.variants)}
+        sections: dict[str, list[str]] = {}
+        for variant in self.variants:
+            if variant in self._baselines:
+                sections[variant] = []
+            sections[next(reversed(sections))].append(variant)
+        return sections
+
+    @property
+    def _baselines(self) -> tuple[str, ...]:
+        return (self.baseline,) if isinstance(self.baseline, str) else self.baseline
 
     @property
     def folder(self) -> Path:
@@ -68,8 +104,11 @@ class Study(BaseModel):
     @classmethod
     def load(cls, path: Path) -> "Study":
         """Read a study file; raises UserError naming the file, the key and what is wrong with it."""
+        content = _read_yaml(path)
+        if isinstance(content, dict) and isinstance(content.get("variants"), str):
+            content["variants"] = _read_yaml(path.parent / content["variants"])
         try:
-            return cls.model_validate(_read_yaml(path))
+            return cls.model_validate(content)
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(map(str, first["loc"])) or "study"
@@ -77,13 +116,20 @@ class Study(BaseModel):
 
 
 class Run(NamedTuple):
-    """One run of a study: its folder, its command's arguments, and what must not change once it started."""
+    """One run of a study: its folder, its configuration, and what of it must not change once it started."""
 
     variant: str
     seed: int
     folder: Path
-    arguments: list[str]
+    base: Path
+    overrides: list[str]
+    nproc: int
     settings: dict[str, Any]
+
+    @property
+    def arguments(self) -> list[str]:
+        """Of `cetnet train`."""
+        return [str(self.base), *self.overrides, "--nproc", str(self.nproc)]
 
     @property
     def settings_file(self) -> Path:
@@ -112,7 +158,7 @@ def run_study(path: Path, *, command: Sequence[str] = TRAIN, console: Console | 
     """
     console = console or output
     study = Study.load(path)
-    runs = _runs(study, path)
+    runs = runs_of(study, path)
     _refuse_changed(runs, path)
     started = time.monotonic()
     for number, run in enumerate(runs, 1):
@@ -124,23 +170,23 @@ def run_study(path: Path, *, command: Sequence[str] = TRAIN, console: Console | 
         action = "resuming" if run.folder.exists() else "training"
         console.rule(f"{study.name}, {label}: {action} · {elapsed} elapsed")
         _train(run, command, study.name)
-    _report(study, runs, console)
+    report(study, runs, console)
 
 
 def report_study(path: Path, *, console: Console | None = None) -> None:
     """Write the report of a finished study again; raises UserError if a run is missing or was changed."""
     study = Study.load(path)
-    runs = _runs(study, path)
+    runs = runs_of(study, path)
     _refuse_changed(runs, path)
     if missing := [run.folder for run in runs if not run.finished]:
         raise UserError(
             f"study {study.name}: {len(missing)} of {len(runs)} runs are not finished, first {missing[0]}; "
             "run the study to train them"
         )
-    _report(study, runs, console or output)
+    report(study, runs, console or output)
 
 
-def _runs(study: Study, path: Path) -> list[Run]:
+def runs_of(study: Study, path: Path) -> list[Run]:
     """Every run of the study, all variants of a seed before the next seed."""
     base = Path(os.path.normpath(path.parent / study.base))
     base_settings = _read_yaml(base)
@@ -149,17 +195,13 @@ def _runs(study: Study, path: Path) -> list[Run]:
     for seed in study.seeds:
         for variant, overrides in study.variants.items():
             folder = study.folder / variant / f"seed{seed}"
-            changes = {**overrides, "training.seed": seed}
-            arguments = [
-                str(base),
-                *(f"{key}={_flow_yaml(value)}" for key, value in changes.items()),
-                f"run_dir={_flow_yaml(str(folder))}",
-                "--nproc",
-                str(study.nproc),
+            changes = {**study.common, **overrides, "training.seed": seed}
+            flags = [
+                f"{key}={_flow_yaml(value)}" for key, value in {**changes, "run_dir": str(folder)}.items()
             ]
             # As it will be read back from JSON; nproc and run_dir may change, they don't change the numbers.
             settings = json.loads(json.dumps({"base": base_settings, "overrides": changes}, default=str))
-            runs.append(Run(variant, seed, folder, arguments, settings))
+            runs.append(Run(variant, seed, folder, base, flags, study.nproc, settings))
     return runs
 
 
@@ -199,14 +241,17 @@ def _train(run: Run, command: Sequence[str], study: str) -> None:
         )
 
 
-def _report(study: Study, runs: Sequence[Run], console: Console) -> None:
+def report(study: Study, runs: Sequence[Run], console: Console) -> None:
+    """Write the report of finished runs into the study's folder."""
     folders = {variant: [run.folder for run in runs if run.variant == variant] for variant in study.variants}
     commands = [f"cetnet train {shlex.join(run.arguments)}" for run in runs if run.seed == study.seeds[0]]
     others = " The other seeds likewise." if study.seeds[1:] else ""
     write_report(
         folders,
-        baseline=study.baseline,
+        sections=study.sections,
         split=study.split,
+        components=study.components,
+        paper=study.paper,
         out=study.folder,
         title=study.title or study.name,
         description=study.description,

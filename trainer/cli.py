@@ -275,8 +275,21 @@ def study(
     report_only: Annotated[
         bool, typer.Option("--report-only", help="Rebuild the report; train nothing.")
     ] = False,
+    smoke: Annotated[
+        bool,
+        typer.Option(
+            "--smoke", help="Train each variant for 2 steps on random rows, into runs/smoke/<name>."
+        ),
+    ] = False,
 ) -> None:
-    """Train variants x seeds (only what is missing) and write their table and plots."""
+    """Train variants x seeds (only what is missing) and write their tables and plots."""
+    if smoke and report_only:
+        raise UserError("--smoke and --report-only exclude each other")
+    if smoke:
+        from benchmarks.smoke import smoke_study
+
+        smoke_study(file)
+        return
     from benchmarks.study import report_study, run_study
 
     (report_study if report_only else run_study)(file)
@@ -329,7 +342,7 @@ def _prepared(out: Path) -> None:
     typer.echo(f"{out}: ready; the data card is {out / 'README.md'}")
 
 
-def _quieten() -> None:
+def quieten() -> None:
     """Silence what the libraries say at import and in every step, and a user can do nothing about."""
     for module in ("torch", "torchrec", "fbgemm_gpu", "torchmetrics", "tensordict", "tensorboard"):
         warnings.filterwarnings("ignore", module=rf"{module}(\..*)?$")
@@ -340,7 +353,7 @@ def _quieten() -> None:
 
 def main() -> None:
     """Entry point of `cetnet`: a user's mistake is one line on stderr and exit code 2."""
-    _quieten()
+    quieten()
     from trainer.versions import check_versions
 
     try:

@@ -84,8 +84,13 @@ def test_trains_every_variant_with_every_seed_and_reports(make: Make) -> None:
     assert pair["dense parameters"] == str(2 * 234_567)
     assert float(pair["NE"]) < float(table["pair", "left"]["NE"])
 
+    # Both variants are worth the same to the fake trainer, but for what is in their predictions.
+    assert float(pair["AUC gain low (pp)"]) < float(pair["AUC gain (pp)"]) < float(pair["AUC gain high (pp)"])
+    assert float(table["pair", "left"]["gAUC gain (pp)"]) == pytest.approx(0)  # the same model as `single`
+
     report = (out / "report.md").read_text()
     assert f"{gain:+.3f} [" in report
+    assert "the spread between seeds" in report
     assert "| 0.75150 ± 0.00071 |" in report
     assert "| &emsp;left |" in report
     assert "cetnet train base.yaml 'components=[left, right]' training.seed=1" in report
@@ -182,6 +187,81 @@ def test_bayes_optimum_is_the_best_row_where_the_truth_is_known(make: Make) -> N
     assert rows[-1]["NE gain (%)"] == rows[-1]["rows/s"] == ""
 
 
+def test_common_keys_and_variants_of_a_file(make: Make) -> None:
+    Path("variants.yaml").write_text("single: {}\npair: {components: [left, right], skill: 0.4}\n")
+    run(make(seeds=[1], variants="variants.yaml", common={"skill": 0.6, "extra": 1}))
+    assert [call[:-3] for call in calls()] == [
+        ["skill=0.6", "extra=1", "training.seed=1"],
+        ["skill=0.4", "extra=1", "components=[left, right]", "training.seed=1"],
+    ]
+    with pytest.raises(UserError, match=r"runs/small/single/seed1: made with other settings"):
+        run(make(seeds=[1], variants="variants.yaml", common={"skill": 0.6}))
+    with pytest.raises(UserError, match=r"absent\.yaml: cannot be read"):
+        run(make(variants="absent.yaml"))
+
+
+def test_several_baselines_each_head_their_section(make: Make) -> None:
+    variants = {"a": {}, "b": {"skill": 0.7}, "c": {"skill": 0.7}, "d": {"components": ["x", "y"]}}
+    path = make(seeds=[1], baseline=["a", "c"], variants=variants, components=False)
+    assert Study.load(path).sections == {"a": ["a", "b"], "c": ["c", "d"]}
+    shown = run(path)
+    assert max(map(len, shown.splitlines())) <= 100
+    with Path("runs/small/table.csv").open() as file:
+        rows = {row["variant"]: row for row in csv.DictReader(file)}
+    assert list(rows) == ["a", "b", "c", "d"]  # d's components are not listed
+    for baseline, variant in (("a", "b"), ("c", "d")):
+        gain = 100 * (float(rows[variant]["NE"]) / float(rows[baseline]["NE"]) - 1)
+        assert float(rows[variant]["NE gain (%)"]) == pytest.approx(gain, rel=1e-4)
+        assert rows[baseline]["NE gain (%)"] == ""
+        for plot in ("ne_curves", "gain"):
+            assert Path(f"runs/small/{plot}_{baseline}.png").read_bytes().startswith(PNG)
+    assert "nearest baseline above (`a`, `c`)" in Path("runs/small/report.md").read_text()
+
+
+def test_published_numbers_stand_beside_ours(make: Make) -> None:
+    paper = {
+        "source": "Somebody (2024), table 1",
+        "numbers": {
+            "single": {"gauc": 0.66, "auc": 0.7445, "logloss": 0.4356},
+            "pair": {"gauc": 0.67, "auc": 0.74565, "logloss": 0.4349},
+            "pair/left": {"auc": 0.7400},
+            "third": {"ne_gain": -0.062},
+        },
+    }
+    variants = {"single": {}, "pair": {"components": ["left", "right"]}, "third": {}}
+    shown = run(make(variants=variants, paper=paper))
+    assert max(map(len, shown.splitlines())) <= 100
+    with Path("runs/small/table.csv").open() as file:
+        rows = {(row["variant"], row["component"]): row for row in csv.DictReader(file)}
+    pair = rows["pair", ""]
+    assert [float(pair[f"paper {title}"]) for title in ("AUC", "gAUC", "LogLoss")] == [0.74565, 0.67, 0.4349]
+    assert float(pair["paper NE gain (%)"]) == pytest.approx(100 * (0.4349 / 0.4356 - 1))
+    assert float(pair["paper AUC gain (pp)"]) == pytest.approx(0.115)
+    assert float(pair["paper gAUC gain (pp)"]) == pytest.approx(1)
+    assert float(rows["pair", "left"]["paper AUC gain (pp)"]) == pytest.approx(-0.45)
+    assert float(rows["third", ""]["paper NE gain (%)"]) == -0.062
+    assert rows["single", ""]["paper NE gain (%)"] == rows["pair", "right"]["paper AUC"] == ""
+
+    lines = Path("runs/small/report.md").read_text().splitlines()
+    assert (
+        "| variant | NE | AUC | paper | gAUC | paper | LogLoss | paper | embedding parameters |" in lines[2]
+    )
+    assert "| 0.74565 | 0.70000 ± 0.00000 | 0.6700 |" in lines[5]
+    assert any(line.startswith("| third |") and "| -0.062 |" in line for line in lines)
+    assert any("Somebody (2024), table 1" in line for line in lines)
+    assert "0.6700" in shown
+
+
+def test_metrics_that_nobody_knows_have_no_column(make: Make) -> None:
+    path = make(seeds=[1])
+    run(path)
+    for result in Path("runs/small").glob("*/seed1/result.json"):
+        result.write_text(re.sub(r'"gauc/\w+": [0-9.]+', '"gauc/none": null', result.read_text()))
+    shown = io.StringIO()
+    report_study(path, console=Console(file=shown, width=100))
+    assert "| AUC | LogLoss |" in Path("runs/small/report.md").read_text()
+
+
 def test_values_reach_the_trainer_as_they_were_written(make: Make) -> None:
     values = {
         "a.components": {"z": {"kind": "z", "layers": [1, 2]}, "a": {"rate": 1e-5}},
@@ -215,8 +295,19 @@ def test_unknown_split(make: Make) -> None:
         ({"seeds": []}, "seeds: "),
         ({"seeds": [1, 1]}, "seeds [1, 1] has a seed twice"),
         ({"baseline": "double"}, "baseline 'double' is not one of the variants single, pair"),
-        ({"variants": {"single": {"run_dir": "x"}}}, "variant 'single' sets 'run_dir', which the study sets"),
+        ({"variants": {"single": {"run_dir": "x"}}}, "'single' sets 'run_dir', which the study sets"),
         ({"variants": {"single": {}, "../up": {}}}, "variants.../up"),
+        ({"baseline": ["single", "double"]}, "baseline 'double' is not one of the variants single, pair"),
+        ({"baseline": ["pair", "single"]}, "with several baselines, the first variant must be one"),
+        ({"common": {"training.seed": 1}}, "'common' sets 'training.seed', which the study sets"),
+        (
+            {"paper": {"source": "x", "numbers": {"double": {"auc": 0.5}}}},
+            "paper.numbers: 'double' is not one of the variants single, pair",
+        ),
+        (
+            {"paper": {"source": "x", "numbers": {"pair": {"acu": 0.5}}}},
+            "paper.numbers.pair.acu: Extra inputs",
+        ),
         ({"nproc": 0}, "nproc: Input should be greater than 0"),
         ({"base": "absent.yaml"}, "absent.yaml: cannot be read: No such file"),
     ],
@@ -240,14 +331,6 @@ def test_files_that_are_no_study(tmp_path: Path, text: str) -> None:
 def test_study_that_is_not_there() -> None:
     with pytest.raises(UserError, match=r"absent\.yaml: cannot be read"):
         run_study(Path("absent.yaml"))
-
-
-def test_published_studies_are_valid() -> None:
-    studies = sorted((Path(__file__).parents[2] / "benchmarks" / "studies").glob("*.yaml"))
-    assert studies
-    for path in studies:
-        study = Study.load(path)
-        assert study.name == path.stem
 
 
 def test_does_not_import_torch() -> None:

@@ -69,7 +69,10 @@ def assert_one_line(stderr: str, *named: str) -> None:
         (["optimizer.dense.lr=-1"], ["optimizer.dense.lr", "-1"]),
         (["training.seed"], ["'training.seed'", "key=value"]),
         (["training.seed=["], ["'training.seed=['", "YAML"]),
-        (["model.components.dcnv2.kind=mlp"], ["'mlp'", "dcnv2, dhen, interformer"]),
+        (
+            ["model.components.dcnv2.kind=mlp"],
+            ["'mlp'", "dcn, dcnv2, deepfm", "or the dotted path of a class"],
+        ),
         (["model.components.dcnv2.kind=[]"], ["unknown component kind []"]),
         (["model.components.dcnv2.embedding_dim=0"], ["embedding_dim", "greater than 0"]),
         ([INTERFORMER, "model.components.i.num_heads=3"], ["num_heads"]),
