@@ -138,13 +138,11 @@ def _plot(
 
 
 def _label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]], inches: float) -> None:
-    """Write each (x, y, text, colour) right of the plot at its height, moved up where texts would overlap."""
+    """Write each (x, y, text, colour) right of the plot, at its height or as near as texts don't overlap."""
     low, high = axes.get_ylim()
-    gap = 0.25 / inches * (high - low)
-    lowest = low
-    for x, y, text, color in sorted(ends, key=lambda end: end[1]):
-        height = max(y, lowest)
-        lowest = height + gap
+    ends = sorted(ends, key=lambda end: end[1])
+    heights = _apart([y for _, y, _, _ in ends], 0.25 / inches * (high - low), low, high)
+    for (x, y, text, color), height in zip(ends, heights, strict=True):
         axes.annotate(
             text,
             xy=(x, y),
@@ -154,5 +152,23 @@ def _label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]], inche
             color=color,
             fontsize=9,
             annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.6, "alpha": 0.6},
+            arrowprops={
+                "arrowstyle": "-",
+                "color": color,
+                "linewidth": 0.6,
+                "alpha": 0.6,
+                "relpos": (0, 0.5),
+            },
         )
+
+
+def _apart(heights: Sequence[float], gap: float, low: float, high: float) -> np.ndarray:
+    """The heights nearest to the ascending `heights` that are at least `gap` apart: their isotonic regression,
+    by its max-min formula, after taking away the gaps."""
+    gaps = gap * np.arange(len(heights))
+    free = np.asarray(heights) - gaps
+    nearest = [
+        max(min(free[a : b + 1].mean() for b in range(i, len(free))) for a in range(i + 1))
+        for i in range(len(free))
+    ]
+    return np.clip(nearest, low, max(low, high - gap * (len(free) - 1))) + gaps
