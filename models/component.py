@@ -31,8 +31,8 @@ class Behavior(NamedTuple):
 
     Attributes:
         sequences: their indices among the k sequences.
-        targets: for each, the index of the token that looks up the same table: the candidate's value of what
-            the sequence holds of past events. None if the candidate has none.
+        targets: for each, the index of the first categorical token that looks up the same table: the candidate's
+            value of what the sequence holds of past events. None if the candidate has none.
     """
 
     sequences: tuple[int, ...]
@@ -126,7 +126,9 @@ def input_shape(schema: Schema, cls: type[Component], config: ComponentConfig) -
     tokens = schema.of_kind("categorical", "multi_valued")
     histories = schema.of_kind("sequence")
     sequences = histories if cls.reads_sequences else []
-    token_of = {feature.table: i for i, feature in reversed(list(enumerate(tokens)))}
+    token_of = {
+        feature.table: i for i, feature in reversed(list(enumerate(tokens))) if feature.kind == "categorical"
+    }
     behaviors: dict[str | None, list[int]] = {}
     for i, feature in enumerate(sequences):
         behaviors.setdefault(feature.behavior, []).append(i)

@@ -30,12 +30,20 @@ class FusionConfig(BaseModel):
     head: Literal["mlp", "bilinear"] = Field(
         "mlp",
         description="What reads the joined embedding: `mlp` = hidden_units, then an affine map (none: the "
-        "paper's); `bilinear` = FinalMLP's fusion of its two halves.",
+        "paper's); `bilinear` = FinalMLP's fusion of the two halves of a sum or mean.",
     )
     hidden_units: tuple[int, ...] = Field((), description="Hidden layers of head `mlp`, with ReLU.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout after each hidden layer of head `mlp`.")
     batch_norm: bool = Field(False, description="BatchNorm in the hidden layers of head `mlp`.")
     num_heads: int = Field(1, gt=0, description="Heads of head `bilinear`.")
+
+    @model_validator(mode="after")
+    def _check(self) -> "FusionConfig":
+        if self.head == "bilinear" and self.mode.endswith("concat"):
+            raise ValueError(
+                f"head bilinear halves a sum or mean into two streams, which mode {self.mode} does not have"
+            )
+        return self
 
 
 class NoCollaboration(BaseModel):
@@ -132,6 +140,17 @@ class CETNetConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> "CETNetConfig":
+        fusion, untaught = self.fusion, isinstance(self.collaboration, NoCollaboration)
+        if (
+            not self.component_weight
+            and untaught
+            and fusion.mode.startswith("confidence")
+            and fusion.stop_gradient
+        ):
+            raise ValueError(
+                f"fusion.mode {fusion.mode} weighs components by predictions that component_weight 0, collaboration "
+                "none and stop_gradient leave untrained; change one of these"
+            )
         sizes = {(c.embedding_dim, c.embedding_std) for c in self.components.values()}
         if self.shared_tables and len(sizes) > 1:
             raise ValueError("shared_tables needs components of one embedding_dim and one embedding_std")

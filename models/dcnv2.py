@@ -34,6 +34,11 @@ class DCNv2Config(FieldModelConfig):
     )
     rank: int = Field(32, gt=0, description="Rank of low_rank and mixture crosses.")
     num_experts: int = Field(4, gt=0, description="Experts of mixture crosses.")
+    stacked_units: tuple[int, ...] | None = Field(
+        None,
+        min_length=1,
+        description="Hidden layers of the MLP on the crosses, where structure has one. Default: hidden_units.",
+    )
 
 
 class DCNv2(Component):
@@ -52,11 +57,15 @@ class DCNv2(Component):
         )
         num_features = self.inputs.num_tokens * shape.embedding_dim
         self.crossnet = _crossnet(num_features, config)
-        units = (config.hidden_units, config.activation, config.dropout, config.batch_norm)
-        self.stacked = mlp(num_features, *units) if config.structure.startswith("stacked") else None
-        self.parallel = mlp(num_features, *units) if config.structure.endswith("parallel") else None
-        self.output_dim = config.hidden_units[-1] if self.stacked is not None else num_features
-        if self.parallel is not None:
+        settings = (config.activation, config.dropout, config.batch_norm)
+        stacked_units = config.stacked_units or config.hidden_units
+        self.stacked = self.parallel = None
+        self.output_dim = num_features
+        if config.structure.startswith("stacked"):
+            self.stacked = mlp(num_features, stacked_units, *settings)
+            self.output_dim = stacked_units[-1]
+        if config.structure.endswith("parallel"):
+            self.parallel = mlp(num_features, config.hidden_units, *settings)
             self.output_dim += config.hidden_units[-1]
         self.logit = LogitLinear(self.output_dim)
 

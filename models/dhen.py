@@ -1,7 +1,7 @@
 """DHEN (Zhang et al., "DHEN: A Deep and Hierarchical Ensemble Network", arXiv 2203.11014)."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from models.component import Component, Inputs, InputShape, Output
 from models.layers.config import TokenModelConfig
-from models.layers.mlp import Activation, linear, mlp
+from models.layers.mlp import Activation, linear, mlp, start_linear_maps
 from models.layers.products import InnerProducts
 from models.layers.tokens import DenseTokens, Readout, TokenLinear
 
@@ -69,10 +69,10 @@ class Dot(nn.Module):
         return self.mlp(self.products(tokens))
 
 
-class DCN(nn.Module):
-    """One cross of the flattened tokens, x * (W x + b): `[B, m, d]` -> `[B, l, d]`.
+class Cross(nn.Module):
+    """DCN's cross of the flattened tokens, x * (W x + b): `[B, m, d]` -> `[B, l, d]`.
 
-    DCN's own skip connection is left out: the layer's shortcut is one.
+    Its own skip connection is left out: the layer's shortcut is one.
     """
 
     def __init__(self, num_tokens: int, num_outputs: int, embedding_dim: int) -> None:
@@ -93,6 +93,7 @@ class SelfAttention(nn.Module):
         self.encoder = nn.TransformerEncoderLayer(
             embedding_dim, nhead=1, dim_feedforward=4 * embedding_dim, dropout=0.0, batch_first=True
         )
+        start_linear_maps(self.encoder)
         self.compress = TokenLinear(num_tokens, num_outputs)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -106,6 +107,7 @@ class Convolution(nn.Module):
     def __init__(self, num_tokens: int, num_outputs: int) -> None:
         super().__init__()
         self.convolution = nn.Conv2d(1, 1, kernel_size=5, padding=2)
+        start_linear_maps(self)
         self.compress = TokenLinear(num_tokens, num_outputs)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -117,8 +119,8 @@ class DHENLayer(nn.Module):
     """X_{n+1} = LN(Ensemble_i(Interaction_i(X_n)) + ShortCut(X_n)), `[B, m, d]` -> `[B, num_outputs, d]`.
 
     Each of the N modules makes l tokens; they are concatenated on the token axis or summed, each with its weight
-    if `weighted_sum`. ShortCut is the
-    identity if that leaves the number of tokens unchanged, else a linear map on the token axis.
+    if `weighted_sum`. ShortCut is the identity if that leaves the number of tokens unchanged, else a linear map on
+    the token axis.
     """
 
     def __init__(
@@ -138,7 +140,7 @@ class DHENLayer(nn.Module):
             if name == "dot":
                 return Dot(num_tokens, outputs, embedding_dim, dot_hidden_units, activation)
             if name == "dcn":
-                return DCN(num_tokens, outputs, embedding_dim)
+                return Cross(num_tokens, outputs, embedding_dim)
             if name == "attention":
                 return SelfAttention(num_tokens, outputs, embedding_dim)
             if name == "convolution":
@@ -165,6 +167,18 @@ class DHENLayer(nn.Module):
         return self.norm(joined + self.shortcut(tokens))
 
 
+class DHENLayers(nn.Sequential):
+    """Layers one on the other, with the further `settings` of `DHENLayer`: `[B, m, d]` -> `[B, num_outputs, d]`."""
+
+    def __init__(self, num_layers: int, num_tokens: int, *settings: Any) -> None:
+        super().__init__()
+        self.num_outputs = num_tokens
+        for _ in range(num_layers):
+            layer = DHENLayer(self.num_outputs, *settings)
+            self.append(layer)
+            self.num_outputs = layer.num_outputs
+
+
 class DHEN(Component):
     """Layers that each ensemble several kinds of interaction; histories enter as their means (section 3)."""
 
@@ -178,20 +192,17 @@ class DHEN(Component):
         num_tokens = self.inputs.num_tokens
         # One l for all layers, so that concatenation widens the tokens once and not at every layer.
         outputs = config.tokens_per_interaction or default_tokens_per_interaction(num_tokens)
-        self.layers = nn.Sequential()
-        for _ in range(config.num_layers):
-            layer = DHENLayer(
-                num_tokens,
-                shape.embedding_dim,
-                config.interactions,
-                outputs,
-                config.ensemble,
-                config.dot_hidden_units,
-                config.activation,
-            )
-            self.layers.append(layer)
-            num_tokens = layer.num_outputs
-        self.readout = Readout(num_tokens, config)
+        self.layers = DHENLayers(
+            config.num_layers,
+            num_tokens,
+            shape.embedding_dim,
+            config.interactions,
+            outputs,
+            config.ensemble,
+            config.dot_hidden_units,
+            config.activation,
+        )
+        self.readout = Readout(self.layers.num_outputs, config)
         self.output_dim = self.readout.output_dim
 
     def forward(self, inputs: Inputs) -> Output:

@@ -25,9 +25,6 @@ class DIENConfig(TargetAttentionConfig):
         description="Score of an interest h for the candidate q: `din` = DIN's unit, `bilinear` = h W q (the "
         "paper's), `dot` = h q.",
     )
-    evolution: Literal["augru", "agru"] = Field(
-        "augru", description="Attention scales the update gate (augru), or replaces it (agru)."
-    )
     auxiliary_weight: float = Field(
         0.0,
         ge=0,
@@ -51,7 +48,7 @@ class InterestEvolution(nn.Module):
         elif config.attention == "bilinear":
             self.attention = nn.Bilinear(dim, dim, 1, bias=False)
             self.attention.weight.data.copy_(torch.eye(dim))
-        self.evolution = AttentionGRU(dim, gated=config.evolution == "augru")
+        self.evolution = AttentionGRU(dim)
 
     def forward(self, candidate: Tensor, sequence: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """`[B, D]`, `[B, T, D]`, `[B]` -> the final state `[B, D]` (zeros: no history), interests `[B, T, D]`."""

@@ -20,7 +20,9 @@ class TargetAttentionConfig(FieldModelConfig):
         (256, 128), description="Hidden layers of the attention unit, an MLP on candidate and event."
     )
     attention_activation: Activation = Field("dice", description="Activation of the attention unit.")
-    attention_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout in the attention unit.")
+    attention_dropout: float = Field(
+        0.0, ge=0, lt=1, description="Dropout in the attention unit, and in DMIN of the attention of events."
+    )
 
 
 class DINConfig(TargetAttentionConfig):

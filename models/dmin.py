@@ -30,35 +30,43 @@ class DMINConfig(TargetAttentionConfig):
 
 
 class FeedForward(nn.Module):
-    """x + Linear(ReLU(Linear(x))), `[B, T, D]` -> `[B, T, D]`, twice as wide inside."""
+    """x + Linear(ReLU(Linear(x))), `[..., D]` -> `[..., D]`, twice as wide inside."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(linear(dim, 2 * dim), nn.ReLU(), linear(2 * dim, dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[B, T, D]` -> `[B, T, D]`."""
+        """`[..., D]` -> `[..., D]`."""
         return x + self.layers(x)
 
 
 class BehaviorRefiner(nn.Module):
     """FFN(LN(x + MHA(x))), each event attending to itself and those before, `[B, T, D]` -> `[B, T, D]`."""
 
-    def __init__(self, dim: int, num_heads: int, dropout: float) -> None:
+    def __init__(self, dim: int, config: DMINConfig) -> None:
         super().__init__()
-        self.num_heads = num_heads
+        self.num_heads, self.attention_dropout = config.num_heads, config.attention_dropout
         self.query_key_value = linear(dim, 3 * dim)
         self.output = linear(dim, dim)
-        self.dropout, self.norm, self.feed_forward = nn.Dropout(dropout), nn.LayerNorm(dim), FeedForward(dim)
+        self.dropout, self.norm = nn.Dropout(config.dropout), nn.LayerNorm(dim)
+        self.feed_forward = FeedForward(dim)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """`[B, T, D]`, mask `[B, 1, T, T]` (True: may be read) -> `[B, T, D]`."""
-        query, key, value = (
-            split_heads(part, self.num_heads) for part in self.query_key_value(x).chunk(3, dim=2)
-        )
-        attended = self.output(merge_heads(scaled_dot_product_attention(query, key, value, attn_mask=mask)))
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, T, D]` -> `[B, T, D]`."""
+        dropout = self.attention_dropout if self.training else 0.0
+        attended = self.output(merge_heads(causal_heads(self.query_key_value(x), self.num_heads, dropout)))
         refined: Tensor = self.feed_forward(self.norm(x + self.dropout(attended)))
         return refined
+
+
+def causal_heads(query_key_value: Tensor, num_heads: int, dropout: float) -> Tensor:
+    """Self-attention of each event to itself and those before, `[B, T, 3 D]` -> `[B, num_heads, T, D / num_heads]`.
+
+    Events are left-aligned, so that none of them comes to see padding; what padding sees is never read.
+    """
+    query, key, value = (split_heads(part, num_heads) for part in query_key_value.chunk(3, dim=2))
+    return scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
 
 
 class Interest(nn.Module):
@@ -77,9 +85,10 @@ class Interest(nn.Module):
             dim, config.attention_units, config.attention_activation, config.attention_dropout, softmax=True
         )
 
-    def forward(self, head: Tensor, x: Tensor, candidate: Tensor, lengths: Tensor) -> Tensor:
-        """The head's output `[B, T, D / H]`, its input `[B, T, D]`, candidate `[B, D]`, lengths `[B]` -> `[B, D]`."""
-        events = Events.of(self.feed_forward(self.norm(x + self.dropout(self.output(head)))), lengths)
+    def forward(self, head: Tensor, events: Events, candidate: Tensor) -> Tensor:
+        """The head's output `[E, D / H]` for each event `[E, D]`, candidate `[B, D]` -> `[B, D]`."""
+        vectors = self.feed_forward(self.norm(events.vectors + self.dropout(self.output(head))))
+        events = events._replace(vectors=vectors)
         query = candidate[events.row]
         if self.positions is not None and self.project is not None:
             query = self.project(torch.cat([query, self.positions[events.position]], dim=1))
@@ -88,10 +97,7 @@ class Interest(nn.Module):
 
 
 class MultiInterest(nn.Module):
-    """The interests of a history, side by side, `[B, H D]`.
-
-    An event attends to itself and the valid ones before it.
-    """
+    """The interests of a history, side by side, `[B, H D]`."""
 
     def __init__(self, dim: int, max_length: int, config: DMINConfig) -> None:
         super().__init__()
@@ -99,26 +105,21 @@ class MultiInterest(nn.Module):
             raise ValueError(
                 f"dmin: num_heads={config.num_heads} must divide {dim}, the size of a history's events"
             )
-        self.num_heads = config.num_heads
-        self.refiner = BehaviorRefiner(dim, config.num_heads, config.dropout) if config.refiner else None
+        self.num_heads, self.attention_dropout = config.num_heads, config.attention_dropout
+        self.refiner = BehaviorRefiner(dim, config) if config.refiner else nn.Identity()
         self.query_key_value = linear(dim, 3 * dim, bias=False)
         self.interests = nn.ModuleList(Interest(dim, max_length, config) for _ in range(config.num_heads))
 
     def forward(self, candidate: Tensor, x: Tensor, lengths: Tensor) -> Tensor:
         """`[B, D]`, `[B, T, D]`, `[B]` -> `[B, H D]`."""
-        position = torch.arange(x.shape[1], device=x.device)
-        earlier = position.unsqueeze(1) > position
-        itself = position.unsqueeze(1) == position
-        mask = ((earlier & (position < lengths[:, None, None])) | itself).unsqueeze(1)  # [B, 1, T, T]
-        if self.refiner is not None:
-            x = self.refiner(x, mask)
-        query, key, value = (
-            split_heads(part, self.num_heads) for part in self.query_key_value(x).chunk(3, dim=2)
-        )
-        heads = scaled_dot_product_attention(query, key, value, attn_mask=mask)  # [B, H, T, D / H]
+        x = self.refiner(x)
+        dropout = self.attention_dropout if self.training else 0.0
+        heads = causal_heads(self.query_key_value(x), self.num_heads, dropout)  # [B, H, T, D / H]
+        events = Events.of(x, lengths)
+        heads = heads.transpose(1, 2)[events.row, events.position]  # [E, H, D / H]
         return torch.cat(
             [
-                interest(head, x, candidate, lengths)
+                interest(head, events, candidate)
                 for interest, head in zip(self.interests, heads.unbind(1), strict=True)
             ],
             dim=1,

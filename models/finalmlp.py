@@ -48,8 +48,9 @@ class FinalMLPConfig(FieldModelConfig):
 class FeatureGate(nn.Module):
     """Weights 2 sigmoid(MLP(context)) of all features for one stream, `[B, D]` (eq. 6 to 9).
 
-    The context is the embeddings of its features, which have tables of their own, x_i v_i for dense ones; or,
-    with none, a learned vector.
+    The context is the embeddings of its features, which have tables of their own, x_i v_i for dense ones; or, with
+    none, a learned vector. FuxiCTR starts that from zero, where a ReLU with zero bias lets no gradient through and
+    the gate never learns; here it starts from N(0, 1).
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class FeatureGate(nn.Module):
         d = shape.embedding_dim
         self.extra = extra
         self.columns = [shape.dense_names.index(name) for name in context if name in shape.dense_names]
-        self.vector = None if context else nn.Parameter(torch.zeros(1, d))
+        self.vector = None if context else nn.Parameter(torch.randn(1, d))
         self.dense = (
             nn.Parameter(torch.randn(len(self.columns), d) * (2 / (1 + d)) ** 0.5) if self.columns else None
         )

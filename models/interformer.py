@@ -13,10 +13,13 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from models.component import Component, Inputs, InputShape, Output
-from models.dhen import DHENLayer, InteractionName, default_tokens_per_interaction
-from models.layers.attention import PMA, RotaryAttention
+from models.dhen import DHENLayers, InteractionName, default_tokens_per_interaction
+from models.layers.attention import RotaryAttention
 from models.layers.config import TokenModelConfig
+from models.layers.cross_arch import Gate, SequenceSummary, TokenSummary
 from models.layers.mlp import Activation, linear, mlp
+from models.layers.pffn import PFFN, PFFNKind
+from models.layers.sequences import align_recent, mean_of_events, merge_by_recency
 from models.layers.tokens import DenseTokens, Readout, TokenLinear
 
 
@@ -38,20 +41,21 @@ class InterFormerConfig(TokenModelConfig):
     interactions: tuple[InteractionName, ...] = Field(
         ("dot", "dcn"),
         min_length=1,
-        description="Interaction modules of the Interaction Arch, a DHEN layer; [dcn] is the paper's DCNv2, [dot] "
-        "its dot product.",
+        description="Interaction modules of the Interaction Arch, which is a DHEN.",
     )
+    interaction_layers: int = Field(1, ge=1, description="Layers of the DHEN that an Interaction Arch is.")
     dot_hidden_units: tuple[int, ...] = Field(
         (512,), description="Hidden layers between the dot products and the tokens made of them."
     )
 
-    pffn: Literal["dot", "mixture", "hypernetwork"] = Field(
+    pffn: PFFNKind = Field(
         "dot",
         description="Matrix of the personalised FFN, from the summary X_sum. `dot`: W^T X_sum, dot products with "
         "the summary tokens. `mixture`: X_sum^T W, mixtures of them (the paper's equation to the letter). "
-        "`hypernetwork`: an MLP on X_sum makes it, as two factors of rank num_summary_tokens.",
+        "`hypernetwork`: an MLP on X_sum makes it, as two factors of rank pffn_rank.",
     )
-    gating: Literal["sigmoid", "identity"] = Field(
+    pffn_rank: int = Field(4, gt=0, description="Rank of the matrix of pffn `hypernetwork`.")
+    gating: Gate = Field(
         "sigmoid", description="Gate of the Cross Arch: X * sigmoid(Linear(X)) or X * Linear(X)."
     )
     residual: bool = Field(
@@ -83,55 +87,8 @@ class InterFormerConfig(TokenModelConfig):
         return self
 
 
-def align_recent(sequences: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """Join k sequences on the embedding axis so that their most recent events share a position.
-
-    Args:
-        sequences: `[B, k, T, d]`, oldest first, left-aligned; what lies beyond a length is never read.
-        lengths: `[B, k]`.
-
-    Returns:
-        `[B, T, k d]`, oldest first, left-aligned, zeros where a sequence has no event, and the lengths `[B]`,
-        each the longest of its row's k.
-    """
-    longest = lengths.amax(dim=1)
-    shift = longest.unsqueeze(1) - lengths  # [B, k]
-    source = torch.arange(sequences.shape[2], device=lengths.device) - shift.unsqueeze(2)  # [B, k, T]
-    valid = (source >= 0) & (source < lengths.unsqueeze(2))
-    index = source.clamp(min=0).unsqueeze(3).expand_as(sequences)
-    aligned = torch.where(valid.unsqueeze(3), sequences.gather(2, index), 0)
-    return aligned.transpose(1, 2).flatten(2), longest
-
-
-def mean_of_events(sequences: Tensor, lengths: Tensor) -> Tensor:
-    """Mean over the valid positions, `[B, k, T, d]` and `[B, k]` -> `[B, k, d]`; zeros where there is none."""
-    beyond = torch.arange(sequences.shape[2], device=lengths.device) >= lengths.unsqueeze(2)
-    total = sequences.masked_fill(beyond.unsqueeze(3), 0).sum(2)
-    return total / lengths.clamp(min=1).unsqueeze(2)
-
-
-def merge_by_recency(events: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """Put the events of several behaviors into one sequence, by how many of their own came after.
-
-    Args:
-        events: `[B, b, T, d]`, oldest first, left-aligned.
-        lengths: `[B, b]`.
-
-    Returns:
-        `[B, b T, d]`, oldest first, left-aligned, ending with the last event of each behavior, and the lengths `[B]`.
-    """
-    batch, num_behaviors, longest, dim = events.shape
-    age = lengths.unsqueeze(2) - 1 - torch.arange(longest, device=lengths.device)  # [B, b, T]
-    rank = torch.arange(num_behaviors, device=lengths.device).view(1, -1, 1) - age * num_behaviors
-    order = (
-        rank.masked_fill(age < 0, num_behaviors).flatten(1).argsort(dim=1, stable=True)
-    )  # padding comes last
-    merged = events.reshape(batch, -1, dim).gather(1, order.unsqueeze(2).expand(-1, -1, dim))
-    return merged, lengths.sum(1)
-
-
-class MaskNet(nn.Module):
-    """MLP_lce(S * MLP_mask(S)) at every position, `[B, T, k d]` -> `[B, T, d]` (eq. 6)."""
+class SequenceMask(nn.Module):
+    """MaskNet of the sequences: MLP_lce(S * MLP_mask(S)) at every position, `[B, T, k d]` -> `[B, T, d]` (eq. 6)."""
 
     def __init__(self, num_sequences: int, embedding_dim: int, activation: Activation) -> None:
         super().__init__()
@@ -149,72 +106,16 @@ class MaskNet(nn.Module):
         return self.lce(sequence * mask)
 
 
-class Gating(nn.Module):
-    """X * sigmoid(Linear(X)), or without the sigmoid, position-wise, `[B, n, d]` -> `[B, n, d]`."""
-
-    def __init__(self, embedding_dim: int, kind: Literal["sigmoid", "identity"] = "sigmoid") -> None:
-        super().__init__()
-        self.linear = linear(embedding_dim, embedding_dim)
-        self.activation = nn.Sigmoid() if kind == "sigmoid" else nn.Identity()
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """`[B, n, d]` -> `[B, n, d]`."""
-        return tokens * self.activation(self.linear(tokens))
-
-
-class TokenSummary(nn.Module):
-    """Cross Arch, the non-sequence side: X_sum = Gating(LCE(X)), `[B, n, d]` -> `[B, n_sum, d]` (eq. 10)."""
-
-    def __init__(self, num_tokens: int, config: InterFormerConfig) -> None:
-        super().__init__()
-        self.lce = TokenLinear(num_tokens, config.num_summary_tokens)
-        self.gating = Gating(config.embedding_dim, config.gating)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """`[B, n, d]` -> `[B, n_sum, d]`."""
-        return self.gating(self.lce(tokens))
-
-
-class SequenceSummary(nn.Module):
-    """Cross Arch, the sequence side: S_sum = Gating([S_CLS | S_PMA | S_recent]) (eq. 11).
-
-    `[B, n_sum + T, d]` -> `[B, n_S, d]`. Recent tokens that a short history lacks are zeros, and so is what PMA
-    reads of none, if it reads the events only.
-    """
-
-    def __init__(self, config: InterFormerConfig) -> None:
-        super().__init__()
-        self.num_cls = config.num_summary_tokens
-        self.num_recent = config.num_recent_tokens
-        self.reads_cls = config.pma_keys == "all"
-        self.pma = PMA(config.num_pma_tokens, config.embedding_dim, config.num_heads)
-        self.gating = Gating(config.embedding_dim, config.gating)
-
-    def forward(self, sequence: Tensor, mask: Tensor, lengths: Tensor) -> Tensor:
-        """`[B, n_sum + T, d]`, mask `[B, 1, 1, n_sum + T]`, lengths `[B]` of the bodies -> `[B, n_S, d]`."""
-        event = lengths.unsqueeze(1) + torch.arange(-self.num_recent, 0, device=lengths.device)  # [B, K]
-        index = (self.num_cls + event.clamp(min=0)).unsqueeze(2).expand(-1, -1, sequence.shape[2])
-        recent = torch.where(event.unsqueeze(2) >= 0, sequence.gather(1, index), 0)
-        if self.reads_cls:
-            pooled = self.pma(sequence, mask)
-        else:
-            is_event = torch.arange(sequence.shape[1], device=lengths.device) >= self.num_cls
-            empty = (lengths == 0)[:, None, None]
-            # Attention to nothing would be NaN: rows without events read CLS, and forget it.
-            pooled = self.pma(sequence, mask & (is_event | empty.unsqueeze(1)))
-            pooled = pooled.masked_fill(empty, 0)
-        return self.gating(torch.cat([sequence[:, : self.num_cls], pooled, recent], dim=1))
-
-
 class InteractionArch(nn.Module):
-    """X^(l+1) = LN(X + LCE(Interaction([X | S_sum]))), the Interaction a DHEN layer (eq. 7)."""
+    """X^(l+1) = LN(X + LCE(Interaction([X | S_sum]))), the Interaction a DHEN (eq. 7)."""
 
     def __init__(
         self, num_tokens: int, num_sequence_tokens: int, embedding_dim: int, config: InterFormerConfig
     ) -> None:
         super().__init__()
         inputs = num_tokens + num_sequence_tokens
-        self.interaction = DHENLayer(
+        self.interaction = DHENLayers(
+            config.interaction_layers,
             inputs,
             embedding_dim,
             config.interactions,
@@ -233,39 +134,6 @@ class InteractionArch(nn.Module):
         return output if self.norm is None else self.norm(tokens + output)
 
 
-class PFFN(nn.Module):
-    """Personalised feed-forward network: every event times a matrix made from X_sum (eq. 8, app. A.2.2).
-
-    The matrix, d x d per sample, has rank n_sum, and is never formed: its two thin factors are applied one after the
-    other. `dot` takes the dot products of events and summary tokens, as the paper reads its own equation.
-    """
-
-    def __init__(self, config: InterFormerConfig) -> None:
-        super().__init__()
-        self.kind = config.pffn
-        rank, dim = config.num_summary_tokens, config.embedding_dim
-        # Unit variance out of unit variance in; xavier_normal would give 2.7 times that.
-        self.scale = (rank * dim) ** -0.5
-        self.weight: nn.Parameter | None = None
-        self.mlp: nn.Sequential | None = None
-        if config.pffn == "hypernetwork":
-            self.mlp = mlp(rank * dim, (rank * dim,), config.activation)
-            self.mlp.append(linear(rank * dim, 2 * rank * dim))
-            self.mlp.append(nn.Unflatten(1, (2, rank, dim)))
-        else:
-            self.weight = nn.Parameter(torch.randn(rank, dim) * self.scale)
-
-    def forward(self, token_summary: Tensor, sequence: Tensor) -> Tensor:
-        """`[B, n_sum, d]`, `[B, L, d]` -> `[B, L, d]`."""
-        if self.mlp is not None:
-            first, second = (self.scale * self.mlp(token_summary.flatten(1))).unbind(1)
-            return (sequence @ first.transpose(1, 2)) @ second
-        assert self.weight is not None
-        if self.kind == "mixture":
-            return (sequence @ self.weight.T) @ token_summary
-        return (sequence @ token_summary.transpose(1, 2)) @ self.weight
-
-
 class SequenceArch(nn.Module):
     """S' = S + PFFN(LN X_sum, LN S); S^(l+1) = S' + MHA(LN S') (eq. 9). Shapes are kept.
 
@@ -278,7 +146,7 @@ class SequenceArch(nn.Module):
         self.residual = config.residual
         self.summary_norm = nn.LayerNorm(dim) if config.residual else nn.Identity()
         self.pffn_norm = nn.LayerNorm(dim) if config.residual else nn.Identity()
-        self.pffn = PFFN(config)
+        self.pffn = PFFN(config.pffn, num_cls, dim, config.pffn_rank, config.activation)
         self.attention_norm = nn.LayerNorm(dim) if config.residual else nn.Identity()
         self.attention = RotaryAttention(
             num_cls + max_length, dim, config.num_heads, first_position=0 if config.rotary_cls else num_cls
@@ -302,7 +170,7 @@ class SequenceInput(nn.Module):
         if config.sequence_join == "separate":
             self.groups = [list(behavior.sequences) for behavior in shape.behaviors]
         self.mask_nets = nn.ModuleList(
-            MaskNet(len(group), shape.embedding_dim, config.activation) for group in self.groups
+            SequenceMask(len(group), shape.embedding_dim, config.activation) for group in self.groups
         )
         self.max_length = shape.max_length * len(self.groups)
 
@@ -340,9 +208,20 @@ class InterFormer(Component):
 
         self.sequence_input = SequenceInput(shape, config) if k > 0 else None
         summaries = 1 if config.share_cross_arch or k == 0 else config.num_layers + 1
-        self.token_summaries = nn.ModuleList(TokenSummary(num_tokens, config) for _ in range(summaries))
+        self.token_summaries = nn.ModuleList(
+            TokenSummary(num_tokens, self.num_cls, dim, config.gating) for _ in range(summaries)
+        )
         self.sequence_summaries = nn.ModuleList(
-            SequenceSummary(config) for _ in range(summaries if k > 0 else 0)
+            SequenceSummary(
+                self.num_cls,
+                config.num_pma_tokens,
+                config.num_recent_tokens,
+                dim,
+                config.num_heads,
+                config.gating,
+                reads_cls=config.pma_keys == "all",
+            )
+            for _ in range(summaries if k > 0 else 0)
         )
         num_sequence_tokens = config.num_sequence_tokens if k > 0 else 0
         self.interaction_archs = nn.ModuleList(

@@ -28,7 +28,7 @@ def component_class(kind: str) -> type[Component]:
     """Class of the component called `kind`: a name above, or `package.module.Class` of an installed package.
 
     Raises:
-        ValueError: no such name, or the path does not lead to a `Component`.
+        ValueError: no such name, or the path does not lead to a `Component` with a `Config`.
     """
     if not isinstance(kind, str) or ("." not in kind and kind not in COMPONENTS):
         raise ValueError(
@@ -39,6 +39,8 @@ def component_class(kind: str) -> type[Component]:
         cls = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"component kind {kind!r} cannot be imported: {error}") from None
-    if not (isinstance(cls, type) and issubclass(cls, Component)):
-        raise ValueError(f"component kind {kind!r} is not a subclass of models.component.Component")
+    if not (isinstance(cls, type) and issubclass(cls, Component) and hasattr(cls, "Config")):
+        raise ValueError(
+            f"component kind {kind!r} is not a subclass of models.component.Component with a Config"
+        )
     return cls

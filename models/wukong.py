@@ -22,7 +22,11 @@ class WukongConfig(TokenModelConfig):
         16, gt=0, description="Tokens n_F that a layer's factorization machine block makes."
     )
     num_lcb_tokens: int = Field(16, gt=0, description="Tokens n_L that its linear compression block makes.")
-    rank: int = Field(8, gt=0, description="Columns of the learned projection of the dot products.")
+    rank: int | None = Field(
+        8,
+        gt=0,
+        description="Columns of the learned projection of the dot products; null: they are not projected.",
+    )
     fmb_hidden_units: tuple[int, ...] = Field(
         (512, 256), description="Hidden layers of the factorization machine block's MLP."
     )
@@ -31,8 +35,8 @@ class WukongConfig(TokenModelConfig):
 class FactorizationMachineBlock(nn.Module):
     """MLP(LN(flatten(X (X^T Y)))), `[B, n, d]` -> `[B, n_F, d]` (section 3.4).
 
-    Y, n x r and learned, compresses the n x n dot products X X^T to n x r before they are taken. As in FuxiCTR, the
-    MLP's last layer has an activation too.
+    Y, n x r and learned, compresses the n x n dot products X X^T to n x r before they are taken; without it all are
+    read. As in FuxiCTR, the MLP's last layer has an activation too.
     """
 
     def __init__(
@@ -40,24 +44,31 @@ class FactorizationMachineBlock(nn.Module):
         num_tokens: int,
         num_outputs: int,
         embedding_dim: int,
-        rank: int,
+        rank: int | None,
         hidden_units: tuple[int, ...],
         activation: Activation,
     ) -> None:
         super().__init__()
-        self.projection = nn.Parameter(torch.randn(num_tokens, rank))
-        self.norm = nn.LayerNorm(num_tokens * rank)
-        self.mlp = mlp(num_tokens * rank, (*hidden_units, num_outputs * embedding_dim), activation)
+        self.projection = None if rank is None else nn.Parameter(torch.randn(num_tokens, rank))
+        num_products = num_tokens * (rank or num_tokens)
+        self.norm = nn.LayerNorm(num_products)
+        self.mlp = mlp(num_products, (*hidden_units, num_outputs * embedding_dim), activation)
         self.num_outputs = num_outputs
 
     def forward(self, tokens: Tensor) -> Tensor:
         """`[B, n, d]` -> `[B, n_F, d]`."""
-        products = tokens @ (tokens.transpose(1, 2) @ self.projection)  # [B, n, r]
+        products = tokens.transpose(1, 2)  # [B, d, n]
+        if self.projection is not None:
+            products = products @ self.projection
+        products = tokens @ products  # [B, n, r]
         return self.mlp(self.norm(products.flatten(1))).unflatten(1, (self.num_outputs, -1))
 
 
 class WukongLayer(nn.Module):
-    """LN([FMB(X) | LCB(X)] + X), `[B, n, d]` -> `[B, n_F + n_L, d]`; where sizes differ, X is mapped linearly."""
+    """LN([FMB(X) | LCB(X)] + X), `[B, n, d]` -> `[B, n_F + n_L, d]`; where sizes differ, X is mapped linearly.
+
+    FuxiCTR's map has a bias, a number per token, which the LayerNorm takes away again: here it has none.
+    """
 
     def __init__(self, num_tokens: int, embedding_dim: int, config: WukongConfig) -> None:
         super().__init__()

@@ -4,48 +4,35 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from models.layers.mlp import linear
-
 
 class AttentionGRU(nn.Module):
-    """GRU whose update gate is attended to: the final state `[B, D]` (section 4.3).
+    """AUGRU, a GRU whose update gate is attended to: the final state `[B, D]` (section 4.3, eq. 14 to 16).
 
-    u = sigmoid(W_u x + U_u s), r = sigmoid(W_r x + U_r s), n = tanh(W_n x + r * (U_n s)),
-    s <- (1 - u') s + u' n, with u' = a u (AUGRU, eq. 14 to 16), or u' = a (AGRU, eq. 13), where u is not needed. An
-    event with a = 0 leaves the state as it is.
+    s <- s + a u (n - s) is a GRU's step, s <- s + u (n - s), taken a part a of the way: an event with a = 0 leaves
+    the state as it is. (The authors' code makes a = 0 a plain GRU step.)
 
     The gates read the state through nonlinearities, so no parallel scan computes it, and cuDNN's GRU has no place
-    for a: it is a loop over positions, in which rows leave as their lists end.
+    for a: it is a loop over positions, which rows leave as their lists end, around PyTorch's fused cell.
     """
 
-    def __init__(self, dim: int, gated: bool = True) -> None:
+    def __init__(self, dim: int) -> None:
         super().__init__()
-        self.gated = gated
-        self.input = linear(dim, (3 if gated else 2) * dim)
-        self.state = linear(dim, (3 if gated else 2) * dim)
+        self.cell = nn.GRUCell(dim, dim)
+        nn.init.zeros_(self.cell.bias_ih)
+        nn.init.zeros_(self.cell.bias_hh)
+        nn.init.xavier_normal_(self.cell.weight_ih)
+        nn.init.xavier_normal_(self.cell.weight_hh)
 
     def forward(self, events: PackedSequence, attention: Tensor) -> Tensor:
         """Packed events `[E, D]`, attention `[E]` in the same order -> `[B, D]`, in the batch's order."""
-        projected = self.input(events.data)
-        batch_sizes: list[int] = events.batch_sizes.tolist()
-        state = projected.new_zeros(batch_sizes[0], self.state.in_features)
+        sizes: list[int] = events.batch_sizes.tolist()
+        steps = zip(sizes, events.data.split(sizes), attention.unsqueeze(1).split(sizes), strict=True)
+        state = events.data.new_zeros(sizes[0], self.cell.hidden_size)
         finished = []
-        start = 0
-        for size in batch_sizes:
+        for size, x, a in steps:
             if size < len(state):
                 finished.append(state[size:])
                 state = state[:size]
-            x, a = projected[start : start + size], attention[start : start + size].unsqueeze(1)
-            s = self.state(state)
-            if self.gated:
-                update_x, reset_x, new_x = x.chunk(3, dim=1)
-                update_s, reset_s, new_s = s.chunk(3, dim=1)
-                a = a * (update_x + update_s).sigmoid()
-            else:
-                reset_x, new_x = x.chunk(2, dim=1)
-                reset_s, new_s = s.chunk(2, dim=1)
-            new = (new_x + (reset_x + reset_s).sigmoid() * new_s).tanh()
-            state = state + a * (new - state)
-            start += size
+            state = state.lerp(self.cell(x, state), a)
         states = torch.cat([state, *reversed(finished)])
         return states if events.unsorted_indices is None else states[events.unsorted_indices]

@@ -8,13 +8,14 @@ from torch import Tensor, nn
 
 from models.component import Behavior, Inputs
 from models.layers.mlp import Activation, linear, mlp
+from models.layers.sequences import align_recent, beyond_end
 
 
 class Events(NamedTuple):
     """The valid positions of a batch of event lists, one after the other.
 
     Most histories are far shorter than the longest: what is computed per event is computed on these. It
-    also keeps padding from having any influence, on batch statistics too, where FuxiCTR counts it.
+    also keeps padding from having any influence, on Dice's batch statistics too, where FuxiCTR counts it.
 
     Attributes:
         vectors: `[E, D]`.
@@ -29,24 +30,21 @@ class Events(NamedTuple):
     @classmethod
     def of(cls, sequence: Tensor, lengths: Tensor) -> "Events":
         """Events of `[B, T, D]`, left-aligned, with `lengths` `[B]`."""
-        positions = torch.arange(sequence.shape[1], device=sequence.device)
-        row, position = (positions < lengths.unsqueeze(1)).nonzero(as_tuple=True)
+        row, position = (~beyond_end(lengths, sequence.shape[1])).nonzero(as_tuple=True)
         return cls(sequence[row, position], row, position)
 
 
 def read_behavior(inputs: Inputs, behavior: Behavior) -> tuple[Tensor, Tensor, Tensor]:
     """The candidate `[B, D]`, the events `[B, T, D]` and their lengths `[B]`, D = d per sequence.
 
-    Where the candidate has nothing that a sequence could be compared with, its part is zeros. So is a sequence
-    beyond its length.
+    Where the candidate has nothing that a sequence could be compared with, its part is zeros. Sequences of unequal
+    lengths, which are not columns of one list of events, share their most recent positions.
     """
     nothing = torch.zeros_like(inputs.sequences[:, 0, 0])
     parts = [nothing if target is None else inputs.tokens[:, target] for target in behavior.targets]
     members = list(behavior.sequences)
-    sequences, lengths = inputs.sequences[:, members], inputs.lengths[:, members]
-    beyond = torch.arange(sequences.shape[2], device=lengths.device) >= lengths.unsqueeze(2)  # [B, s, T]
-    events = sequences.masked_fill(beyond.unsqueeze(3), 0).transpose(1, 2).flatten(2)
-    return torch.cat(parts, dim=1), events, lengths.amax(dim=1)
+    events, lengths = align_recent(inputs.sequences[:, members], inputs.lengths[:, members])
+    return torch.cat(parts, dim=1), events, lengths
 
 
 class AttentionUnit(nn.Module):
@@ -66,10 +64,9 @@ class AttentionUnit(nn.Module):
 def event_softmax(scores: Tensor, events: Events, batch_size: int) -> Tensor:
     """Softmax of the scores `[E]` within each row, `[E]` float32."""
     longest = int(events.position.max()) + 1 if len(scores) else 0
-    grid = scores.new_full(
-        (batch_size, longest), -torch.inf, dtype=torch.promote_types(scores.dtype, torch.float32)
-    )
-    # Rows without an event come out as NaN, and are not read.
+    dtype = torch.promote_types(scores.dtype, torch.float32)
+    # Not -inf, which would make NaN of rows without an event.
+    grid = scores.new_full((batch_size, longest), torch.finfo(dtype).min, dtype=dtype)
     grid = grid.index_put((events.row, events.position), scores.to(grid.dtype)).softmax(dim=1)
     return grid[events.row, events.position]
 

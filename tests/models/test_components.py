@@ -30,7 +30,7 @@ ALL_INTERACTIONS = ("dot", "dcn", "attention", "linear", "convolution")
 CONFIGS: dict[str, ComponentConfig] = {
     "dcnv2": DCNv2Config(**SMALL),
     "dcnv2_stacked": DCNv2Config(**SMALL, structure="stacked", dense="token"),
-    "dcnv2_stacked_parallel": DCNv2Config(**SMALL, structure="stacked_parallel"),
+    "dcnv2_stacked_parallel": DCNv2Config(**SMALL, structure="stacked_parallel", stacked_units=(7,)),
     "dcnv2_crossnet_only": DCNv2Config(**SMALL, structure="crossnet_only"),
     "dhen": DHENConfig(**SMALL),
     "dhen_all": DHENConfig(**SMALL, interactions=ALL_INTERACTIONS, tokens_per_interaction=2, dense="field"),
@@ -53,6 +53,7 @@ CONFIGS: dict[str, ComponentConfig] = {
         context1=("c0",),
         context2=("c1",),
     ),
+    "finalmlp_learned_gates": FinalMLPConfig(**SMALL, hidden_units2=(8,), selection_units=(6,)),
     "masknet": MaskNetConfig(**SMALL, num_blocks=2, block_dim=6, reduction_ratio=0.5),
     "masknet_serial": MaskNetConfig(**SMALL, structure="serial", embedding_norm=False, block_norm=False),
     "wukong": WukongConfig(
@@ -64,14 +65,13 @@ CONFIGS: dict[str, ComponentConfig] = {
         fmb_hidden_units=(8,),
         num_layers=2,
     ),
+    "wukong_unprojected": WukongConfig(**SMALL, num_layers=1, rank=None, fmb_hidden_units=()),
     "din": DINConfig(**SMALL, attention_units=(6,)),
     "din_scores": DINConfig(
         **SMALL, attention_units=(6, 4), attention_activation="sigmoid", softmax=False, activation="relu"
     ),
     "dien": DIENConfig(**SMALL, attention_units=(6,)),
-    "dien_auxiliary": DIENConfig(
-        **SMALL, attention="bilinear", evolution="agru", auxiliary_weight=1.0, auxiliary_units=(4,)
-    ),
+    "dien_auxiliary": DIENConfig(**SMALL, attention="bilinear", auxiliary_weight=1.0, auxiliary_units=(4,)),
     "dien_dot": DIENConfig(**SMALL, attention="dot"),
     "dmin": DMINConfig(**SMALL, attention_units=(6,), activation="silu"),
     "dmin_one_interest": DMINConfig(
@@ -81,9 +81,17 @@ CONFIGS: dict[str, ComponentConfig] = {
         **SMALL, num_heads=2, pffn="mixture", gating="identity", pooled_tokens=True, rotary_cls=False
     ),
     "interformer_hypernetwork": InterFormerConfig(
-        **SMALL, num_heads=1, num_layers=1, pffn="hypernetwork", pma_keys="body", activation="prelu"
+        **SMALL,
+        num_heads=1,
+        num_layers=1,
+        pffn="hypernetwork",
+        pma_keys="body",
+        activation="prelu",
+        pffn_rank=2,
     ),
-    "interformer_literal": InterFormerConfig(**SMALL, num_heads=2, residual=False, share_cross_arch=True),
+    "interformer_literal": InterFormerConfig(
+        **SMALL, num_heads=2, residual=False, share_cross_arch=True, interaction_layers=2
+    ),
     "interformer_separate": InterFormerConfig(**SMALL, num_heads=2, num_layers=1, sequence_join="separate"),
     "fm": FMConfig(embedding_dim=8),
     "deepfm": DeepFMConfig(**SMALL),

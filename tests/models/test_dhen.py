@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.component import InputShape
-from models.dhen import DCN, DHEN, Convolution, DHENConfig, DHENLayer, Dot, SelfAttention
+from models.dhen import DHEN, Convolution, Cross, DHENConfig, DHENLayer, Dot, SelfAttention
 from models.layers.tokens import TokenLinear
 
 
@@ -29,7 +29,7 @@ def dot_reference(module: Dot, tokens: Tensor) -> Tensor:
     return torch.stack(rows)
 
 
-def dcn_reference(module: DCN, tokens: Tensor) -> Tensor:
+def dcn_reference(module: Cross, tokens: Tensor) -> Tensor:
     rows = []
     for x in tokens:
         flat = x.reshape(-1)
@@ -53,7 +53,7 @@ def test_a_lone_token_is_multiplied_with_itself() -> None:
 
 
 def test_dcn() -> None:
-    module = DCN(4, 3, 6)
+    module = Cross(4, 3, 6)
     randomise(module)
     tokens = torch.randn(7, 4, 6)
     torch.testing.assert_close(module(tokens), dcn_reference(module, tokens))
@@ -71,10 +71,37 @@ def test_convolution() -> None:
     torch.testing.assert_close(module(tokens), module.compress.linear.weight @ image)
 
 
-def test_self_attention_treats_tokens_alike() -> None:
-    module = SelfAttention(4, 4, 6)
-    tokens, order = torch.randn(2, 4, 6), torch.tensor([2, 0, 3, 1])
-    torch.testing.assert_close(module.encoder(tokens[:, order]), module.encoder(tokens)[:, order])
+def test_self_attention() -> None:
+    module = SelfAttention(4, 3, 6)
+    randomise(module)
+    encoder, attention = module.encoder, module.encoder.self_attn
+
+    def layer_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
+        centred = x - x.mean(1, keepdim=True)
+        return centred / (centred.square().mean(1, keepdim=True) + norm.eps).sqrt() * norm.weight + norm.bias
+
+    rows = []
+    tokens = torch.randn(2, 4, 6)
+    for x in tokens:
+        query, key, value = (x @ attention.in_proj_weight.T + attention.in_proj_bias).chunk(3, dim=1)
+        weights = torch.stack([torch.stack([q.dot(k) / 6**0.5 for k in key]).softmax(0) for q in query])
+        attended = weights @ value @ attention.out_proj.weight.T + attention.out_proj.bias
+        y = layer_norm(encoder.norm1, x + attended)
+        hidden = (y @ encoder.linear1.weight.T + encoder.linear1.bias).clamp(min=0)
+        y = layer_norm(encoder.norm2, y + hidden @ encoder.linear2.weight.T + encoder.linear2.bias)
+        rows.append(module.compress.linear.weight @ y)
+    torch.testing.assert_close(module(tokens), torch.stack(rows))
+
+
+@pytest.mark.parametrize(
+    "module", [SelfAttention(4, 3, 64), Convolution(4, 3)], ids=["attention", "convolution"]
+)
+def test_linear_maps_start_from_xavier_normal(module: nn.Module) -> None:
+    for name, parameter in module.named_parameters():
+        if parameter.dim() == 2:
+            assert parameter.std().item() == pytest.approx((2 / sum(parameter.shape)) ** 0.5, rel=0.4), name
+        elif name.endswith("bias"):
+            assert not parameter.any(), name
 
 
 @pytest.mark.parametrize("ensemble", ["concat", "sum", "weighted_sum"])

@@ -7,8 +7,10 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from models.component import Behavior, InputShape
-from models.interformer import InterFormer, InterFormerConfig, align_recent, merge_by_recency
+from models.interformer import InterFormer, InterFormerConfig
 from models.layers.attention import RotaryAttention
+from models.layers.pffn import PFFN
+from models.layers.sequences import align_recent, merge_by_recency
 from tests.models.inputs import random_inputs
 
 
@@ -100,6 +102,7 @@ def interformer_reference(
     s_sum = summarise_sequence(model.sequence_summaries[0], s, config)
     for layer in range(config.num_layers):
         arch, sequence = model.interaction_archs[layer], model.sequence_archs[layer]
+        assert len(arch.interaction) == config.interaction_layers
         interacted = arch.interaction(torch.cat([x, s_sum])[None])[0]  # the DHEN layer has its own test
         interacted = arch.lce.linear.weight @ interacted
         x = arch.norm(x + interacted) if config.residual else interacted
@@ -122,8 +125,8 @@ def pffn_matrix(pffn: nn.Module, x_sum: Tensor) -> Tensor:
     """The matrix of app. A.2.2, d x d, that the events `[L, d]` are multiplied with from the right."""
     if pffn.mlp is not None:
         first, last = pffn.mlp[0], pffn.mlp[2]
-        first, second = last(F.silu(first(x_sum.flatten()))).view(2, *x_sum.shape)
-        return first.T @ second / x_sum.numel()
+        factors = last(F.silu(first(x_sum.flatten()))).view(2, -1, x_sum.shape[1])
+        return factors[0].T @ factors[1] / factors[0].numel() ** 0.5
     return x_sum.T @ pffn.weight if pffn.kind == "dot" else pffn.weight.T @ x_sum
 
 
@@ -131,9 +134,9 @@ BEHAVIORS = (Behavior((1,), (0,)), Behavior((0, 2), (1, None)))
 SWITCHES = {
     "default": {},
     "mixture": {"pffn": "mixture", "gating": "identity", "pooled_tokens": True},
-    "hypernetwork": {"pffn": "hypernetwork", "rotary_cls": False, "pma_keys": "body"},
+    "hypernetwork": {"pffn": "hypernetwork", "pffn_rank": 3, "rotary_cls": False, "pma_keys": "body"},
     "literal": {"residual": False, "share_cross_arch": True},
-    "separate": {"sequence_join": "separate"},
+    "separate": {"sequence_join": "separate", "interaction_layers": 2},
 }
 
 
@@ -195,9 +198,16 @@ def test_activations_keep_their_scale_at_initialisation() -> None:
     assert model.sequence_input is not None
     masked = model.sequence_input.mask_nets[0](body)[body.any(2)]
     assert 0.02 < masked.std() < 0.1
-    x_sum, s = torch.randn(64, 4, 32), torch.randn(64, 24, 32)
-    pffn = model.sequence_archs[0].pffn  # type: ignore[union-attr]
-    assert pffn(x_sum, s).std().item() == pytest.approx(1, rel=0.15)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("kind", ["dot", "mixture", "hypernetwork"])
+@pytest.mark.parametrize("rank", [4, 16])
+def test_pffn_keeps_its_scale_at_initialisation(kind: str, rank: int) -> None:
+    torch.manual_seed(0)
+    pffn = PFFN(kind, 4, 32, rank, "relu")  # type: ignore[arg-type]
+    output = pffn(torch.randn(64, 4, 32), torch.randn(64, 24, 32))
+    assert output.shape == (64, 24, 32)
+    assert output.std().item() == pytest.approx(1, rel=0.2)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,9 @@
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from models.dhen import DHENConfig
-from models.layers.mlp import BatchNorm, LogitLinear, mlp
+from models.layers.mlp import BatchNorm, Dice, LogitLinear, mlp
 from models.layers.tokens import DenseTokens, Readout, TokenLinear
 
 
@@ -13,6 +13,48 @@ def test_mlp_is_linear_norm_activation_dropout() -> None:
     assert [type(layer) for layer in mlp(3, (5,))] == [nn.Linear, nn.ReLU]
     x = torch.randn(2, 3)
     assert mlp(3, ())(x) is x
+
+
+def normalised(x: Tensor, eps: float) -> Tensor:
+    return (x - x.mean(0)) / (x.var(0, unbiased=False) + eps).sqrt()
+
+
+def test_mlp_with_batch_norm_by_hand() -> None:
+    layers = mlp(3, (4, 2), "tanh", batch_norm=True)
+    for parameter in layers.parameters():
+        nn.init.normal_(parameter)
+    x = torch.randn(6, 3)
+    expected = x
+    for i in (0, 3):
+        affine, norm = layers[i], layers[i + 1]
+        expected = normalised(expected @ affine.weight.T + affine.bias, 1e-5) * norm.weight + norm.bias  # type: ignore[operator]
+        expected = expected.tanh()
+    torch.testing.assert_close(layers(x), expected)
+
+
+def test_dice_by_hand() -> None:
+    dice = Dice(3)
+    nn.init.normal_(dice.alpha)
+    x = 2 * torch.randn(50, 3) + 1
+
+    def reference(score: Tensor) -> Tensor:
+        p = 1 / (1 + (-score).exp())
+        return torch.where(p > 0, p * x + dice.alpha * (1 - p) * x, 0)
+
+    torch.testing.assert_close(dice(x), reference(normalised(x, 1e-9)))
+    mean, variance = 0.01 * x.mean(0), 0.99 + 0.01 * x.var(0)
+    torch.testing.assert_close(dice.eval()(x), reference((x - mean) / variance.sqrt()))
+
+
+def test_batch_norm_takes_a_lone_row_by_the_running_statistics() -> None:
+    norm = BatchNorm(3)
+    norm(torch.randn(20, 3) + 5)
+    mean, variance = norm.running_mean.clone(), norm.running_var.clone()  # type: ignore[union-attr]
+    x = torch.randn(1, 3)
+    torch.testing.assert_close(norm(x), (x - mean) / (variance + norm.eps).sqrt())
+    assert norm(x[:0]).shape == (0, 3)
+    assert torch.equal(norm.running_mean, mean)  # type: ignore[arg-type]
+    assert torch.equal(norm.running_var, variance)  # type: ignore[arg-type]
 
 
 def test_initialisation() -> None:

@@ -7,12 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from models.component import Behavior, InputShape
+from models.component import Behavior, InputShape, input_shape
 from models.dien import DIEN, DIENConfig, InterestEvolution, NextEventLoss
 from models.din import DIN, DINConfig
-from models.dmin import DMINConfig, MultiInterest
+from models.dmin import DMIN, DMINConfig, MultiInterest
 from models.layers.recurrent import AttentionGRU
 from models.layers.target_attention import Events, TargetAttention, event_softmax, read_behavior
+from models.schema import Feature, Schema
 from tests.models.inputs import random_inputs
 
 LENGTHS = torch.tensor([3, 0, 1, 5])
@@ -28,8 +29,14 @@ def test_read_behavior_joins_sequences_and_their_targets() -> None:
     inputs = random_inputs(shape, 5)
     candidate, events, lengths = read_behavior(inputs, Behavior((2, 0), (1, None)))
     assert torch.equal(candidate, torch.cat([inputs.tokens[:, 1], torch.zeros(5, 2)], dim=1))
-    assert torch.equal(events, torch.cat([inputs.sequences[:, 2], inputs.sequences[:, 0]], dim=2))
     assert torch.equal(lengths, inputs.lengths[:, [0, 2]].amax(1))
+    for row in range(5):
+        n = int(lengths[row])
+        for part, sequence in enumerate((2, 0)):
+            own = int(inputs.lengths[row, sequence])
+            expected = torch.zeros(4, 2)  # the newest events side by side
+            expected[n - own : n] = inputs.sequences[row, sequence, :own]
+            assert torch.equal(events[row, :, 2 * part : 2 * part + 2], expected)
 
 
 def test_event_softmax_is_within_rows() -> None:
@@ -55,23 +62,25 @@ def test_target_attention(softmax: bool) -> None:
     torch.testing.assert_close(layer(query[events.row], events, 4), torch.stack(rows))
 
 
-@pytest.mark.parametrize("gated", [True, False])
-def test_attention_gru(gated: bool) -> None:
-    layer = AttentionGRU(3, gated)
-    for bias in (layer.input.bias, layer.state.bias):
+def test_attention_gru() -> None:
+    layer = AttentionGRU(3)
+    for bias in (layer.cell.bias_ih, layer.cell.bias_hh):
         nn.init.normal_(bias)
+    weights = {name: parameter.chunk(3) for name, parameter in layer.cell.named_parameters()}
     lengths = LENGTHS.clamp(min=1)
     sequence, attention = torch.randn(4, 5, 3), torch.rand(4, 5)
+
+    def gates(kind: str, v: Tensor) -> list[Tensor]:
+        return [w @ v + b for w, b in zip(weights[f"weight_{kind}"], weights[f"bias_{kind}"], strict=True)]
+
     rows = []
     for row in range(4):
         s = torch.zeros(3)
         for t in range(int(lengths[row])):
-            x, a = sequence[row, t], attention[row, t]
-            wx = (layer.input.weight @ x + layer.input.bias).view(-1, 3)
-            us = (layer.state.weight @ s + layer.state.bias).view(-1, 3)
-            u = a * (wx[0] + us[0]).sigmoid() if gated else a
-            r = (wx[-2] + us[-2]).sigmoid()
-            s = (1 - u) * s + u * (wx[-1] + r * us[-1]).tanh()
+            # PyTorch's second gate keeps the old state: it is 1 - u.
+            (reset_x, keep_x, new_x), (reset_s, keep_s, new_s) = gates("ih", sequence[row, t]), gates("hh", s)
+            u = attention[row, t] * (1 - (keep_x + keep_s).sigmoid())
+            s = (1 - u) * s + u * (new_x + (reset_x + reset_s).sigmoid() * new_s).tanh()
         rows.append(s)
 
     def pack(x: Tensor) -> nn.utils.rnn.PackedSequence:
@@ -83,21 +92,32 @@ def test_attention_gru(gated: bool) -> None:
 
 def test_full_attention_makes_augru_a_gru() -> None:
     layer, gru = AttentionGRU(3), nn.GRU(3, 3, batch_first=True)
-    with torch.no_grad():
-        # PyTorch's gates are in the order reset, update, new, and its update gate keeps the state: 1 - u.
-        for ours, theirs in ((layer.input, "ih"), (layer.state, "hh")):
-            update, reset, new = ours.weight.chunk(3)
-            getattr(gru, f"weight_{theirs}_l0").copy_(torch.cat([reset, -update, new]))
-            getattr(gru, f"bias_{theirs}_l0").zero_()
+    gru.load_state_dict({f"{name}_l0": value for name, value in layer.cell.state_dict().items()})
     sequence = torch.randn(4, 5, 3)
     packed = pack_padded_sequence(sequence, torch.full((4,), 5), batch_first=True)
     torch.testing.assert_close(layer(packed, torch.ones(20)), gru(sequence)[1][0])
+
+
+def test_a_candidate_is_a_categorical_feature() -> None:
+    features = [
+        Feature(name="tags", kind="multi_valued", table="item"),
+        Feature(name="user", kind="categorical"),
+        Feature(name="item", kind="categorical"),
+        Feature(name="bought", kind="sequence", table="item", max_length=5),
+        Feature(name="words", kind="sequence", max_length=5),
+    ]
+    tables = {"item": 5, "user": 5, "words": 5}
+    schema = Schema(label="label", tables=tables, features=tuple(features))
+    assert input_shape(schema, DIN, DINConfig()).behaviors == (Behavior((0, 1), (2, None)),)
 
 
 @pytest.mark.parametrize("attention", ["din", "bilinear", "dot"])
 def test_interest_evolution(attention: str) -> None:
     config = DIENConfig(attention=attention, attention_units=(4,), attention_activation="relu")  # type: ignore[arg-type]
     layer = InterestEvolution(3, config)
+    if attention == "bilinear":
+        assert torch.equal(layer.attention.weight[0], torch.eye(3))  # type: ignore[union-attr,index]
+        nn.init.normal_(layer.attention.weight)  # type: ignore[union-attr,arg-type]
     candidate, sequence = torch.randn(4, 3), torch.randn(4, 5, 3)
     sequence = sequence.masked_fill((torch.arange(5) >= LENGTHS.unsqueeze(1)).unsqueeze(2), 0)
     state, interests = layer(candidate, sequence, LENGTHS)
@@ -112,8 +132,10 @@ def test_interest_evolution(attention: str) -> None:
         for h in expected:
             if attention == "din":
                 scores.append(layer.attention.mlp(torch.cat([q, h, q - h, q * h]))[0])  # type: ignore[union-attr]
+            elif attention == "bilinear":
+                scores.append(q @ layer.attention.weight[0] @ h)  # type: ignore[union-attr,index]
             else:
-                scores.append(q.dot(h))  # bilinear starts from the identity
+                scores.append(q.dot(h))
         weights = torch.stack(scores).softmax(0)
         packed = pack_padded_sequence(expected[None], torch.tensor([length]), batch_first=True)
         torch.testing.assert_close(state[row], layer.evolution(packed, weights)[0])
@@ -122,13 +144,17 @@ def test_interest_evolution(attention: str) -> None:
 def test_auxiliary_loss_is_the_mean_over_the_events_that_follow_one() -> None:
     layer = NextEventLoss(3, (4,))
     interests, sequence = torch.randn(4, 5, 3), torch.randn(4, 5, 3)
-    sequence[:] = sequence[0, 0]  # whatever is drawn as the wrong event is this one
+    everything = [event for row, length in zip(sequence, LENGTHS, strict=True) for event in row[:length]]
+    torch.manual_seed(3)
+    drawn = iter(torch.randint(9, (6,)).tolist())
+    torch.manual_seed(3)
     loss = layer(interests, sequence, LENGTHS)
     for row, length in enumerate(LENGTHS.tolist()):
         terms = []
         for t in range(length - 1):
-            p = layer.mlp(torch.cat([interests[row, t], sequence[row, t + 1]])).sigmoid()
-            terms.append((-p.log() - (1 - p).log()).item())
+            right = layer.mlp(torch.cat([interests[row, t], sequence[row, t + 1]])).sigmoid()
+            wrong = layer.mlp(torch.cat([interests[row, t], everything[next(drawn)]])).sigmoid()
+            terms.append((-right.log() - (1 - wrong).log()).item())
         assert loss[row].item() == pytest.approx(sum(terms) / max(length - 1, 1), abs=1e-6)
 
 
@@ -211,6 +237,36 @@ def test_din_reads_candidate_fields_and_attended_histories() -> None:
     hidden = component.mlp(torch.cat(parts, dim=1))
     torch.testing.assert_close(component(inputs).embedding, hidden)
     torch.testing.assert_close(component(inputs).logit, component.logit(hidden))
+
+
+def test_dien_and_dmin_read_candidate_fields_and_what_histories_became() -> None:
+    shape = InputShape(3, 2, 5, 1, 4, behaviors=(Behavior((1,), (2,)), Behavior((0,), (None,))))
+    inputs = random_inputs(shape, 4)
+    settings = {"embedding_dim": 4, "hidden_units": (6,), "batch_norm": True}
+    dien = DIEN(shape, DIENConfig(**settings)).eval()
+    dmin = DMIN(shape, DMINConfig(**settings, num_heads=4, bn_only_once=True)).eval()
+    for component, histories in ((dien, dien.evolutions), (dmin, dmin.histories)):
+        parts = [component.inputs(inputs.tokens, inputs.dense).flatten(1)]
+        for behavior, history in zip(shape.behaviors, histories, strict=True):
+            read = history(*read_behavior(inputs, behavior))
+            parts.append(read[0] if component is dien else read)
+        features = torch.cat(parts, dim=1)
+        if component is dmin:
+            assert [type(layer) for layer in dmin.mlp] == [nn.Linear, nn.ReLU]
+            assert isinstance(dmin.norm, nn.BatchNorm1d)
+            nn.init.normal_(dmin.norm.bias)
+            features = dmin.norm(features)
+        hidden = component.mlp(features)
+        torch.testing.assert_close(component(inputs).embedding, hidden)
+        torch.testing.assert_close(component(inputs).logit, component.logit(hidden))
+
+
+def test_dmin_drops_out_attention_in_training_only() -> None:
+    shape = InputShape(1, 1, 5, 0, 4, behaviors=(Behavior((0,), (0,)),))
+    component = DMIN(shape, DMINConfig(embedding_dim=4, attention_units=(), attention_dropout=0.5))
+    inputs = random_inputs(shape, 8)
+    assert not torch.equal(component(inputs).logit, component(inputs).logit)
+    assert torch.equal(component.eval()(inputs).logit, component(inputs).logit)
 
 
 def test_no_event_in_the_whole_batch() -> None:
