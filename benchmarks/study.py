@@ -136,6 +136,11 @@ class Run(NamedTuple):
         """Beside the run folder, which belongs to the trainer."""
         return self.folder.with_name(f"{self.folder.name}.settings.json")
 
+    def write_settings(self) -> None:
+        """Record what the run is made with; to be called before it starts."""
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        self.settings_file.write_text(json.dumps(self.settings, indent=2))
+
     @property
     def finished(self) -> bool:
         """Whether the trainer has written its last file."""
@@ -159,7 +164,7 @@ def run_study(path: Path, *, command: Sequence[str] = TRAIN, console: Console | 
     console = console or output
     study = Study.load(path)
     runs = runs_of(study, path)
-    _refuse_changed(runs, path)
+    refuse_changed(runs, path)
     started = time.monotonic()
     for number, run in enumerate(runs, 1):
         label = f"run {number} of {len(runs)}: {run.variant}, seed {run.seed}"
@@ -177,7 +182,7 @@ def report_study(path: Path, *, console: Console | None = None) -> None:
     """Write the report of a finished study again; raises UserError if a run is missing or was changed."""
     study = Study.load(path)
     runs = runs_of(study, path)
-    _refuse_changed(runs, path)
+    refuse_changed(runs, path)
     if missing := [run.folder for run in runs if not run.finished]:
         raise UserError(
             f"study {study.name}: {len(missing)} of {len(runs)} runs are not finished, first {missing[0]}; "
@@ -205,7 +210,7 @@ def runs_of(study: Study, path: Path) -> list[Run]:
     return runs
 
 
-def _refuse_changed(runs: Sequence[Run], path: Path) -> None:
+def refuse_changed(runs: Sequence[Run], path: Path) -> None:
     """Raise UserError for a run folder that was not made with the settings the study has now."""
     for run in runs:
         if not run.folder.exists():
@@ -224,8 +229,7 @@ def _refuse_changed(runs: Sequence[Run], path: Path) -> None:
 def _train(run: Run, command: Sequence[str], study: str) -> None:
     """Run the child on our own terminal; raises UserError if it does not leave a finished run."""
     resume = ["--resume"] if run.folder.exists() else []
-    run.folder.parent.mkdir(parents=True, exist_ok=True)
-    run.settings_file.write_text(json.dumps(run.settings, indent=2))
+    run.write_settings()
     with subprocess.Popen([*command, *run.arguments, *resume]) as child:
         try:
             code = child.wait()

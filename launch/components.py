@@ -1,4 +1,7 @@
-"""TorchX components. `torchx run -s SCHEDULER launch/components.py:train --config FILE -j 1x2`."""
+"""TorchX components: `torchx run -s SCHEDULER launch/components.py:train --config FILE -j 4x8`."""
+
+import shlex
+from typing import Dict, List, Optional  # the annotations that TorchX reads
 
 import torchx.specs as specs
 from torchx.components import dist
@@ -12,34 +15,170 @@ def train(
     cpu: int = 2,
     gpu: int = 0,
     memMB: int = 4096,
+    h: Optional[str] = None,
     max_retries: int = 0,
-    image: str = "",
+    env: Optional[Dict[str, str]] = None,
+    mounts: Optional[List[str]] = None,
+    image: str = "cetnet:latest",
     name: str = "cetnet",
+    rdzv_port: int = 29500,
 ) -> specs.AppDef:
-    """Train a model with `cetnet train` under torchrun, on any scheduler that TorchX knows.
+    """Train a model: `cetnet train` under torchrun on one node or many.
 
     Args:
-        overrides: keys of the experiment file to replace, as key=value
-        config: experiment file (YAML)
-        j: nodes x processes per node, such as 1x2
-        resume: continue from the newest checkpoint in run_dir; a job that may be retried always does
-        cpu: cores of each node's job
-        gpu: GPUs of each node's job
-        memMB: memory of each node's job, MiB
-        max_retries: how often the scheduler restarts a failed job
+        overrides: keys of the experiment file to replace, as key=value; after a -- if one starts with a dash
+        config: experiment file (YAML), as the job sees it
+        j: nodes x processes of a node, such as 4x8; 2:4x8 trains with what it gets from 2 to 4 nodes
+        resume: continue from the newest checkpoint in run_dir; a job that may be started again always does
+        cpu: cores of a node
+        gpu: GPUs of a node
+        memMB: memory of a node, MiB; -1 asks for none, for clusters that reject a request
+        h: a named resource, such as aws_p4d.24xlarge, instead of cpu, gpu and memMB
+        max_retries: how often the scheduler starts a failed job again
+        env: environment of the processes, such as NCCL_SOCKET_IFNAME=ib0,NCCL_DEBUG=INFO
+        mounts: mounts of the container, such as type=volume,src=CLAIM,dst=/data,readonly
+        image: container image, for schedulers that use one
+        name: name of the job
+        rdzv_port: port of the first node where the nodes meet; two jobs on a node need two
+    """
+    arguments = ["train", config, *overrides, *(["--resume"] if resume or max_retries or ":" in j else [])]
+    environment = _environment(env, j, cpu)
+    if ":" in j:  # what torchrun reads as --max-restarts: a lost node is a failure of those that remain
+        environment.setdefault("PET_MAX_RESTARTS", str(max(max_retries, 3)))
+    return _torchrun(
+        arguments, j, cpu, gpu, memMB, h, max_retries, environment, mounts, image, name, rdzv_port
+    )
+
+
+def evaluate(
+    run: str,
+    data: str,
+    split: str = "test",
+    j: str = "1x2",
+    cpu: int = 2,
+    gpu: int = 0,
+    memMB: int = 4096,
+    h: Optional[str] = None,
+    max_retries: int = 0,
+    env: Optional[Dict[str, str]] = None,
+    mounts: Optional[List[str]] = None,
+    image: str = "cetnet:latest",
+    name: str = "cetnet-evaluate",
+    rdzv_port: int = 29500,
+) -> specs.AppDef:
+    """Score a split with a trained model: `cetnet evaluate` under torchrun; the metrics are in the log.
+
+    Args:
+        run: folder of the run
+        data: a prepared dataset
+        split: split to score
+        j: nodes x processes of a node, such as 1x8
+        cpu: cores of a node
+        gpu: GPUs of a node
+        memMB: memory of a node, MiB; -1 asks for none, for clusters that reject a request
+        h: a named resource, such as aws_p4d.24xlarge, instead of cpu, gpu and memMB
+        max_retries: how often the scheduler starts a failed job again
+        env: environment of the processes, such as NCCL_SOCKET_IFNAME=ib0,NCCL_DEBUG=INFO
+        mounts: mounts of the container, such as type=volume,src=CLAIM,dst=/data,readonly
+        image: container image, for schedulers that use one
+        name: name of the job
+        rdzv_port: port of the first node where the nodes meet; two jobs on a node need two
+    """
+    arguments = ["evaluate", run, data, "--split", split]
+    environment = _environment(env, j, cpu)
+    return _torchrun(
+        arguments, j, cpu, gpu, memMB, h, max_retries, environment, mounts, image, name, rdzv_port
+    )
+
+
+def study(
+    file: str,
+    cpu: int = 2,
+    gpu: int = 0,
+    memMB: int = 4096,
+    h: Optional[str] = None,
+    max_retries: int = 0,
+    env: Optional[Dict[str, str]] = None,
+    mounts: Optional[List[str]] = None,
+    image: str = "cetnet:latest",
+    name: str = "cetnet-study",
+) -> specs.AppDef:
+    """Run a whole study on one node, one run after the other: `cetnet study`. Started again, it goes on.
+
+    One job per run, side by side: `cetnet launch study FILE -s SCHEDULER`.
+
+    Args:
+        file: study file (YAML), which says how many processes a run has
+        cpu: cores of the node
+        gpu: GPUs of the node
+        memMB: memory of the node, MiB; -1 asks for none, for clusters that reject a request
+        h: a named resource, such as aws_p4d.24xlarge, instead of cpu, gpu and memMB
+        max_retries: how often the scheduler starts a failed job again
+        env: environment of the processes, such as OMP_NUM_THREADS=4
+        mounts: mounts of the container, such as type=volume,src=CLAIM,dst=/data,readonly
         image: container image, for schedulers that use one
         name: name of the job
     """
-    arguments = ["train", config, *overrides, *(["--resume"] if resume or max_retries else [])]
-    return dist.ddp(
-        *arguments,
+    role = specs.Role(
+        name="study",
+        image=image,
+        entrypoint="bash",
+        args=["-c", f"exec python -m trainer.cli study {shlex.quote(_escape(file))}"],
+        env=env or {},
+        resource=specs.resource(cpu=cpu, gpu=gpu, memMB=memMB, h=h),
+        max_retries=max_retries,
+        mounts=specs.parse_mounts(mounts or []),
+    )
+    return _without_commas(specs.AppDef(name=name, roles=[role]))
+
+
+def _torchrun(
+    arguments: List[str],
+    j: str,
+    cpu: int,
+    gpu: int,
+    memMB: int,
+    h: Optional[str],
+    max_retries: int,
+    env: Dict[str, str],
+    mounts: Optional[List[str]],
+    image: str,
+    name: str,
+    rdzv_port: int,
+) -> specs.AppDef:
+    app = dist.ddp(
+        *map(_escape, arguments),
         m="trainer.cli",
         j=j,
         cpu=cpu,
         gpu=gpu,
         memMB=memMB,
+        h=h,
         max_retries=max_retries,
+        env=env,
+        mounts=mounts,
         image=image,
         name=name,
-        env={"OMP_NUM_THREADS": str(max(1, cpu // int(j.split("x")[-1])))},
+        rdzv_port=rdzv_port,
     )
+    app.roles[0].name = arguments[0]  # schedulers show it; TorchX would call it `cli`
+    return _without_commas(app)
+
+
+def _environment(env: Optional[Dict[str, str]], j: str, cpu: int) -> Dict[str, str]:
+    return {"OMP_NUM_THREADS": str(max(1, cpu // int(j.split("x")[-1])))} | (env or {})
+
+
+def _escape(text: str) -> str:
+    """TorchX fills templates in arguments: `$$` is its word for `$`."""
+    return text.replace("$", "$$")
+
+
+def _without_commas(app: specs.AppDef) -> specs.AppDef:
+    """Set variables with a comma in the command: TorchX gives Slurm `--export=A=1,B=2`, which a comma breaks."""
+    for role in app.roles:
+        listed = {key: value for key, value in role.env.items() if "," in value}
+        role.env = {key: value for key, value in role.env.items() if key not in listed}
+        exports = "".join(f"export {key}={shlex.quote(_escape(value))}; " for key, value in listed.items())
+        role.args[-1] = exports + role.args[-1]
+    return app

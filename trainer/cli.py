@@ -1,4 +1,4 @@
-"""The command line: `cetnet prepare`, `train`, `evaluate`, `predict`, `plan`, `study`, `config`.
+"""The command line: `cetnet prepare`, `train`, `evaluate`, `predict`, `plan`, `study`, `launch`, `config`.
 
 Heavy libraries are imported inside the commands, so that `--help` and mistakes answer at once.
 """
@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from launch.cli import app as launch_app
 from trainer.errors import UserError
 
 app = typer.Typer(
@@ -25,6 +26,7 @@ prepare_app = typer.Typer(
     help="Turn raw click logs into Parquet, schema.yaml and a data card (README.md).", no_args_is_help=True
 )
 app.add_typer(prepare_app, name="prepare")
+app.add_typer(launch_app, name="launch")
 
 Out = Annotated[Path, typer.Option(help="Directory that receives the dataset; must not exist.")]
 Raw = Annotated[Path, typer.Option(help="Directory (or file) with the raw data.")]

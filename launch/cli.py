@@ -1,0 +1,258 @@
+"""`cetnet launch`: a job as a plain script or manifest, and studies as one job per run.
+
+Heavy libraries are imported inside the commands, as in `trainer.cli`.
+"""
+
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from trainer.errors import UserError
+
+if TYPE_CHECKING:
+    from launch.render import Job
+    from trainer.config import RunConfig
+
+app = typer.Typer(
+    help="Run on a cluster: plain job files, and studies as many jobs. Single jobs through TorchX: "
+    "`torchx run -s SCHEDULER launch/components.py:train --help`.",
+    no_args_is_help=True,
+)
+render_app = typer.Typer(
+    help="Write the job that trains FILE, as a file that needs neither TorchX nor this program.",
+    no_args_is_help=True,
+)
+app.add_typer(render_app, name="render")
+
+Config = Annotated[Path, typer.Argument(help="Experiment file (YAML).")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Replace keys of the file.")
+]
+Shape = Annotated[
+    str,
+    typer.Option("-j", help="Nodes x processes of a node, 4x8; 2:4x8 takes what it gets from 2 to 4 nodes."),
+]
+Cpu = Annotated[int | None, typer.Option(min=1, help="Cores of a node. Default: one a process.")]
+Gpu = Annotated[int, typer.Option(min=0, help="GPUs of a node.")]
+Memory = Annotated[
+    str | None,
+    typer.Option("--mem", help="Memory of a node, 96G or 500M; left out, the scheduler decides."),
+]
+Time = Annotated[str | None, typer.Option("--time", help="Time limit: minutes, HH:MM:SS or DAYS-HH:MM:SS.")]
+Retries = Annotated[
+    int, typer.Option(min=0, help="How often a failed job is started again; it resumes each time.")
+]
+Env = Annotated[
+    list[str] | None,
+    typer.Option("--env", metavar="NAME=VALUE", help="Environment, e.g. NCCL_SOCKET_IFNAME=ib0; repeatable."),
+]
+Name = Annotated[str, typer.Option(help="Name of the job.")]
+Out = Annotated[Path | None, typer.Option("--out", help="File to write. Default: the terminal.")]
+
+
+@render_app.command()
+def slurm(
+    config: Config,
+    overrides: Overrides = None,
+    shape: Shape = "1x1",
+    cpu: Cpu = None,
+    gpu: Gpu = 0,
+    memory: Memory = None,
+    time: Time = None,
+    partition: Annotated[str | None, typer.Option(help="Slurm's partition.")] = None,
+    sbatch: Annotated[
+        list[str] | None,
+        typer.Option(metavar="OPTION=VALUE", help="More of sbatch's options: account=ads; repeatable."),
+    ] = None,
+    retries: Retries = 0,
+    env: Env = None,
+    name: Name = "cetnet",
+    python: Annotated[
+        str,
+        typer.Option(help="Interpreter with the project, on every node.", show_default="this one"),
+    ] = sys.executable,
+    out: Out = None,
+) -> None:
+    """An sbatch script: no heterogeneous job, no accounting; the nodes share a file system.
+
+    Example: cetnet launch render slurm configs/cetnet.yaml -j 4x8 --gpu 8 --cpu 96 --retries 3 --out job.sh
+    """
+    from launch.render import slurm_script
+
+    job, _ = _job(config, overrides, shape, cpu, gpu, memory, time, retries, env, name)
+    options = _pairs("sbatch", sbatch)
+    _write(slurm_script(job, python=python, partition=partition, options=options), out)
+
+
+@render_app.command()
+def kubernetes(
+    config: Config,
+    image: Annotated[str, typer.Option(help="Container image; launch/Dockerfile builds one.")],
+    overrides: Overrides = None,
+    mount: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CLAIM:/PATH[:ro]",
+            help="Persistent volume for data or runs; shared by all pods; repeatable.",
+        ),
+    ] = None,
+    shape: Shape = "1x1",
+    cpu: Cpu = None,
+    gpu: Gpu = 0,
+    memory: Memory = None,
+    disk: Annotated[int, typer.Option(min=1, help="Ephemeral storage of a pod, GiB.")] = 10,
+    time: Time = None,
+    queue: Annotated[str | None, typer.Option(help="Kueue's LocalQueue.")] = None,
+    retries: Retries = 0,
+    env: Env = None,
+    name: Name = "cetnet",
+    out: Out = None,
+) -> None:
+    """An indexed Job with its headless Service; the experiment file travels in a ConfigMap.
+
+    Example: cetnet launch render kubernetes configs/cetnet.yaml data.path=/data/clicks run_dir=/runs/clicks
+    --image registry.example/cetnet:1 --mount clicks:/data:ro --mount runs:/runs -j 4x8 --gpu 8 | kubectl apply -f -
+    """
+    from launch.render import Mount, kubernetes_manifests
+
+    job, settings = _job(config, overrides, shape, cpu, gpu, memory, time, retries, env, name)
+    text = kubernetes_manifests(
+        job,
+        image=image,
+        mounts=[Mount.parse(text) for text in mount or []],
+        run_dir=settings.run_dir,
+        disk=disk,
+        queue=queue,
+    )
+    _write(text, out)
+
+
+@app.command()
+def study(
+    file: Annotated[Path, typer.Argument(help="Study file (YAML).")],
+    scheduler: Annotated[str, typer.Option("-s", "--scheduler", help="slurm, kubernetes, aws_batch, ...")],
+    cfg: Annotated[
+        str,
+        typer.Option(
+            "-cfg",
+            "--scheduler-args",
+            help="The scheduler's options, partition=gpu,time=60; see `torchx runopts`.",
+        ),
+    ] = "",
+    shape: Annotated[
+        str | None,
+        typer.Option("-j", help="Nodes x processes of each run. Default: one node, the study's `nproc`."),
+    ] = None,
+    cpu: Cpu = None,
+    gpu: Gpu = 0,
+    memory: Memory = None,
+    mounts: Annotated[
+        str, typer.Option("--mount", help="As TorchX has it: type=volume,src=CLAIM,dst=/PATH,...")
+    ] = "",
+    image: Annotated[str, typer.Option(help="Container image, where the scheduler uses one.")] = "",
+    retries: Retries = 0,
+    env: Env = None,
+    dryrun: Annotated[bool, typer.Option("--dryrun", help="Show the jobs; submit nothing.")] = False,
+) -> None:
+    """Submit each missing run of a study as a job of its own, through TorchX.
+
+    Started again, it submits what has failed since, resuming it; `cetnet study FILE --report-only` reports.
+    """
+    from launch.submit import Resources, submit_study
+
+    resources = Resources(shape, cpu, gpu, _mebibytes(memory), mounts, image, retries, _pairs("env", env))
+    submit_study(file, scheduler, cfg, resources, dryrun=dryrun)
+
+
+def _job(
+    config: Path,
+    overrides: list[str] | None,
+    shape: str,
+    cpu: int | None,
+    gpu: int,
+    memory: str | None,
+    time: str | None,
+    retries: int,
+    env: list[str] | None,
+    name: str,
+) -> tuple["Job", "RunConfig"]:
+    """The job that the options describe, and the experiment it runs, both checked."""
+    from launch.render import Job
+    from trainer.config import load_config
+
+    settings = load_config(config, overrides)
+    least, most, nproc = parse_shape(shape)
+    divided = "data.lanes" if settings.data.order == "shuffled" else "data.batch_size"
+    size = settings.data.lanes if settings.data.order == "shuffled" else settings.data.batch_size
+    for nodes in range(least, most + 1):
+        if size % (nodes * nproc):
+            raise UserError(
+                f"{divided}={size} is not a multiple of {nodes} x {nproc} processes; change it or -j"
+            )
+    job = Job(
+        arguments=[str(config), *(overrides or [])],
+        name=name,
+        nodes=(least, most),
+        nproc=nproc,
+        cpu=cpu or nproc,
+        gpu=gpu,
+        memory=_mebibytes(memory),
+        minutes=_minutes(time),
+        retries=retries,
+        env=_pairs("env", env),
+        command=shlex.join(["cetnet", *sys.argv[1:]]),
+    )
+    return job, settings
+
+
+def parse_shape(text: str) -> tuple[int, int, int]:
+    """Smallest and largest number of nodes and processes of a node, of `4x8` or `2:4x8`."""
+    match = re.fullmatch(r"(?:(\d+):)?(\d+)x(\d+)", text)
+    least, most, nproc = (int(n) for n in (match[1] or match[2], match[2], match[3])) if match else (0, 0, 0)
+    if not 1 <= least <= most or nproc < 1:
+        raise UserError(f"-j {text}: nodes x processes of a node are expected, 4x8 or 2:4x8")
+    return least, most, nproc
+
+
+def _mebibytes(text: str | None) -> int | None:
+    if text is None:
+        return None
+    match = re.fullmatch(r"([1-9]\d*)([MG])", text)
+    if match is None:
+        raise UserError(f"--mem {text}: a number with M or G is expected, such as 96G")
+    return int(match[1]) * (1024 if match[2] == "G" else 1)
+
+
+def _minutes(text: str | None) -> int | None:
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+)|(?:(\d+)-)?(\d+):(\d\d):(\d\d)", text)
+    if match is None:
+        raise UserError(f"--time {text}: minutes, HH:MM:SS or DAYS-HH:MM:SS are expected")
+    minutes, days, hours, rest, seconds = (int(part or 0) for part in match.groups())
+    return minutes + (days * 24 + hours) * 60 + rest + (seconds > 0) or None
+
+
+def _pairs(option: str, texts: list[str] | None) -> dict[str, str]:
+    pairs = {}
+    for text in texts or []:
+        key, equals, value = text.partition("=")
+        if not key or not equals:
+            raise UserError(f"--{option} {text!r} is not of the form NAME=VALUE")
+        pairs[key] = value
+    return pairs
+
+
+def _write(text: str, out: Path | None) -> None:
+    if out is None:
+        typer.echo(text, nl=False)
+        return
+    try:
+        out.write_text(text)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written: {error.strerror}") from None
+    typer.echo(f"{out}: written", err=True)

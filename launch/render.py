@@ -1,0 +1,309 @@
+"""A training job as plain text: an sbatch script, or manifests for Kubernetes; neither needs TorchX."""
+
+import re
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import yaml
+
+from trainer.errors import UserError
+
+WORKDIR = PurePosixPath("/app")
+"""Where `launch/Dockerfile` puts the project: relative paths of a job in a container start here."""
+
+_CONFIG = PurePosixPath("/etc/cetnet/config.yaml")
+_PORT = 29500  # of a pod, which has an address of its own
+_USER = 1000  # of launch/Dockerfile
+# Seconds that a node waits for the others: they may still pull the image, or queue for GPUs.
+_PATIENCE = 1800
+
+
+@dataclass(frozen=True)
+class Job:
+    """`cetnet train ARGUMENTS --resume` under torchrun on some nodes.
+
+    Attributes:
+        arguments: of `cetnet train`; the first is the experiment file.
+        name: lower-case letters, digits and dashes.
+        nodes: smallest and largest number; a job starts with what it gets.
+        nproc: processes of a node.
+        cpu: cores of a node.
+        gpu: GPUs of a node.
+        memory: of a node, MiB; None leaves it to the scheduler.
+        minutes: time limit.
+        retries: how often the job is started again after a failure.
+        env: environment of the processes.
+        command: the command that rendered it, for the header.
+    """
+
+    arguments: list[str]
+    name: str = "cetnet"
+    nodes: tuple[int, int] = (1, 1)
+    nproc: int = 1
+    cpu: int = 1
+    gpu: int = 0
+    memory: int | None = None
+    minutes: int | None = None
+    retries: int = 0
+    env: dict[str, str] = field(default_factory=dict)
+    command: str = ""
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[a-z]([-a-z0-9]{0,50}[a-z0-9])?", self.name):
+            raise UserError(
+                f"name {self.name!r}: use at most 52 lower-case letters, digits and dashes, a letter first"
+            )
+        if self.gpu and self.nproc > self.gpu:
+            raise UserError(f"{self.nproc} processes on a node of {self.gpu} GPUs; start one process per GPU")
+        for key in self.env:
+            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
+                raise UserError(f"env: {key!r} is not the name of an environment variable")
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """`env`, and what every job needs; each process gets its share of the cores."""
+        return {
+            "OMP_NUM_THREADS": str(max(1, self.cpu // self.nproc)),
+            "PYTHONUNBUFFERED": "1",
+            **self.env,
+        }
+
+    def torchrun(self, program: str, *, nodes: str, endpoint: str, id: str, is_host: str) -> str:
+        """The shell line that runs torchrun on one node; its arguments are those of `cetnet`.
+
+        `nodes`, `endpoint`, `id` and `is_host` are shell words. `is_host` settles which node keeps the
+        rendezvous' store: left to guess by its host name, a node without DNS yet would guess wrong.
+        """
+        conf = f"is_host={is_host},join_timeout={_PATIENCE},read_timeout={_PATIENCE}"
+        return (
+            f"exec {program} --nnodes {nodes} --nproc-per-node {self.nproc} --rdzv-backend c10d "
+            f'--rdzv-endpoint "{endpoint}" --rdzv-id "{id}" --rdzv-conf "{conf}" -m trainer.cli "$@"'
+        )
+
+
+def slurm_script(job: Job, *, python: str, partition: str | None = None, options: dict[str, str]) -> str:
+    """The job as a script for `sbatch`, with the `python` of an environment that all nodes see.
+
+    It is no heterogeneous job, asks for GPUs per node, and needs no accounting; `options` are further
+    options of sbatch, such as account or qos.
+    """
+    least, most = job.nodes
+    wanted: dict[str, str | None] = {
+        "job-name": job.name,
+        "output": f"{job.name}-%j.out",
+        "open-mode": "append",  # a job that is started again goes on in the same file
+        "nodes": str(most) if least == most else f"{least}-{most}",
+        "ntasks-per-node": "1",
+        "cpus-per-task": str(job.cpu),
+        "gpus-per-node": str(job.gpu) if job.gpu else None,
+        "mem": f"{job.memory}M" if job.memory else None,
+        "time": str(job.minutes) if job.minutes else None,
+        "partition": partition,
+        **options,
+    }
+    for key, value in wanted.items():
+        if not re.fullmatch(r"[a-z][-a-z]*", key) or (value and re.search(r"\s", value)):
+            raise UserError(f"sbatch option {key}={value}: a name and a value without spaces are expected")
+    launcher = job.torchrun(
+        f"{shlex.quote(python)} -m torch.distributed.run",
+        nodes="$SLURM_JOB_NUM_NODES",
+        endpoint="$head:$port",
+        id="$SLURM_JOB_ID",
+        is_host="$((SLURM_NODEID == 0))",
+    )
+    lines = [
+        "#!/bin/bash",
+        *([f"# {_one_line(job.command)}"] if job.command else []),
+        f"# Submit it with `sbatch FILE`. Failed or pre-empted, it resumes, {job.retries} times at most.",
+        *(f"#SBATCH --{key}={value}" for key, value in wanted.items() if value),
+        f"#SBATCH --{'requeue' if job.retries else 'no-requeue'}",
+        "",
+        *(f"export {key}={shlex.quote(value)}" for key, value in job.environment.items()),
+        "",
+        'head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
+        "port=$((20000 + SLURM_JOB_ID % 10000))  # two jobs on a node don't meet",
+        "export head port",
+        "",
+        # Since 22.05 srun does not take --cpus-per-task from sbatch.
+        f"srun --cpus-per-task={job.cpu} --kill-on-bad-exit=1 bash -c \\",
+        f"    {shlex.quote(launcher)} \\",
+        f"    cetnet {shlex.join(['train', *job.arguments, '--resume'])}",
+        "code=$?",
+    ]
+    if job.retries:
+        lines += [
+            "",
+            f"if ((code != 0 && ${{SLURM_RESTART_COUNT:-0}} < {job.retries})); then",
+            '    scontrol requeue "$SLURM_JOB_ID"',
+            "fi",
+        ]
+    return "\n".join([*lines, "exit $code", ""])
+
+
+@dataclass(frozen=True)
+class Mount:
+    """A persistent volume claim in a pod."""
+
+    claim: str
+    path: PurePosixPath
+    read_only: bool
+
+    @classmethod
+    def parse(cls, text: str) -> "Mount":
+        """`CLAIM:PATH` or `CLAIM:PATH:ro`."""
+        match = re.fullmatch(r"([a-z0-9]([-.a-z0-9]*[a-z0-9])?):(/[^:]*)(:ro)?", text)
+        if match is None:
+            raise UserError(f"mount {text!r} is not CLAIM:/PATH or CLAIM:/PATH:ro")
+        return cls(match[1], PurePosixPath(match[3]), match[4] is not None)
+
+
+def kubernetes_manifests(
+    job: Job,
+    *,
+    image: str,
+    mounts: list[Mount],
+    run_dir: Path,
+    disk: int,
+    queue: str | None = None,
+) -> str:
+    """The job as YAML for `kubectl apply`: ConfigMap, headless Service, indexed Job.
+
+    Args:
+        job: its first argument, the experiment file, is read here and travels in the ConfigMap.
+        image: built from `launch/Dockerfile`, or any with `bash` and the project installed.
+        mounts: persistent volumes.
+        run_dir: where the run writes, which must be on one of them.
+        disk: ephemeral storage of a pod, GiB.
+        queue: Kueue's LocalQueue, which starts all pods or none.
+
+    Raises:
+        UserError: run_dir would be lost with the pod.
+    """
+    folder = WORKDIR / PurePosixPath(run_dir)
+    if not any(folder.is_relative_to(mount.path) and not mount.read_only for mount in mounts):
+        raise UserError(
+            f"run_dir {folder} is on no writable mount and would be lost with the pod; give "
+            "--mount CLAIM:/PATH and a run_dir=... on it"
+        )
+    config = Path(job.arguments[0])
+    least, most = job.nodes
+    labels = {"app.kubernetes.io/name": "cetnet", "app.kubernetes.io/instance": job.name}
+    launcher = job.torchrun(
+        "torchrun" if least == most else f"torchrun --max-restarts {job.retries}",
+        nodes=str(most) if least == most else f"{least}:{most}",
+        endpoint=f"{job.name}-0.{job.name}:{_PORT}",
+        id=job.name,
+        is_host="$((JOB_COMPLETION_INDEX == 0))",
+    )
+    command = ["bash", "-c", launcher, "cetnet", "train", str(_CONFIG), *job.arguments[1:], "--resume"]
+    resources = {
+        "cpu": str(job.cpu),
+        **({"memory": f"{job.memory}Mi"} if job.memory else {}),
+        "ephemeral-storage": f"{disk}Gi",
+        **({"nvidia.com/gpu": str(job.gpu)} if job.gpu else {}),
+    }
+    volumes: list[dict[str, Any]] = [
+        {"name": "config", "configMap": {"name": job.name}},
+        # 64 MiB by default, too little for NCCL; counts as the pod's memory.
+        {"name": "shared-memory", "emptyDir": {"medium": "Memory"}},
+    ]
+    volume_mounts: list[dict[str, Any]] = [
+        {"name": "config", "mountPath": str(_CONFIG.parent), "readOnly": True},
+        {"name": "shared-memory", "mountPath": "/dev/shm"},
+    ]
+    for number, mount in enumerate(mounts):
+        claim = {"claimName": mount.claim, "readOnly": mount.read_only}
+        volumes.append({"name": f"mount-{number}", "persistentVolumeClaim": claim})
+        volume_mounts.append(
+            {"name": f"mount-{number}", "mountPath": str(mount.path), "readOnly": mount.read_only}
+        )
+    container = {
+        "name": "train",
+        "image": image,
+        "workingDir": str(WORKDIR),
+        # Kubernetes expands $(NAME) here and reads $$ as $.
+        "command": [word.replace("$", "$$") for word in command],
+        "env": [{"name": key, "value": value.replace("$", "$$")} for key, value in job.environment.items()],
+        "ports": [{"name": "rendezvous", "containerPort": _PORT}],
+        "resources": {"requests": resources, "limits": resources},
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        "volumeMounts": volume_mounts,
+    }
+    pod = {
+        "subdomain": job.name,  # pod 0 is <name>-0.<name>, whatever node it is on
+        "restartPolicy": "Never",
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": 60,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": _USER,
+            "runAsGroup": _USER,
+            "fsGroup": _USER,
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [container],
+        "volumes": volumes,
+    }
+    spec = {
+        "completionMode": "Indexed",
+        "completions": most,
+        "parallelism": most,
+        # If one pod fails, its peers lose it, fail too, and all are started again: one retry of each.
+        "backoffLimitPerIndex": job.retries,
+        "maxFailedIndexes": 0,
+        "podFailurePolicy": {
+            "rules": [
+                # A pod that was pre-empted or drained is replaced without using up a retry.
+                {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
+            ]
+        },
+        # All pods finish together; none is started again, or waited for, once one has.
+        "successPolicy": {"rules": [{"succeededCount": 1}]},
+        **({"activeDeadlineSeconds": 60 * job.minutes} if job.minutes else {}),
+        "template": {"metadata": {"labels": labels}, "spec": pod},
+    }
+    queue_label = {"kueue.x-k8s.io/queue-name": queue} if queue else {}
+    metadata = {"name": job.name, "labels": labels}
+    documents = [
+        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata}
+        | {"data": {_CONFIG.name: config.read_text()}},
+        {"apiVersion": "v1", "kind": "Service", "metadata": metadata}
+        | {
+            "spec": {
+                "clusterIP": "None",
+                "publishNotReadyAddresses": True,  # pods must find pod 0 before it is ready
+                "selector": labels,
+                "ports": [{"name": "rendezvous", "port": _PORT}],
+            }
+        },
+        {"apiVersion": "batch/v1", "kind": "Job"}
+        | {"metadata": metadata | {"labels": labels | queue_label}, "spec": spec},
+    ]
+    header = [f"# {_one_line(job.command)}"] if job.command else []
+    return "\n".join([*header, yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, width=110)])
+
+
+class _Dumper(yaml.SafeDumper):
+    """Plain YAML: no anchors, and text of several lines as a block."""
+
+    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002
+        """Write what appears twice twice."""
+        return True
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_Dumper.add_representer(str, _text)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
