@@ -85,7 +85,8 @@ def slurm(
 
     job, _ = _job(config, overrides, shape, cpu, gpu, memory, time, retries, env, name)
     options = _pairs("sbatch", sbatch)
-    _write(slurm_script(job, python=python, partition=partition, options=options), out)
+    text = slurm_script(job, python=python, folder=Path.cwd(), partition=partition, options=options)
+    _write(text, out)
 
 
 @render_app.command()

@@ -83,15 +83,22 @@ class Job:
         )
 
 
-def slurm_script(job: Job, *, python: str, partition: str | None = None, options: dict[str, str]) -> str:
-    """The job as a script for `sbatch`, with the `python` of an environment that all nodes see.
+def slurm_script(
+    job: Job, *, python: str, folder: Path, partition: str | None = None, options: dict[str, str]
+) -> str:
+    """The job as a script for `sbatch`: no heterogeneous job, GPUs asked for per node, no accounting needed.
 
-    It is no heterogeneous job, asks for GPUs per node, and needs no accounting; `options` are further
-    options of sbatch, such as account or qos.
+    Args:
+        job: what runs.
+        python: of an environment with the project; like `folder`, the nodes must see it.
+        folder: where relative paths start.
+        partition: Slurm's, or None for its default.
+        options: more options of sbatch, such as account or qos.
     """
     least, most = job.nodes
     wanted: dict[str, str | None] = {
         "job-name": job.name,
+        "chdir": str(folder),
         "output": f"{job.name}-%j.out",
         "open-mode": "append",  # a job that is started again goes on in the same file
         "nodes": str(most) if least == most else f"{least}-{most}",
@@ -105,7 +112,9 @@ def slurm_script(job: Job, *, python: str, partition: str | None = None, options
     }
     for key, value in wanted.items():
         if not re.fullmatch(r"[a-z][-a-z]*", key) or (value and re.search(r"\s", value)):
-            raise UserError(f"sbatch option {key}={value}: a name and a value without spaces are expected")
+            raise UserError(
+                f"sbatch option {key}={value!r}: a name, and a value without spaces, are expected"
+            )
     launcher = job.torchrun(
         f"{shlex.quote(python)} -m torch.distributed.run",
         nodes="$SLURM_JOB_NUM_NODES",
@@ -126,6 +135,7 @@ def slurm_script(job: Job, *, python: str, partition: str | None = None, options
         "port=$((20000 + SLURM_JOB_ID % 10000))  # two jobs on a node don't meet",
         "export head port",
         "",
+        "# shellcheck disable=SC2016  # each node fills in its own",
         # Since 22.05 srun does not take --cpus-per-task from sbatch.
         f"srun --cpus-per-task={job.cpu} --kill-on-bad-exit=1 bash -c \\",
         f"    {shlex.quote(launcher)} \\",

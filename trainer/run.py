@@ -121,13 +121,6 @@ def finite(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _environment(world_size: int) -> dict[str, Any]:
-    root = Path(__file__).parent.parent
-    git = subprocess.run(
-        ["git", "-C", str(root), "describe", "--always", "--dirty"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join(sys.argv),
@@ -136,10 +129,22 @@ def _environment(world_size: int) -> dict[str, Any]:
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "python": platform.python_version(),
         "versions": installed_versions(),
-        "commit": git.stdout.strip() or None,
+        "commit": _commit(),
         "world_size": world_size,
         "torchx": {key: value for key, value in os.environ.items() if key.startswith("TORCHX_")},
     }
+
+
+def _commit() -> str | None:
+    """The program's version; in a container, where neither git nor history is, what its build was told."""
+    if commit := os.environ.get("CETNET_COMMIT"):
+        return commit
+    describe = ["git", "-C", str(Path(__file__).parent.parent), "describe", "--always", "--dirty"]
+    try:
+        git = subprocess.run(describe, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
+    return git.stdout.strip() or None
 
 
 def _what_is_learned(config: RunConfig) -> dict[str, Any]:

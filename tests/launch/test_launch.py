@@ -74,7 +74,9 @@ def test_torchx_runs_the_component_and_tensorboard_reads_it(config: Path) -> Non
         *("torchx", "run", "-s", "local_cwd", "launch/components.py:train", "--config", config, "-j", "1x2"),
         f"run_dir={run}",
     )
-    assert json.loads((run / "environment.json").read_text())["world_size"] == 2
+    environment = json.loads((run / "environment.json").read_text())
+    assert environment["world_size"] == 2
+    assert environment["torchx"]["TORCHX_JOB_ID"].startswith("local_cwd://torchx/cetnet-")
     events = EventAccumulator(str(run / "tensorboard")).Reload()
     for output in ("fused", "interformer", "dhen", "dcnv2"):
         for kind in ("window", "lifetime"):
