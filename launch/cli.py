@@ -194,14 +194,19 @@ def _job(
             raise UserError(
                 f"{divided}={size} is not a multiple of {nodes} x {nproc} processes; change it or -j"
             )
+    mebibytes = _mebibytes(memory)
+    arguments = [str(config), *(overrides or [])]
+    if mebibytes and settings.sharding.cluster.ddr_gb is None:
+        # The planner would take all of the host's memory for the job's.
+        arguments.append(f"sharding.cluster.ddr_gb={mebibytes / 1024 / nproc:g}")
     job = Job(
-        arguments=[str(config), *(overrides or [])],
+        arguments=arguments,
         name=name,
         nodes=(least, most),
         nproc=nproc,
         cpu=cpu or nproc,
         gpu=gpu,
-        memory=_mebibytes(memory),
+        memory=mebibytes,
         minutes=_minutes(time),
         retries=retries,
         env=_pairs("env", env),

@@ -42,7 +42,7 @@ def train(
         rdzv_port: port of the first node where the nodes meet; two jobs on a node need two
     """
     arguments = ["train", config, *overrides, *(["--resume"] if resume or max_retries or ":" in j else [])]
-    environment = _environment(env, j, cpu)
+    environment = _environment(env, j, specs.resource(cpu=cpu, h=h).cpu)
     if ":" in j:  # what torchrun reads as --max-restarts: a lost node is a failure of those that remain
         environment.setdefault("PET_MAX_RESTARTS", str(max(max_retries, 3)))
     return _torchrun(
@@ -85,7 +85,7 @@ def evaluate(
         rdzv_port: port of the first node where the nodes meet; two jobs on a node need two
     """
     arguments = ["evaluate", run, data, "--split", split]
-    environment = _environment(env, j, cpu)
+    environment = _environment(env, j, specs.resource(cpu=cpu, h=h).cpu)
     return _torchrun(
         arguments, j, cpu, gpu, memMB, h, max_retries, environment, mounts, image, name, rdzv_port
     )

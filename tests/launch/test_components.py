@@ -82,7 +82,9 @@ def test_aws_batch_takes_the_job() -> None:
     app = components.train(config="c.yaml", j="2x8", h="aws_p4d.24xlarge", max_retries=3)
     nodes = yaml.safe_load(request(app, "aws_batch", queue="gpu"))["job_def"]["nodeProperties"]
     assert nodes["numNodes"] == 2
-    assert nodes["nodeRangeProperties"][0]["container"]["instanceType"] == "p4d.24xlarge"
+    container = nodes["nodeRangeProperties"][0]["container"]
+    assert container["instanceType"] == "p4d.24xlarge"
+    assert {"name": "OMP_NUM_THREADS", "value": "12"} in container["environment"]  # 96 cores
 
 
 def test_the_example_configuration_names_what_there_is() -> None:

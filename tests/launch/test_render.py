@@ -137,6 +137,8 @@ def test_a_slurm_job_trains_on_two_nodes_after_a_failure(tmp_path: Path, slurm: 
     wanted = set(re.findall(r"^#SBATCH --(.*)", script.read_text(), re.MULTILINE))
     assert wanted >= {"nodes=2", "ntasks-per-node=1", "gpus-per-node=1", "mem=4096M", "time=90", "requeue"}
 
+    assert script.read_text().count("sharding.cluster.ddr_gb=4 --resume") == 1  # the planner's limit
+
     def start(**environment: str) -> subprocess.CompletedProcess[str]:
         env = slurm | {"SLURM_JOB_NUM_NODES": "2"} | environment
         return subprocess.run(
