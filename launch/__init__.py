@@ -1,1 +1,1 @@
-"""TorchX components that launch the trainer."""
+"""Launching on clusters: TorchX components, jobs as plain files, studies as many jobs."""

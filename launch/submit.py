@@ -1,6 +1,7 @@
 """A study as one job per run, submitted through TorchX."""
 
 import os
+import re
 import shlex
 import sys
 from dataclasses import dataclass
@@ -107,6 +108,8 @@ def _parse(scheduler: str, text: str, known: runopts) -> dict[str, CfgVal]:
 
 
 def _app(study: Study, run: Run, resources: Resources, port: int) -> AppDef:
+    # What Kubernetes takes for a name, with what TorchX adds to it.
+    name = re.sub(r"[^a-z0-9]+", "-", f"{study.name}-{run.variant}".lower())[:30].strip("-")
     shape = resources.shape or f"1x{run.nproc}"
     return train(
         *run.overrides,
@@ -120,7 +123,7 @@ def _app(study: Study, run: Run, resources: Resources, port: int) -> AppDef:
         env=dict(resources.env),
         mounts=resources.mounts.split(",") if resources.mounts else None,
         image=resources.image or "cetnet:latest",
-        name=f"{study.name}-{run.variant}-{run.seed}",
+        name=f"{name}-{run.seed}",
         rdzv_port=port,  # jobs of several nodes may share one
     )
 

@@ -346,7 +346,7 @@ def _prepared(out: Path) -> None:
 
 def quieten() -> None:
     """Silence what the libraries say at import and in every step, and a user can do nothing about."""
-    for module in ("torch", "torchrec", "fbgemm_gpu", "torchmetrics", "tensordict", "tensorboard"):
+    for module in ["torch", "torchrec", "fbgemm_gpu", "torchmetrics", "tensordict", "tensorboard", "torchx"]:
         warnings.filterwarnings("ignore", module=rf"{module}(\..*)?$")
     warnings.filterwarnings("ignore", message="Please use DTensor instead")
     for logger in ("torchrec", "torch.fx", "torch.distributed.checkpoint"):

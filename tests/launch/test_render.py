@@ -140,7 +140,7 @@ def test_a_slurm_job_trains_on_two_nodes_after_a_failure(tmp_path: Path, slurm: 
     assert script.read_text().count("sharding.cluster.ddr_gb=4 --resume") == 1  # the planner's limit
 
     def start(**environment: str) -> subprocess.CompletedProcess[str]:
-        env = slurm | {"SLURM_JOB_NUM_NODES": "2"} | environment
+        env = slurm | {"SLURM_JOB_NUM_NODES": "2", "CETNET_COMMIT": "v1"} | environment
         return subprocess.run(
             ["bash", script], env=env, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False
         )
@@ -151,7 +151,12 @@ def test_a_slurm_job_trains_on_two_nodes_after_a_failure(tmp_path: Path, slurm: 
     result = start(SLURM_RESTART_COUNT="1")
     assert result.returncode == 0, result.stdout + result.stderr
     environment = json.loads((tmp_path / "a run" / "environment.json").read_text())
-    assert environment["world_size"] == 2
+    assert (environment["world_size"], environment["commit"]) == (2, "v1")
+    assert environment["slurm"] == {
+        "SLURM_JOB_ID": "7",
+        "SLURM_JOB_NODELIST": "node[1-2]",
+        "SLURM_RESTART_COUNT": "1",
+    }
     assert json.loads((tmp_path / "a run" / "result.json").read_text())["rows"] == 640
 
 
