@@ -186,7 +186,7 @@ def _job(
     from trainer.config import load_config
 
     settings = load_config(config, overrides)
-    least, most, nproc = parse_shape(shape)
+    least, most, nproc = _shape(shape)
     divided = "data.lanes" if settings.data.order == "shuffled" else "data.batch_size"
     size = settings.data.lanes if settings.data.order == "shuffled" else settings.data.batch_size
     for nodes in range(least, most + 1):
@@ -215,7 +215,7 @@ def _job(
     return job, settings
 
 
-def parse_shape(text: str) -> tuple[int, int, int]:
+def _shape(text: str) -> tuple[int, int, int]:
     """Smallest and largest number of nodes and processes of a node, of `4x8` or `2:4x8`."""
     match = re.fullmatch(r"(?:(\d+):)?(\d+)x(\d+)", text)
     least, most, nproc = (int(n) for n in (match[1] or match[2], match[2], match[3])) if match else (0, 0, 0)
