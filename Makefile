@@ -1,7 +1,8 @@
 # Everything a newcomer needs: `make demo`, `make test`. The environment is made on the first call.
 EXTRA ?= cpu
 VENV := .venv
-# A directory with wheels of your own (say, a CPU build of torch), as pip knows it, serves uv too.
+# A directory with wheels of your own (say, a CPU build of torch), as pip knows it, serves uv too. `uv sync` would pass
+# over a wheel that is not there for every Python version we support.
 ifneq ($(strip $(PIP_FIND_LINKS)),)
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 endif
@@ -29,7 +30,8 @@ data/demo/schema.yaml: | $(VENV)/synced
 	$(VENV)/bin/cetnet prepare synthetic --out data/demo --rows 400000
 
 $(VENV)/synced: pyproject.toml | $(UV)
-	$(UV) sync --quiet --extra $(EXTRA)
+	$(UV) venv --quiet --allow-existing $(VENV)
+	$(UV) pip install --quiet --python $(VENV) --editable '.[$(EXTRA)]' --group dev
 	@touch $@
 
 .tools/bin/uv:
