@@ -7,14 +7,16 @@ from models.registry import component_class
 from models.schema import Feature, Schema
 
 
-def small_schema(num_tokens: int = 3, num_sequences: int = 2, num_dense: int = 3) -> Schema:
+def small_schema(
+    num_tokens: int = 3, num_sequences: int = 2, num_dense: int = 3, separate: int = 2
+) -> Schema:
     """Categorical `c0, c1, ...`, sequences `s0, s1, ...` of c0's, c1's ... tables, and dense `x0, x1, ...`.
 
-    Sequences 0 and 1 are each a behavior of its own, further ones are one.
+    The first `separate` sequences are each a behavior of its own, further ones are one.
     """
 
     def behavior(i: int) -> str | None:
-        return f"behavior {i}" if i < 2 else None
+        return f"behavior {i}" if i < separate else None
 
     features = [
         *(Feature(name=f"c{i}", kind="categorical") for i in range(num_tokens)),

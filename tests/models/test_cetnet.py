@@ -1,5 +1,7 @@
 """Ensembles as a whole: which tables are read by whom, what is trained, what the configuration expands to."""
 
+import itertools
+import math
 from typing import Any, NamedTuple
 
 import pytest
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from models.cetnet import CETNet
+from models.component import Output
 from models.config import CETNetConfig
 from models.schema import Feature, Schema
 
@@ -130,6 +133,59 @@ def test_without_component_losses_only_the_fused_prediction_learns(mode: str) ->
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.any() != name.endswith(("readout.logit.weight", "readout.logit.bias")), name
+
+
+def test_the_loss_by_hand() -> None:
+    torch.manual_seed(0)
+    model = build(
+        components=dict.fromkeys("abc", DHEN),
+        component_weight=0.7,
+        collaboration={"kind": "symmetric_kl", "weight": 0.3},
+    )
+    logits, embeddings = torch.randn(3, 5), torch.randn(3, 5, 8)
+    auxiliary = torch.rand(5)
+    outputs = [
+        Output(e, z, auxiliary if i == 1 else None)
+        for i, (e, z) in enumerate(zip(embeddings, logits, strict=True))
+    ]
+    label, weight = torch.tensor([1.0, 0, 1, 0, 0]), torch.tensor([1.0, 0, 2, 3, 0.5])
+    row = torch.arange(5)
+    loss, predictions = model.objective(outputs, label, weight, row)
+    assert model.objective.fusion is not None
+    fused = model.objective.fusion(list(embeddings), logits.T)
+    expected = 0.0
+    for i in range(5):
+        p = [torch.sigmoid(z).item() for z in (fused[i], *logits[:, i])]
+        bce = [-math.log(q if label[i] else 1 - q) for q in p]
+        kl = 0.0
+        for q, r in itertools.permutations(p[1:], 2):
+            kl += q * math.log(q / r) + (1 - q) * math.log((1 - q) / (1 - r))
+        each = bce[0] + 0.7 * sum(bce[1:]) + 0.3 * kl / 3 + auxiliary[i].item()
+        expected += weight[i].item() * each / 5
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    torch.testing.assert_close(predictions.logits, torch.stack([fused, *logits]))
+    assert model.outputs == ["fused", "a", "b", "c"]
+    for found, given in ((predictions.label, label), (predictions.weight, weight), (predictions.row, row)):
+        assert torch.equal(found, given)
+
+
+def test_bf16_is_for_the_components_only() -> None:
+    settings = {"components": {"a": DHEN, "b": INTERFORMER}}
+    exact = build(**settings)
+    torch.manual_seed(0)
+    model = CETNet(SCHEMA, CETNetConfig.model_validate(settings), bf16=True).eval()
+    model.load_state_dict(exact.state_dict())
+    dtypes = set()
+    for module in model.towers.modules():
+        if type(module) is nn.Linear:
+            module.register_forward_hook(lambda _, __, output: dtypes.add(output.dtype))
+    (loss, predictions), (exact_loss, expected) = model(batch()), exact(batch())
+    assert dtypes == {torch.bfloat16}
+    assert loss.dtype == predictions.logits.dtype == torch.float32
+    torch.testing.assert_close(predictions.logits, expected.logits, atol=0.03, rtol=0.05)
+    loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    assert not torch.equal(loss, exact_loss)
 
 
 def test_with_neither_fusion_nor_collaboration_components_learn_as_if_alone() -> None:

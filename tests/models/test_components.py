@@ -75,7 +75,13 @@ CONFIGS: dict[str, ComponentConfig] = {
     "dien_dot": DIENConfig(**SMALL, attention="dot"),
     "dmin": DMINConfig(**SMALL, attention_units=(6,), activation="silu"),
     "dmin_one_interest": DMINConfig(
-        **SMALL, attention_units=(6,), attention_activation="silu", num_heads=1, refiner=False, position_dim=0
+        **SMALL,
+        attention_units=(6,),
+        attention_activation="silu",
+        num_heads=1,
+        refiner=False,
+        position_dim=0,
+        bn_only_once=True,
     ),
     "interformer_mixture": InterFormerConfig(
         **SMALL, num_heads=2, pffn="mixture", gating="identity", pooled_tokens=True, rotary_cls=False
@@ -171,12 +177,18 @@ def test_gradcheck(config: ComponentConfig) -> None:
 
 @any_component
 def test_eval_output_of_a_row_does_not_depend_on_the_others(config: ComponentConfig) -> None:
-    update = {
-        name: value for name, value in (("batch_norm", True), ("dropout", 0.5)) if hasattr(config, name)
+    settings = {
+        "batch_norm": True,
+        "batch_norm2": True,
+        "dropout": 0.5,
+        "dropout2": 0.5,
+        "attention_dropout": 0.5,
     }
-    config = config.model_copy(update=update)
+    config = config.model_copy(update={k: v for k, v in settings.items() if hasattr(config, k)})
     shape = small_shape(config)
-    component = build(config, shape).eval()
+    component = build(config, shape)
+    component(random_inputs(shape, 20, seed=1))  # so that running statistics are not those of the start
+    component.eval()
     inputs = random_inputs(shape, 9)
     embedding, logit, _ = component(inputs)
     for row in range(9):
@@ -185,15 +197,23 @@ def test_eval_output_of_a_row_does_not_depend_on_the_others(config: ComponentCon
 
 
 @pytest.mark.parametrize("config", [c for c in CONFIGS.values() if component_class(c.kind).reads_sequences])
-def test_padding_has_no_influence(config: ComponentConfig) -> None:
-    shape = small_shape(config)
+@pytest.mark.parametrize("separate", [2, 0])
+def test_padding_has_no_influence(config: ComponentConfig, separate: int) -> None:
+    shape = small_shape(config, small_schema(separate=separate))
     component = build(config, shape)
     inputs = random_inputs(shape, 32)
     beyond = torch.arange(shape.max_length) >= inputs.lengths.unsqueeze(2)
     garbage = inputs.sequences.masked_fill(beyond.unsqueeze(3), torch.nan)
-    torch.testing.assert_close(
-        component(inputs._replace(sequences=garbage))[:2], component(inputs)[:2], rtol=0, atol=0
-    )
+    found = []
+    for sequences in (inputs.sequences, garbage):
+        component.zero_grad()
+        torch.manual_seed(0)  # the auxiliary loss draws events
+        output = component(inputs._replace(sequences=sequences))
+        total(output).backward()
+        found.append(
+            [*output[: 2 + (output.auxiliary is not None)], *(p.grad for p in component.parameters())]
+        )
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
     trimmed = inputs._replace(lengths=inputs.lengths.clamp(max=3))
     shorter = trimmed._replace(sequences=inputs.sequences[:, :, :3])
     torch.testing.assert_close(component(shorter)[:2], component(trimmed)[:2])
@@ -275,6 +295,74 @@ def test_one_feature(name: str) -> None:
     assert output.logit.isfinite().all()
     total(output).backward()
     assert all(p.grad is not None for p in component.parameters())
+
+
+@any_component
+def test_small_and_empty_batches(config: ComponentConfig) -> None:
+    """One row, no event anywhere, histories of one padded position, tokens of zeros: in training and in evaluation,
+    float32 and bfloat16."""
+    settings = {"batch_norm": True, "batch_norm2": True, "dropout": 0.5}
+    config = config.model_copy(update={k: v for k, v in settings.items() if hasattr(config, k)})
+    shape = small_shape(config)
+    component = build(config, shape)
+    one, empty = random_inputs(shape, 1), random_inputs(shape, 4)
+    empty = empty._replace(
+        sequences=torch.zeros_like(empty.sequences), lengths=torch.zeros_like(empty.lengths)
+    )
+    batches = [
+        one,
+        empty,
+        empty._replace(sequences=empty.sequences[:, :, :1]),
+        empty._replace(tokens=torch.zeros_like(empty.tokens)),
+    ]
+    for inputs in batches:
+        for training in (True, False):
+            for bf16 in (False, True):
+                component.train(training).zero_grad()
+                with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+                    output = component(inputs)
+                assert output.logit.dtype == torch.float32
+                assert output.logit.isfinite().all()
+                if training:
+                    total(output).backward()
+                    assert all(p.grad is not None and p.grad.isfinite().all() for p in component.parameters())
+
+
+SETTINGS = {
+    "dense": "other",
+    "activation": "tanh",
+    "dropout": 0.3,
+    "dropout2": 0.3,
+    "batch_norm": True,
+    "batch_norm2": True,
+    "attention_activation": "tanh",
+    "attention_dropout": 0.3,
+    "attention_units": (5,),
+    "hidden_units": (20,),
+    "hidden_units2": (4,),
+    "dot_hidden_units": (9,),
+    "fmb_hidden_units": (9,),
+    "interactions": ("linear",),
+    "readout": "tokens",
+}
+
+
+@pytest.mark.parametrize("kind", sorted(COMPONENTS))
+def test_every_setting_changes_the_component(kind: str) -> None:
+    config = CONFIGS[kind]
+    shape = small_shape(config)
+    inputs = random_inputs(shape, 8)
+
+    def built(config: ComponentConfig) -> tuple:
+        component = build(config, shape)
+        torch.manual_seed(1)
+        return repr(component), [p.shape for p in component.parameters()], component(inputs).embedding.shape
+
+    for name, value in SETTINGS.items():
+        if hasattr(config, name):
+            if name == "dense":
+                value = {"field": "token", "token": "field"}[config.dense]  # type: ignore[attr-defined]
+            assert built(config.model_copy(update={name: value})) != built(config), name
 
 
 @any_component

@@ -47,13 +47,14 @@ def fused_reference(fusion: Fusion, mode: str, embeddings: list[Tensor], logits:
     rows = []
     for row in range(len(logits)):
         p = logits[row].sigmoid()
-        confidence = [q * math.log(q) + (1 - q) * math.log(1 - q) for q in p.tolist()]
+        confidence = [(q * math.log(q) + (1 - q) * math.log(1 - q)) / fusion.temperature for q in p.tolist()]
         total = sum(math.exp(c) for c in confidence)
         w = [math.exp(c) / total for c in confidence]
         e = [projection(x[row]) for projection, x in zip(fusion.projections, embeddings, strict=True)]
         if mode.startswith("gate"):
             scores = [
-                torch.cat([x[row] for x in embeddings]).dot(weight).item() for weight in fusion.gate.weight
+                torch.cat([x[row] for x in embeddings]).dot(weight).item() / fusion.temperature
+                for weight in fusion.gate.weight
             ]
             w = [math.exp(score) / sum(map(math.exp, scores)) for score in scores]
         if mode.startswith(("confidence", "gate")):
@@ -69,10 +70,11 @@ MODES = ["confidence_concat", "confidence_sum", "gate_concat", "gate_sum", "conc
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("dims", [(4, 4), (5, 3, 2)])
-def test_modes(mode: str, dims: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(("dims", "temperature"), [((4, 4), 1), ((5, 3, 2), 1), ((4, 4), 0.2)])
+def test_modes(mode: str, dims: tuple[int, ...], temperature: float) -> None:
     torch.manual_seed(0)
-    fusion = Fusion(dims, FusionConfig(mode=mode))  # type: ignore[arg-type]
+    fusion = Fusion(dims, FusionConfig(mode=mode, temperature=temperature))  # type: ignore[arg-type]
+    assert fusion.temperature == temperature
     torch.nn.init.constant_(fusion.readout.bias, 0.3)
     for batch_size in (1, 6):
         embeddings, logits = (

@@ -1,9 +1,12 @@
+import math
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from models.dhen import DHENConfig
-from models.layers.mlp import BatchNorm, Dice, LogitLinear, mlp
+from models.layers.mlp import Activation, BatchNorm, Dice, LogitLinear, activation_layer, mlp
 from models.layers.tokens import DenseTokens, Readout, TokenLinear
 
 
@@ -30,6 +33,24 @@ def test_mlp_with_batch_norm_by_hand() -> None:
         expected = normalised(expected @ affine.weight.T + affine.bias, 1e-5) * norm.weight + norm.bias  # type: ignore[operator]
         expected = expected.tanh()
     torch.testing.assert_close(layers(x), expected)
+    affine = x @ layers[0].weight.T + layers[0].bias  # type: ignore[operator]
+    torch.testing.assert_close(layers[1].running_mean, 0.1 * affine.mean(0))
+
+
+@pytest.mark.parametrize(
+    ("name", "reference"),
+    [
+        ("relu", lambda x: x if x > 0 else 0.0),
+        ("silu", lambda x: x / (1 + math.exp(-x))),
+        ("sigmoid", lambda x: 1 / (1 + math.exp(-x))),
+        ("tanh", math.tanh),
+        ("prelu", lambda x: x if x > 0 else 0.1 * x),
+    ],
+)
+def test_activations(name: Activation, reference: Callable[[float], float]) -> None:
+    x = torch.randn(4, 3)
+    expected = torch.tensor([[reference(value) for value in row] for row in x.tolist()])
+    torch.testing.assert_close(activation_layer(name, 3)(x), expected)
 
 
 def test_dice_by_hand() -> None:

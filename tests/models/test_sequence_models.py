@@ -44,6 +44,7 @@ def test_event_softmax_is_within_rows() -> None:
     scores = torch.randn(9)
     expected = torch.cat([part.softmax(0) for part in scores.split(LENGTHS.tolist())])
     torch.testing.assert_close(event_softmax(scores, events, 4), expected)
+    assert event_softmax(scores.bfloat16(), events, 4).dtype == torch.float32
     assert event_softmax(scores[:0], Events.of(torch.randn(2, 3, 2), torch.zeros(2)), 2).shape == (0,)
 
 
