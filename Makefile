@@ -8,15 +8,20 @@ export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 endif
 UV := $(or $(shell command -v uv),.tools/bin/uv)
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test test-slurm lint clean
 help: ## show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
 demo: data/demo/schema.yaml ## train CETNet and its components alone on generated clicks; print the NE-gain table
 	$(VENV)/bin/cetnet study benchmarks/studies/demo.yaml
 
 test: $(VENV)/synced ## run the tests
 	$(VENV)/bin/pytest
+
+test-slurm: $(VENV)/synced ## run jobs on a Slurm cluster of two nodes on this machine (Debian, root)
+	launch/slurm/local-cluster up
+	trap 'launch/slurm/local-cluster down' EXIT; trap 'exit 130' INT TERM; \
+	SLURM_CONF=/var/lib/cetnet-slurm/slurm.conf $(VENV)/bin/pytest -m slurm tests/slurm -v
 
 lint: $(VENV)/synced ## check style and types
 	$(VENV)/bin/ruff check .

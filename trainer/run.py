@@ -25,7 +25,13 @@ from trainer.versions import installed_versions
 
 RESULT = "result.json"
 CHECKPOINTS = "checkpoints"
-SLURM_VARIABLES = ("SLURM_JOB_ID", "SLURM_JOB_NODELIST", "SLURM_RESTART_COUNT")
+SLURM = (
+    "SLURM_CLUSTER_NAME",
+    "SLURM_JOB_PARTITION",
+    "SLURM_JOB_ID",
+    "SLURM_JOB_NODELIST",
+    "SLURM_RESTART_COUNT",  # of starts after the first
+)
 
 
 def prepare_run(config: RunConfig, resume: bool) -> None:
@@ -133,7 +139,7 @@ def _environment(world_size: int) -> dict[str, Any]:
         "commit": _commit(),
         "world_size": world_size,
         "torchx": {key: value for key, value in os.environ.items() if key.startswith("TORCHX_")},
-        "slurm": {key: os.environ[key] for key in SLURM_VARIABLES if key in os.environ},
+        "slurm": {key: os.environ[key] for key in SLURM if key in os.environ},
     }
 
 

@@ -1,0 +1,1 @@
+"""Slurm: a cluster on one machine, and TorchX's scheduler for it."""
