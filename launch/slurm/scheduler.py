@@ -22,7 +22,7 @@ STATES = torchx_slurm.SLURM_STATES | {
 
 
 class SlurmScheduler(torchx_slurm.SlurmScheduler):
-    """The same, with GPUs asked for per node, and status and list that outlast cancelled jobs."""
+    """The same, with GPUs asked for per node, logs that outlive a requeue, and states of cancelled jobs."""
 
     def _submit_dryrun(
         self, app: AppDef, cfg: torchx_slurm.SlurmOpts
@@ -32,6 +32,7 @@ class SlurmScheduler(torchx_slurm.SlurmScheduler):
             # Slurm 23.11 refuses --gpus-per-task without --ntasks, 24.11 in any case; a node has one task here.
             if gpus := replica.sbatch_opts.pop("gpus-per-task", None):
                 replica.sbatch_opts["gpus-per-node"] = gpus
+            replica.srun_opts["open-mode"] = "append"  # what a job said before it was requeued stays readable
         return info
 
     def describe(self, app_id: str) -> DescribeAppResponse | None:

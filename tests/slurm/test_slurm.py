@@ -146,7 +146,9 @@ def whole(submit: Submit) -> Job:
 def assert_trained_once(job: Job, whole: Job) -> None:
     """The job was started again once, resumed, and every row was trained exactly once."""
     assert job.environment()["slurm"]["SLURM_RESTART_COUNT"] == "1"
-    resumed_at = int(re.findall(r"resumed at step (\d+)", job.torchx("log"))[-1])
+    log = job.torchx("log")
+    assert "step 10/50" in log  # of the first attempt
+    resumed_at = int(re.findall(r"resumed at step (\d+)", log)[-1])
     assert resumed_at == 20
     assert job.rows(attempt=0, steps=resumed_at) + job.rows(attempt=1) == Counter(range(ROWS))
     assert job.result()["rows"] == ROWS
