@@ -20,7 +20,7 @@ test: $(VENV)/synced ## run the tests
 
 test-slurm: $(VENV)/synced ## run jobs on a Slurm cluster of two nodes on this machine (Debian, root)
 	launch/slurm/local-cluster up
-	trap 'launch/slurm/local-cluster down' EXIT; trap 'exit 130' INT TERM; \
+	@trap 'launch/slurm/local-cluster down' EXIT; trap 'exit 130' INT TERM; \
 	SLURM_CONF=/var/lib/cetnet-slurm/slurm.conf $(VENV)/bin/pytest -m slurm tests/slurm -v
 
 lint: $(VENV)/synced ## check style and types
