@@ -11,7 +11,6 @@ def train(
     *overrides: str,
     config: str,
     j: str = "1x2",
-    resume: bool = False,
     cpu: int = 2,
     gpu: int = 0,
     memMB: int = 4096,
@@ -23,13 +22,14 @@ def train(
     name: str = "cetnet",
     rdzv_port: int = 29500,
 ) -> specs.AppDef:
-    """Train a model: `cetnet train` under torchrun on one node or many.
+    """Train a model: `cetnet train --resume` under torchrun on one node or many.
+
+    If run_dir holds an unfinished run of this experiment, training goes on from its newest checkpoint.
 
     Args:
         overrides: keys of the experiment file to replace, as key=value; after a -- if one starts with a dash
         config: experiment file (YAML), as the job sees it
         j: nodes x processes of a node, such as 4x8; 2:4x8 trains with what it gets from 2 to 4 nodes
-        resume: continue from the newest checkpoint in run_dir; a job that may be started again always does
         cpu: cores of a node
         gpu: GPUs of a node
         memMB: memory of a node, MiB; -1 asks for none, for clusters that reject a request
@@ -41,7 +41,7 @@ def train(
         name: name of the job
         rdzv_port: port of the first node where the nodes meet; two jobs on a node need two
     """
-    arguments = ["train", config, *overrides, *(["--resume"] if resume or max_retries or ":" in j else [])]
+    arguments = ["train", config, *overrides, "--resume"]  # some schedulers requeue unasked
     environment = _environment(env, j, specs.resource(cpu=cpu, h=h).cpu)
     if ":" in j:  # what torchrun reads as --max-restarts: a lost node is a failure of those that remain
         environment.setdefault("PET_MAX_RESTARTS", str(max(max_retries, 3)))

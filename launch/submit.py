@@ -115,7 +115,6 @@ def _app(study: Study, run: Run, resources: Resources, port: int) -> AppDef:
         *run.overrides,
         config=str(run.base),
         j=shape,
-        resume=True,
         cpu=resources.cpu or int(shape.rpartition("x")[2]),
         gpu=resources.gpu,
         memMB=resources.memory or -1,

@@ -42,10 +42,9 @@ def test_bash_reads_torchx_slurm_script_back(
     assert recorded(output) == (value + ",", ["train", "c.yaml", *overrides, "--resume"])
 
 
-def test_a_job_resumes_if_it_may_be_started_again() -> None:
-    for options, resumes in [({}, False), ({"max_retries": 1}, True), ({"j": "1:2x2"}, True)]:
-        role = components.train(config="c.yaml", **options).roles[0]
-        assert role.args[-1].endswith("--resume") == resumes
+def test_every_job_resumes_and_an_elastic_one_survives_its_nodes() -> None:
+    assert components.train(config="c.yaml").roles[0].args[-1].endswith("--resume")
+    role = components.train(config="c.yaml", j="1:2x2").roles[0]
     assert (role.min_replicas, role.num_replicas) == (1, 2)
     assert role.env["PET_MAX_RESTARTS"] == "3"
 
