@@ -86,17 +86,26 @@ def _jobs(app_id: str | None = None) -> list[_Job]:
     """Jobs in the order of their ids: accounting remembers them all, the controller is up to date.
 
     Either may know nothing of a job, and a cluster may have no accounting.
+
+    Raises:
+        RuntimeError: neither answers, so that nothing can be said of any job.
     """
     choice = ["-j", app_id] if app_id else ["-u", subprocess.getoutput("id -un")]
     known: dict[str, _Job] = {}
+    answered, said = False, ""
     for command in (
         ["sacct", "-X", "-n", "-P", "-S", "1970-01-01", "-o", "JobID,JobName,State,NodeList"],
         ["squeue", "-h", "-t", "all", "-o", "%i|%j|%T|%N"],
     ):
         answer = subprocess.run([*command, *choice], capture_output=True, text=True, check=False)
+        # squeue calls it a failure that it has forgotten a job.
+        answered |= answer.returncode == 0 or "Invalid job id" in answer.stderr
+        said += answer.stderr
         for line in answer.stdout.splitlines():
             job = _Job(*line.split("|", 3))
             known[job.job_id] = job
+    if not answered:
+        raise RuntimeError(f"neither sacct nor squeue answers: {' '.join(said.split())}")
     return sorted(known.values(), key=lambda job: [int(part) for part in job.job_id.split("+")])
 
 

@@ -20,9 +20,11 @@ cp "${@: -1}" "queue/$job"
 echo $job
 """
 SACCT = """#!/bin/bash
-echo 'JobID|JobIDRaw|JobName|Partition|MaxVMSize|MaxVMSizeNode|State|ExitCode'
-job=${@: -1}
-echo "$job|$job|train-0|main|||$(cat state)|0:0"
+echo "${@: -1}|train-0|$(cat state)|node1"
+"""
+SQUEUE = """#!/bin/bash
+echo 'slurm_load_jobs error: Invalid job id specified' >&2
+exit 1
 """
 
 
@@ -33,6 +35,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: Callable[[st
     (tmp_path / "queue").mkdir()
     program("sbatch", SBATCH)
     program("sacct", SACCT)
+    program("squeue", SQUEUE)
     (tmp_path / "base.yaml").write_text("skill: 0.5\n")
     content = {
         "name": "small",
@@ -97,8 +100,9 @@ def finish(variant: str, seed: int) -> None:
 @pytest.mark.usefixtures("study")
 def test_a_job_of_unknown_state_is_left_alone(program: Callable[[str, str], Path]) -> None:
     launch()
-    program("sacct", "#!/bin/bash\nexit 1\n")
-    launch()
+    for name in ("sacct", "squeue"):
+        program(name, "#!/bin/bash\necho 'Unable to contact slurm controller' >&2\nexit 1\n")
+    assert launch().count("Unable to contact slurm controller") == 4
     assert len(list(Path("queue").iterdir())) == 4
 
 
