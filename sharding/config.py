@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 ShardingType = Literal[
     "table_wise", "row_wise", "table_row_wise", "column_wise", "table_column_wise", "grid_shard"
 ]
+Precision = Literal["fp32", "fp16", "bf16"]
 
 
 class ClusterConfig(BaseModel):
@@ -22,6 +23,17 @@ class ClusterConfig(BaseModel):
         None, gt=0, description="Between GPUs of a host, GB/s each way."
     )
     inter_host_bandwidth: float | None = Field(None, gt=0, description="Between hosts, GB/s a GPU.")
+
+
+class CommunicationConfig(BaseModel):
+    """Precision of pooled and unpooled embeddings on the network; tables and arithmetic stay as they are."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    forward: Precision = Field("fp32", description="Of embeddings. fp16 and bf16 halve the bytes.")
+    backward: Precision = Field(
+        "fp32", description="Of their gradients. bf16, here and in `forward`, runs on CUDA only."
+    )
 
 
 class TableConstraint(BaseModel):
@@ -51,4 +63,5 @@ class ShardingConfig(BaseModel):
     reserve: float = Field(
         0.15, ge=0, lt=1, description="Share of memory kept for dense parameters, activations and batches."
     )
+    communication: CommunicationConfig = CommunicationConfig()
     cluster: ClusterConfig = ClusterConfig()

@@ -7,17 +7,25 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from models.cetnet import CETNet
 from models.embeddings import initial_rows
+from sharding.config import CommunicationConfig
 from sharding.planner import Plan, sharders
 
 
-def shard(model: CETNet, plan: Plan, device: torch.device, seed: int) -> DistributedModelParallel:
+def shard(
+    model: CETNet, plan: Plan, device: torch.device, seed: int, communication: CommunicationConfig
+) -> DistributedModelParallel:
     """Wrap a model whose sharded tables are on `meta`; dense parameters are synchronised by DDP.
 
     Tables are filled row by row from the seed (`initial_rows`), so that the start is the same under every
     plan and world size.
     """
     stds = dict(model.table_std)
-    parallel = DistributedModelParallel(model, device=device, plan=plan.sharding_plan, sharders=sharders())
+    parallel = DistributedModelParallel(
+        model,
+        device=device,
+        plan=plan.sharding_plan,
+        sharders=sharders(communication, device.type),
+    )
     fill_tables(parallel, stds, seed)
     return parallel
 

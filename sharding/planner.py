@@ -25,7 +25,8 @@ from torchrec.modules.embedding_configs import BaseEmbeddingConfig, EmbeddingBag
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
 from models.schema import Schema
-from sharding.config import ClusterConfig, ShardingConfig
+from sharding.communication import codecs
+from sharding.config import ClusterConfig, CommunicationConfig, ShardingConfig
 
 # A data-parallel table would get the dense optimizer; a column-split one can't be resumed under another split.
 DEFAULT_SHARDING_TYPES = ("table_wise", "row_wise", "table_row_wise")
@@ -50,9 +51,10 @@ class UnpooledSharder(EmbeddingCollectionSharder):
         return ["table_wise", "row_wise", "column_wise"]
 
 
-def sharders() -> list[ModuleSharder[nn.Module]]:
-    """The sharders that planning and DistributedModelParallel use alike."""
-    return [PooledSharder(), UnpooledSharder()]
+def sharders(communication: CommunicationConfig, device: str) -> list[ModuleSharder[nn.Module]]:
+    """The sharders that planning and DistributedModelParallel use alike; `device` is `cpu` or `cuda`."""
+    registry = codecs(communication, device)
+    return [PooledSharder(qcomm_codecs_registry=registry), UnpooledSharder(qcomm_codecs_registry=registry)]
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ def make_plan(
     Args:
         model: tables may be on `meta`; the sparse optimizer must have been applied (it takes memory).
         schema: mean lengths become the pooling factors.
-        config: constraints.
+        config: constraints, and the precision of communication.
         topology: the cluster.
         batch_size: rows per rank and step.
 
@@ -159,7 +161,7 @@ def make_plan(
     outcome: list[Plan | ValueError] = []
     if not distributed or dist.get_rank() == 0:
         try:
-            sharding_plan = planner.plan(model, sharders())
+            sharding_plan = planner.plan(model, sharders(config.communication, topology.compute_device))
             # `_best_plan` is the only place that holds the estimates; TorchRec has no public name for it.
             placements = [_placement(option) for option in planner._best_plan or []]
             outcome = [Plan(sharding_plan, sorted(placements, key=lambda placement: placement.table))]

@@ -45,7 +45,7 @@ def build_session(config: RunConfig, schema: Schema, processes: Processes) -> Se
         model, config, schema, processes.device.type, processes.world_size, processes.local_world_size
     )
     outputs = model.outputs
-    parallel = shard(model, plan, processes.device, config.training.seed)
+    parallel = shard(model, plan, processes.device, config.training.seed, config.sharding.communication)
     dense, tables = config.optimizer.dense, config.optimizer.dense_tables
     optimizer = combine_optimizers(
         parallel,

@@ -59,11 +59,18 @@ class Trainer:
 def check_inputs(config: RunConfig, world_size: int, resume: bool) -> Dataset:
     """Find every mistake that can be found before anything starts; raises UserError."""
     prepare_run(config, resume)
-    if config.optimizer.sparse.kind == "adam" and resolve_device(config.training.device).type == "cpu":
+    on_cpu = resolve_device(config.training.device).type == "cpu"
+    if config.optimizer.sparse.kind == "adam" and on_cpu:
         raise UserError(
             "optimizer.sparse.kind=adam runs on CUDA only, and the device here is the CPU; "
             "use rowwise_adagrad, adagrad or sgd"
         )
+    for direction, precision in config.sharding.communication:
+        if precision == "bf16" and on_cpu:
+            raise UserError(
+                f"sharding.communication.{direction}=bf16 runs on CUDA only, and the device here is the CPU; "
+                "use fp16"
+            )
     if config.data.batch_size % world_size:
         raise UserError(
             f"data.batch_size={config.data.batch_size} is not a multiple of the {world_size} processes"
