@@ -1,4 +1,4 @@
-"""The command line: `cetnet prepare`, `train`, `evaluate`, `predict`, `plan`, `study`, `launch`, `config`.
+"""The command line: `cetnet prepare`, `train`, `evaluate`, `predict`, `plan`, `calibrate`, `study`, `launch`, `config`.
 
 Heavy libraries are imported inside the commands, so that `--help` and mistakes answer at once.
 """
@@ -272,6 +272,42 @@ def plan(
 
 
 @app.command()
+def calibrate(
+    out: Annotated[Path | None, typer.Option(help="YAML file to write, for `sharding.cluster`.")] = None,
+    embedding_dim: Annotated[
+        int, typer.Option(min=4, help="Embedding size of the tables looked up; a multiple of 4.")
+    ] = 64,
+    megabytes: Annotated[
+        float,
+        typer.Option(min=0.001, help="Buffer of a collective: a step's embeddings on one process, about."),
+    ] = 8.0,
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="What is measured.")] = "auto",
+    nproc: NumProcesses = 1,
+) -> None:
+    """Measure memory and network of this cluster, so that the planner's estimates fit it.
+
+    On one machine with --nproc; on several hosts under torchrun, as `cetnet train`. What there is only one of
+    cannot be measured: --nproc 1 tells nothing of the network, one host nothing of the network between hosts.
+    """
+    if embedding_dim % 4:
+        raise UserError(f"--embedding-dim {embedding_dim} is not a multiple of 4")
+    if out is not None and out.is_dir():
+        raise UserError(f"{out} is a directory; name the YAML file to write")
+    if nproc > 1 and "RANK" not in os.environ:
+        options = ["--embedding-dim", str(embedding_dim), "--megabytes", str(megabytes), "--device", device]
+        _launch(["calibrate", *options, *(["--out", str(out)] if out else [])], nproc)
+    from trainer.distributed import process_group
+
+    with process_group(device) as processes:
+        from trainer.calibrate import calibrate as run
+        from trainer.calibrate import report
+
+        cluster, measured = run(processes, embedding_dim, megabytes)
+        if processes.is_main:
+            report(cluster, measured, processes, out)
+
+
+@app.command()
 def study(
     file: Annotated[Path, typer.Argument(help="Study file (YAML): a base configuration, variants, seeds.")],
     report_only: Annotated[
@@ -359,7 +395,7 @@ def main() -> None:
     from trainer.versions import check_versions
 
     try:
-        if {"train", "evaluate", "predict", "plan"} & set(sys.argv[1:2]):
+        if {"train", "evaluate", "predict", "plan", "calibrate"} & set(sys.argv[1:2]):
             check_versions()
         app()
     except UserError as error:
