@@ -164,9 +164,8 @@ def _measure(
         _cetnet(made, ["train", str(config), f"run_dir={run}", *overrides[key]], logs / f"{key}.log")
         shutil.rmtree(run / "checkpoints")
         alone = embeddings[key]
-        default, calibrated = (
-            _estimate(config, len(made.hosts), alone["tables"], c, topology) for topology in ({}, cluster)
-        )
+        default = _estimate(config, len(made.hosts), alone["tables"], c, {})
+        calibrated = _estimate(config, len(made.hosts), alone["tables"], c, cluster)
         result = Result(
             mbit=mbit,
             plan=p,

@@ -34,7 +34,6 @@ from trainer.progress import console, output
 
 _TABLES, _ROWS = 8, 100_000
 _BATCH = 4096
-_SECONDS = 2.0
 _COLLECTIVES = ("all-to-all", "reduce-scatter", "all-gather", "all-reduce")
 
 
@@ -54,7 +53,7 @@ class Measurement:
 
 
 def calibrate(
-    processes: Processes, embedding_dim: int, megabytes: float
+    processes: Processes, embedding_dim: int, megabytes: float, seconds: float = 2.0
 ) -> tuple[ClusterConfig, list[Measurement]]:
     """Measure lookups and collectives; every rank calls it and gets the same.
 
@@ -62,24 +61,25 @@ def calibrate(
         processes: of the cluster; each host has equally many.
         embedding_dim: of the tables looked up.
         megabytes: size of a collective's buffer, about that of a step's exchange.
+        seconds: about as long is each thing measured, three times at least.
 
     Returns:
         The keys of `sharding.cluster` that can be measured here, and all measurements.
     """
     size, local = processes.world_size, processes.local_world_size
     _say(processes, "lookups")
-    lookups = _lookups(processes, embedding_dim)
+    lookups = _lookups(processes, embedding_dim, seconds)
     measured = [lookups]
     memory = "hbm_bandwidth" if processes.device.type == "cuda" else "ddr_bandwidth"
     values = {memory: lookups.gb_per_second}
     if local > 1:
         group, _ = dist.new_subgroups(group_size=local)
         _say(processes, "collectives within each host")
-        measured += (within := _collectives(processes, group, local, "within a host", megabytes))
+        measured += (within := _collectives(processes, group, local, "within a host", megabytes, seconds))
         values["intra_host_bandwidth"] = _bandwidth(within)
     if size > local:
         _say(processes, "collectives between hosts")
-        between = _collectives(processes, dist.group.WORLD, size, "between hosts", megabytes)
+        between = _collectives(processes, dist.group.WORLD, size, "between hosts", megabytes, seconds)
         measured += between
         values["inter_host_bandwidth"] = _bandwidth(between)
     return ClusterConfig(**{key: float(f"{value:.4g}") for key, value in values.items()}), measured
@@ -120,7 +120,7 @@ def report(
     )
 
 
-def _lookups(processes: Processes, dim: int) -> Measurement:
+def _lookups(processes: Processes, dim: int, seconds: float) -> Measurement:
     """Random rows, one a feature and example: lookup, gradient and the fused optimizer's update."""
     on_gpu = processes.device.type == "cuda"
     location = EmbeddingLocation.DEVICE if on_gpu else EmbeddingLocation.HOST
@@ -135,9 +135,9 @@ def _lookups(processes: Processes, dim: int) -> Measurement:
     ids = torch.randint(_ROWS, (count,), device=processes.device)
     offsets = torch.arange(count + 1, device=processes.device)
     gradient = torch.ones(_BATCH, _TABLES * dim, device=processes.device)
-    seconds = _time(processes, lambda: kernel(ids, offsets).backward(gradient))
+    took = _time(processes, lambda: kernel(ids, offsets).backward(gradient), seconds)
     # As many bytes as the planner would count: its estimate at 1 GB/s tells, whatever its formula.
-    return Measurement("lookup + update", "each process", _planned_ms(processes, dim) * 1e6, seconds)
+    return Measurement("lookup + update", "each process", _planned_ms(processes, dim) * 1e6, took)
 
 
 def _planned_ms(processes: Processes, dim: int) -> float:
@@ -162,7 +162,12 @@ def _planned_ms(processes: Processes, dim: int) -> float:
 
 
 def _collectives(
-    processes: Processes, group: dist.ProcessGroup | None, size: int, where: str, megabytes: float
+    processes: Processes,
+    group: dist.ProcessGroup | None,
+    size: int,
+    where: str,
+    megabytes: float,
+    seconds: float,
 ) -> list[Measurement]:
     piece = max(1, int(megabytes * 1e6) // 4 // size)
     whole = torch.ones(piece * size, device=processes.device)
@@ -174,7 +179,7 @@ def _collectives(
         lambda: dist.all_reduce(received.zero_(), group=group),
     )
     return [
-        Measurement(what, where, 4 * piece * size, _time(processes, call))
+        Measurement(what, where, 4 * piece * size, _time(processes, call, seconds))
         for what, call in zip(_COLLECTIVES, calls, strict=True)
     ]
 
@@ -186,7 +191,7 @@ def _bandwidth(measured: list[Measurement]) -> float:
     return 4 * measured[0].bytes / (2 * to_all + scatter + gather) / 1e9
 
 
-def _time(processes: Processes, call: Callable[[], object]) -> float:
+def _time(processes: Processes, call: Callable[[], object], seconds: float) -> float:
     """Median seconds of a call, of the slowest process; some seconds in all."""
 
     def once() -> float:
@@ -200,7 +205,7 @@ def _time(processes: Processes, call: Callable[[], object]) -> float:
         return float(slowest)
 
     once()
-    repeats = max(3, min(20, int(_SECONDS / once())))
+    repeats = max(3, min(20, int(seconds / once())))
     return median(once() for _ in range(repeats))
 
 
