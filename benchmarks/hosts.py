@@ -22,6 +22,10 @@ _PREFIX = "cetnet-"
 _NETWORK = "10.77.0"
 
 
+class HostError(RuntimeError):
+    """A command failed: one of those that make the hosts, or one that ran on them."""
+
+
 @dataclass(frozen=True)
 class Network:
     """Hosts and the switch between them.
@@ -115,7 +119,7 @@ def torchrun(
     """Run `python -m MODULE ARGUMENTS` under torchrun, one process on each host; output goes to `log`.
 
     Raises:
-        RuntimeError: a host's process failed or the time is up; names the log.
+        HostError: a host's process failed or the time is up; names the log.
     """
     env = os.environ | {
         "GLOO_SOCKET_IFNAME": INTERFACE,
@@ -153,10 +157,10 @@ def _wait(processes: Sequence[subprocess.Popen], log: Path, timeout: float) -> N
         if any(process.poll() for process in processes):
             break
         if time.monotonic() > deadline:
-            raise RuntimeError(f"not done after {timeout:.0f} s; see {log}")
+            raise HostError(f"not done after {timeout:.0f} s; see {log}")
         time.sleep(0.1)
     if any(process.poll() != 0 for process in processes):
-        raise RuntimeError(f"a host's process failed; see {log}")
+        raise HostError(f"a host's process failed; see {log}")
 
 
 def remove_leftovers() -> None:
@@ -204,7 +208,7 @@ def _kill_processes(namespace: str) -> None:
 def _call(*command: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}")
+        raise HostError(f"{' '.join(command)}: {done.stderr.strip()}")
     return done.stdout
 
 
@@ -212,6 +216,6 @@ def _try(*command: str) -> str | None:
     """Run a command that may fail; returns what it says then."""
     try:
         _call(*command)
-    except RuntimeError as error:
+    except HostError as error:
         return str(error)
     return None

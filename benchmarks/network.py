@@ -26,7 +26,7 @@ from matplotlib.ticker import FuncFormatter
 from rich import box
 from rich.table import Table
 
-from benchmarks.hosts import Network, can_delay, network, set_link, torchrun
+from benchmarks.hosts import HostError, Network, can_delay, network, set_link, torchrun
 from benchmarks.plots import COLORS
 from models.schema import Feature, Schema
 from sharding.planner import Plan
@@ -94,14 +94,16 @@ def main(
         Path, typer.Option(help="Folder for table.md, table.csv, plot.png, calibrations and logs.")
     ] = Path("runs/network"),
 ) -> None:
-    """Train on 2-4 hosts made of network namespaces at several bandwidths; compare with the planner's estimates.
+    """What the network costs: train on 2-4 hosts at several bandwidths.
 
-    Needs root and iproute2, and touches nothing but namespaces named cetnet-*, which are removed at the end.
+    The hosts are network namespaces of this machine (root, iproute2). Only
+    namespaces named cetnet-* are touched, and removed at the end.
 
-    Per bandwidth: `cetnet calibrate`, then for each plan and precision `cetnet train` (the step) and a loop of the
-    sharded tables alone (what the planner estimates). About 10 minutes on 2 cores; logs are in OUT/logs.
+    For each bandwidth: `cetnet calibrate`; then for each plan and precision
+    `cetnet train` (the step) and a loop of the sharded tables alone, which
+    is what the planner estimates. 10 to 20 minutes on 2 cores.
 
-    Example: python -m benchmarks.network --bandwidth 100 --bandwidth 1000 --plan table_wise --steps 10
+    Example: python -m benchmarks.network --bandwidth 1000 --steps 10
     """
     rates = [_rate(text) for text in bandwidth or ["100", "1000", "unlimited"]]
     variants = [(p, c) for p in _known(plan, PLANS) for c in _known(precision, ("fp32", "fp16"))]
@@ -312,8 +314,8 @@ def _table(results: list[Result], hosts: int, delay: float) -> Table:
     table = Table(title=_title(hosts, delay), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for index, heading in enumerate(_HEADINGS):
         table.add_column(heading, justify="left" if index < 3 else "right")
-    for result in results:
-        table.add_row(*_cells(result), end_section=result.plan == "planned" and result.precision == "fp16")
+    for result, following in zip(results, [*results[1:], results[-1]], strict=True):
+        table.add_row(*_cells(result), end_section=result.mbit != following.mbit)
     return table
 
 
@@ -408,7 +410,7 @@ def cli() -> None:
     except UserError as error:
         print(f"network: {error}", file=sys.stderr)
         sys.exit(2)
-    except RuntimeError as error:
+    except HostError as error:
         print(f"network: {error}", file=sys.stderr)
         sys.exit(1)
 

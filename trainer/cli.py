@@ -286,8 +286,9 @@ def calibrate(
 ) -> None:
     """Measure memory and network of this cluster, so that the planner's estimates fit it.
 
-    On one machine with --nproc; on several hosts under torchrun, as `cetnet train`. What there is only one of
-    cannot be measured: --nproc 1 tells nothing of the network, one host nothing of the network between hosts.
+    On one machine with --nproc; on several hosts under torchrun, as `train`.
+    --nproc 1 tells nothing of the network, one host nothing of the network
+    between hosts.
     """
     if embedding_dim % 4:
         raise UserError(f"--embedding-dim {embedding_dim} is not a multiple of 4")

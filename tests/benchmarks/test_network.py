@@ -109,9 +109,9 @@ def test_a_failed_host_ends_the_others(tmp_path: Path) -> None:
         subprocess.Popen([sys.executable, "-c", code]) for code in ("exit(3)", "import time; time.sleep(60)")
     ]
     try:
-        with pytest.raises(RuntimeError, match=r"failed; see .*the\.log"):
+        with pytest.raises(hosts.HostError, match=r"failed; see .*the\.log"):
             hosts._wait(processes, tmp_path / "the.log", 30)
-        with pytest.raises(RuntimeError, match="not done after 0 s"):
+        with pytest.raises(hosts.HostError, match="not done after 0 s"):
             hosts._wait(processes[1:], tmp_path / "the.log", 0)
     finally:
         for process in processes:
