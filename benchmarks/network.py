@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
@@ -29,13 +29,13 @@ from rich.table import Table
 from benchmarks.hosts import HostError, Network, can_delay, network, set_link, torchrun
 from benchmarks.plots import COLORS
 from models.schema import Feature, Schema
-from sharding.planner import Plan
-from trainer.build import build_model, plan_model
 from trainer.cli import quieten
 from trainer.config import load_config
 from trainer.errors import UserError
-from trainer.prepare.random import prepare_random
 from trainer.progress import console, output
+
+if TYPE_CHECKING:
+    from sharding.planner import Plan
 
 PLANS: dict[str, list[str]] = {"table_wise": ["table_wise"], "row_wise": ["row_wise"], "planned": []}
 _SECONDS_PER_LAUNCH = 600.0
@@ -193,6 +193,8 @@ def _cetnet(made: Network, arguments: list[str], log: Path) -> None:
 
 def _prepare(out: Path, batch_size: int, steps: int) -> Path:
     """Write data and an experiment file; returns the latter."""
+    from trainer.prepare.random import prepare_random
+
     out.mkdir(parents=True)
     schema = Schema(
         label="click",
@@ -229,6 +231,8 @@ def _estimate(
     config: Path, hosts: int, tables: dict[str, str], precision: str, cluster: dict[str, float]
 ) -> float:
     """Planner's estimate of the fullest rank, ms, for tables of these sharding types."""
+    from trainer.build import build_model, plan_model  # imports TorchRec, for which --help need not wait
+
     overrides = _overrides([], precision, cluster)
     overrides[0] = "sharding.constraints=" + json.dumps(
         {table: {"sharding_types": [kind]} for table, kind in tables.items()}
@@ -239,7 +243,7 @@ def _estimate(
     return max(milliseconds_per_rank(plan, hosts))
 
 
-def milliseconds_per_rank(plan: Plan, world_size: int) -> list[float]:
+def milliseconds_per_rank(plan: "Plan", world_size: int) -> list[float]:
     """Sum over the tables on each rank; a row-wise table costs each of its ranks the same."""
     total = [0.0] * world_size
     for placement in plan.placements:
@@ -356,8 +360,8 @@ def _plot(results: list[Result], title: str, path: Path) -> None:
             width,
             label=f"{plan.replace('_', '-')}, {precision}",
             color="white" if half else COLORS[plans.index(plan)],
-            edgecolor=COLORS[plans.index(plan)],
-            hatch=("//", "..", "xx")[plans.index(plan)] if half else None,
+            edgecolor=COLORS[plans.index(plan)] if half else "white",
+            hatch=("//", "..", "xx")[plans.index(plan)],
             linewidth=1.2,
         )
         bars.bar_label(drawn, fmt="{:,.0f}", fontsize=7, padding=1)
@@ -368,8 +372,9 @@ def _plot(results: list[Result], title: str, path: Path) -> None:
                 "os^"[plans.index(plan)],
                 color=COLORS[plans.index(plan)],
                 markerfacecolor=COLORS[plans.index(plan)] if filled else "white",
-                markersize=8 if half else 6,
+                markersize=9 if half else 6,
                 linestyle="none",
+                label=f"{plan.replace('_', '-')}, {precision}" if filled else None,
             )
     steps = [r.step for r in results]
     bars.set_yscale("log")
@@ -387,6 +392,8 @@ def _plot(results: list[Result], title: str, path: Path) -> None:
     points.set_xlabel("planner's estimate, ms")
     points.set_ylabel("measured: embeddings alone, ms")
     points.set_title("hollow: default topology; filled: calibrated", loc="left")
+    points.legend(fontsize=8, frameon=False, loc="upper left", ncols=2)
+    points.set_ylim(line[0] / 2, line[1] * 8)
     points.annotate("grey: within 2x", (0.97, 0.03), xycoords="axes fraction", ha="right", fontsize=9)
     for axes in (bars, points):
         axes.spines[["top", "right"]].set_visible(False)

@@ -103,7 +103,7 @@ def report(
             item.where,
             f"{item.bytes / 1e6:.1f}",
             f"{item.seconds * 1e3:.2f}",
-            f"{item.gb_per_second:.3f}",
+            f"{item.gb_per_second:.4g}",
         )
     output.print(table)
     text = f"# `cetnet calibrate`, {title}, {datetime.now(UTC):%Y-%m-%d}; GB/s as the planner counts bytes\n"
