@@ -107,17 +107,17 @@ def main(
     """
     rates = [_rate(text) for text in bandwidth or ["100", "1000", "unlimited"]]
     variants = [(p, c) for p in _known(plan, PLANS) for c in _known(precision, ("fp32", "fp16"))]
-    if batch_size % (16 * hosts):
-        raise UserError(
-            f"--batch-size {batch_size} is not a multiple of {16 * hosts} (16 lanes, {hosts} hosts)"
-        )
+    lanes = 4 * hosts
+    if batch_size % lanes:
+        nearest = batch_size // lanes * lanes
+        raise UserError(f"--batch-size {batch_size} does not divide among {hosts} hosts; {nearest} does")
     if out.exists():
         raise UserError(f"{out} exists; choose another --out, or remove it")
     with network(hosts) as made:
         delay = delay_ms if delay_ms and can_delay(made) else 0.0
         if delay != delay_ms:
             console.print("this kernel has no netem: no delay is added")
-        config = _prepare(out, batch_size, warm_up + steps)
+        config = _prepare(out, batch_size, lanes, warm_up + steps)
         results: list[Result] = []
         for rate in rates:
             set_link(made, rate, delay)
@@ -191,7 +191,7 @@ def _cetnet(made: Network, arguments: list[str], log: Path) -> None:
     torchrun(made, "trainer.cli", arguments, log, _SECONDS_PER_LAUNCH)
 
 
-def _prepare(out: Path, batch_size: int, steps: int) -> Path:
+def _prepare(out: Path, batch_size: int, lanes: int, steps: int) -> Path:
     """Write data and an experiment file; returns the latter."""
     from trainer.prepare.random import prepare_random
 
@@ -207,7 +207,7 @@ def _prepare(out: Path, batch_size: int, steps: int) -> Path:
     config.write_text(
         yaml.safe_dump(
             {
-                "data": {"path": str(out / "data"), "batch_size": batch_size},
+                "data": {"path": str(out / "data"), "batch_size": batch_size, "lanes": lanes},
                 "model": _MODEL,
                 "training": {"device": "cpu", "log_every": 1, "max_steps": steps, "seed": 1},
                 "evaluation": {"splits": []},
@@ -364,7 +364,7 @@ def _plot(results: list[Result], title: str, path: Path) -> None:
             hatch=("//", "..", "xx")[plans.index(plan)],
             linewidth=1.2,
         )
-        bars.bar_label(drawn, fmt="{:,.0f}", fontsize=7, padding=1)
+        bars.bar_label(drawn, fmt="{:,.0f}", fontsize=6, padding=1)
         for estimate, filled in (("default", False), ("calibrated", True)):
             points.plot(
                 [getattr(r, estimate) for r in mine],
