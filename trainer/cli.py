@@ -1,4 +1,4 @@
-"""The command line: `cetnet prepare`, `train`, `evaluate`, `predict`, `plan`, `calibrate`, `study`, `launch`, `config`.
+"""The command line: `cetnet prepare | train | evaluate | predict | plan | calibrate | study | launch | config`.
 
 Heavy libraries are imported inside the commands, so that `--help` and mistakes answer at once.
 """
