@@ -6,6 +6,7 @@ from typing import NamedTuple, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchrec.modules.embedding_configs import DataType
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from models.collaboration import collaboration_loss
@@ -55,6 +56,7 @@ class CETNet(nn.Module):
         table_device: device of the tables that will be sharded; `meta` leaves their memory to the sharding.
         device: device of everything else.
         bf16: run the components (not fusion and losses) under bfloat16 autocast.
+        table_type: data type of the tables that will be sharded; dense and pretrained ones are float32.
 
     Attributes:
         tables: sets of tables: each component's, or `shared`; and `pretrained`, which all read and none trains.
@@ -75,6 +77,7 @@ class CETNet(nn.Module):
         table_device: torch.device | str = "cpu",
         device: torch.device | str = "cpu",
         bf16: bool = False,
+        table_type: DataType = DataType.FP32,
     ) -> None:
         super().__init__()
         table_device, device = torch.device(table_device), torch.device(device)
@@ -95,7 +98,15 @@ class CETNet(nn.Module):
                     sources[name].append(owner)
                     if owner not in tables:
                         tables[owner] = Tables(
-                            owner, schema, owned, reads_sequences, extras, is_dense, table_device, device
+                            owner,
+                            schema,
+                            owned,
+                            reads_sequences,
+                            extras,
+                            is_dense,
+                            table_device,
+                            device,
+                            table_type,
                         )
                         self.table_std |= dict.fromkeys(tables[owner].names, component.embedding_std)
             if schema.pretrained:

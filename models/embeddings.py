@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig, PoolingType
+from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, EmbeddingConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
@@ -46,6 +46,7 @@ class Tables(nn.Module):
         is_dense: of a table's full name, whether every process holds it whole.
         device: device of the tables that will be sharded; `meta` leaves their memory to the sharding.
         dense_device: device of the dense tables.
+        data_type: of the tables that will be sharded; dense ones are float32.
 
     Raises:
         ValueError: a table that is to be sharded has a dim that is not a multiple of 4.
@@ -61,6 +62,7 @@ class Tables(nn.Module):
         is_dense: Callable[[str], bool],
         device: torch.device,
         dense_device: torch.device,
+        data_type: DataType = DataType.FP32,
     ) -> None:
         super().__init__()
         read_in_order = {f.table for f in schema.of_kind("sequence")} if reads_sequences else set()
@@ -74,13 +76,14 @@ class Tables(nn.Module):
 
         for table, dim in dims.items():
             features = [f.name for f in schema.id_features if f.table == table]
-            settings = {
+            settings: dict[str, Any] = {
                 "name": f"{owner}__{table}",
                 "num_embeddings": schema.tables[table],
                 "embedding_dim": dim,
                 "feature_names": features,
             }
             dense = is_dense(f"{owner}__{table}")
+            settings["data_type"] = DataType.FP32 if dense else data_type
             if not dense and dim % _KERNEL_WIDTH:
                 raise ValueError(
                     f"table {owner}__{table} has embedding_dim {dim}, but a sharded table needs a multiple of "
@@ -108,6 +111,7 @@ class Tables(nn.Module):
                     embedding_dim=own.dim if dense else -(-own.dim // _KERNEL_WIDTH) * _KERNEL_WIDTH,
                     feature_names=[own.feature],
                     pooling=PoolingType[own.pooling.upper()],
+                    data_type=DataType.FP32 if dense else data_type,
                 ),
             )
         self.collections = nn.ModuleDict(

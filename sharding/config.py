@@ -64,4 +64,9 @@ class ShardingConfig(BaseModel):
         0.15, ge=0, lt=1, description="Share of memory kept for dense parameters, activations and batches."
     )
     communication: CommunicationConfig = CommunicationConfig()
+    host_memory: bool = Field(
+        False,
+        description="On GPUs: tables may also live in host memory with a cache on the GPU (kernel "
+        "`fused_uvm_caching`), which fits more and is slower.",
+    )
     cluster: ClusterConfig = ClusterConfig()

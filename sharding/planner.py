@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import NamedTuple
 
 import psutil
 import torch
@@ -11,6 +12,8 @@ from torch import nn
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
+from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
+from torchrec.distributed.planner.proposers import Proposer
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
 from torchrec.distributed.planner.types import (
     HardwareConfig,
@@ -23,6 +26,7 @@ from torchrec.distributed.planner.types import (
 from torchrec.distributed.types import ModuleSharder, ShardingPlan
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig, EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
+from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from models.schema import Schema
 from sharding.communication import codecs
@@ -33,6 +37,10 @@ DEFAULT_SHARDING_TYPES = ("table_wise", "row_wise", "table_row_wise")
 # What a sharded EmbeddingCollection can do at all.
 _UNPOOLED_TYPES = {"table_wise", "row_wise", "column_wise"}
 _GIB = 1024**3
+# Above so many tables TorchRec's greedy proposers, quadratic in the number of tables, give way to `SplitLargest`.
+_FEW_TABLES = 40
+# Shards of row-wise tables that the planner looks at: it spends about 0.1 ms on each.
+_MAX_SPLIT_SHARDS = 65_536
 
 
 class PooledSharder(EmbeddingBagCollectionSharder):
@@ -57,6 +65,27 @@ def sharders(communication: CommunicationConfig, device: str) -> list[ModuleShar
     return [PooledSharder(qcomm_codecs_registry=registry), UnpooledSharder(qcomm_codecs_registry=registry)]
 
 
+class Phases(NamedTuple):
+    """Milliseconds a step that a shard takes, planner's estimate. The exchange of ids, which is pipelined, counts
+    for nothing in it."""
+
+    forward: float
+    forward_comms: float
+    backward: float
+    backward_comms: float
+    prefetch: float
+
+
+class Alternative(NamedTuple):
+    """A way of sharding a table that the planner weighed: the largest shard's bytes of GPU (on CPU: host)
+    memory and the slowest shard's milliseconds."""
+
+    sharding_type: str
+    kernel: str
+    bytes: int
+    milliseconds: float
+
+
 @dataclass(frozen=True)
 class Placement:
     """Where the planner put a table.
@@ -70,6 +99,11 @@ class Placement:
         ranks: rank of each shard.
         bytes: storage of each shard, optimizer state and buffers included (planner's estimate).
         milliseconds: per step and rank, planner's estimate: a model, not a measurement.
+        weights: bytes of each shard's rows.
+        host: bytes of each shard that are in host memory; of `bytes`, the rest is on the GPU.
+        optimizer: bytes of each shard's optimizer state.
+        phases: milliseconds of each shard.
+        alternatives: what else the planner weighed for this table.
     """
 
     table: str
@@ -80,6 +114,11 @@ class Placement:
     ranks: tuple[int, ...]
     bytes: tuple[int, ...]
     milliseconds: float
+    weights: tuple[int, ...]
+    optimizer: tuple[int, ...]
+    host: tuple[int, ...]
+    phases: tuple[Phases, ...]
+    alternatives: tuple[Alternative, ...]
 
 
 @dataclass(frozen=True)
@@ -143,17 +182,22 @@ def make_plan(
     tables = _tables(model)
     if not tables:
         return Plan(ShardingPlan({}), [])
+    kernels = ["fused", "fused_uvm_caching"] if config.host_memory else ["fused"]
+    constraints = {
+        table.name: ParameterConstraints(
+            sharding_types=types,
+            compute_kernels=kernels,
+            pooling_factors=[_mean_length(schema, feature) for feature in table.feature_names],
+        )
+        for table, types in zip(tables, _types_to_weigh(tables, schema, config, topology), strict=True)
+    }
     planner = EmbeddingShardingPlanner(
         topology=topology,
         batch_size=batch_size,
+        enumerator=OneOfEachSize(topology=topology, batch_size=batch_size, constraints=constraints),
+        proposer=None if len(tables) <= _FEW_TABLES else SplitLargest(),
         storage_reservation=FixedPercentageStorageReservation(config.reserve),
-        constraints={
-            table.name: ParameterConstraints(
-                sharding_types=_allowed_types(table, config),
-                pooling_factors=[_mean_length(schema, feature) for feature in table.feature_names],
-            )
-            for table in tables
-        },
+        constraints=constraints,
         stats=[],
         debug=False,
     )
@@ -163,7 +207,9 @@ def make_plan(
         try:
             sharding_plan = planner.plan(model, sharders(config.communication, topology.compute_device))
             # `_best_plan` is the only place that holds the estimates; TorchRec has no public name for it.
-            placements = [_placement(option) for option in planner._best_plan or []]
+            best = planner._best_plan or []
+            weighed = _alternatives(planner._enumerator.last_stored_search_space or [])
+            placements = [_placement(option, weighed[option.fqn]) for option in best]
             outcome = [Plan(sharding_plan, sorted(placements, key=lambda placement: placement.table))]
         except PlannerError as error:
             outcome = [ValueError(f"no sharding plan: {' '.join(str(error).split())}")]
@@ -206,7 +252,135 @@ def _mean_length(schema: Schema, name: str) -> float:
     return next(feature.mean_length for feature in schema.features if feature.name == name)
 
 
-def _placement(option: ShardingOption) -> Placement:
+def _types_to_weigh(
+    tables: list[BaseEmbeddingConfig], schema: Schema, config: ShardingConfig, topology: Topology
+) -> list[list[str]]:
+    """The sharding types that the planner weighs for each table: those allowed.
+
+    On large clusters only for the tables that have most to gain from a split, the largest and the most looked
+    up: a row-wise option has a shard per rank. The others stay whole, if that is allowed.
+    """
+    allowed = [_allowed_types(table, config) for table in tables]
+    limit = max(32, _MAX_SPLIT_SHARDS // topology.world_size)
+    if len(tables) <= limit:
+        return allowed
+    device = topology.devices[0].storage
+    memory = device.hbm if topology.compute_device == "cuda" else device.ddr
+    sizes = [table.num_embeddings * table.embedding_dim for table in tables]
+    lookups = [
+        table.embedding_dim * sum(_mean_length(schema, feature) for feature in table.feature_names)
+        for table in tables
+    ]
+    chosen = {i for i, size in enumerate(sizes) if 4 * size > memory / 8}
+    for weight in (sizes, lookups):
+        chosen |= set(sorted(range(len(tables)), key=weight.__getitem__, reverse=True)[: limit // 2])
+    return [
+        types if i in chosen or "table_wise" not in types else ["table_wise"]
+        for i, types in enumerate(allowed)
+    ]
+
+
+class OneOfEachSize(EmbeddingEnumerator):
+    """Estimates one shard of each size: a row-wise table has as many as there are ranks, and nearly all alike."""
+
+    def populate_estimates(self, sharding_options: list[ShardingOption]) -> None:
+        """Fill in storage and time of every shard."""
+        every = [option.shards for option in sharding_options]
+        for option in sharding_options:
+            option.shards = list({tuple(shard.size): shard for shard in option.shards}.values())
+        super().populate_estimates(sharding_options)
+        for option, shards in zip(sharding_options, every, strict=True):
+            estimated = {tuple(shard.size): shard for shard in option.shards}
+            option.shards = shards
+            for shard in shards:
+                like = estimated[tuple(shard.size)]
+                shard.storage, shard.perf = like.storage, like.perf
+
+
+class SplitLargest(Proposer):
+    """Splits the k tables that are largest, or slowest, when whole, for growing k; the others stay whole.
+
+    A few dozen proposals whatever the number of tables. TorchRec's GreedyProposer makes one for every option of
+    every table, each as long as the list of shards.
+    """
+
+    def load(
+        self,
+        search_space: list[ShardingOption],
+        enumerator: EmbeddingEnumerator | None = None,  # noqa: ARG002
+    ) -> None:
+        """Take the options and lay out the proposals."""
+        options: dict[str, list[ShardingOption]] = {}
+        for option in search_space:
+            options.setdefault(option.fqn, []).append(option)
+        self._proposals: list[list[ShardingOption]] = []
+        kernels = sorted({option.compute_kernel for option in search_space})
+        for kernel in kernels if len(kernels) > 1 else [None]:
+            self._lay_out(
+                {
+                    fqn: [o for o in known if kernel in (None, o.compute_kernel)] or known
+                    for fqn, known in options.items()
+                }
+            )
+        self._index = 0
+
+    def _lay_out(self, options: dict[str, list[ShardingOption]]) -> None:
+        whole = {
+            fqn: min((o for o in known if o.num_shards == 1), key=_slowest, default=min(known, key=_slowest))
+            for fqn, known in options.items()
+        }
+        types = sorted({o.sharding_type for known in options.values() for o in known if o.num_shards > 1})
+        orders = (
+            (lambda fqn: whole[fqn].total_storage.hbm + whole[fqn].total_storage.ddr),
+            (lambda fqn: _slowest(whole[fqn])),
+        )
+        for order in orders:
+            splittable = sorted((fqn for fqn in options if len(options[fqn]) > 1), key=order, reverse=True)
+            counts = [0]
+            while counts[-1] < len(splittable):
+                counts.append(min(len(splittable), max(counts[-1] + 1, counts[-1] * 3 // 2)))
+            for wanted in [*types, None]:
+                split = {}
+                for fqn in splittable:
+                    ways = [o for o in options[fqn] if o.num_shards > 1 and wanted in (None, o.sharding_type)]
+                    split[fqn] = min(ways, key=_slowest, default=whole[fqn])
+                for count in counts:
+                    chosen = {fqn: split[fqn] for fqn in splittable[:count]}
+                    self._proposals.append([chosen.get(fqn, whole[fqn]) for fqn in options])
+
+    def propose(self) -> list[ShardingOption] | None:
+        """The next proposal."""
+        return self._proposals[self._index] if self._index < len(self._proposals) else None
+
+    def feedback(
+        self,
+        partitionable: bool,  # noqa: ARG002
+        plan: list[ShardingOption] | None = None,  # noqa: ARG002
+        perf_rating: float | None = None,  # noqa: ARG002
+        storage_constraint: Topology | None = None,  # noqa: ARG002
+    ) -> None:
+        """Go on, whatever came of it."""
+        self._index += 1
+
+
+def _slowest(option: ShardingOption) -> float:
+    return max(float(shard.perf.total) for shard in option.shards)
+
+
+def _alternatives(search_space: list[ShardingOption]) -> dict[str, tuple[Alternative, ...]]:
+    found: dict[str, list[Alternative]] = {}
+    for option in search_space:
+        memory = max(int(shard.storage.hbm or shard.storage.ddr) for shard in option.shards)
+        found.setdefault(option.fqn, []).append(
+            Alternative(option.sharding_type, option.compute_kernel, memory, _slowest(option))
+        )
+    return {fqn: tuple(known) for fqn, known in found.items()}
+
+
+def _placement(option: ShardingOption, alternatives: tuple[Alternative, ...]) -> Placement:
+    weights = tuple(shard.size[0] * shard.size[1] * option.tensor.element_size() for shard in option.shards)
+    per_weight = _state_per_weight(option)
+    on_cpu = not any(shard.storage.hbm for shard in option.shards)
     return Placement(
         table=option.name,
         rows=option.tensor.shape[0],
@@ -215,5 +389,26 @@ def _placement(option: ShardingOption) -> Placement:
         kernel=option.compute_kernel,
         ranks=tuple(int(shard.rank) for shard in option.shards),
         bytes=tuple(int(shard.storage.hbm + shard.storage.ddr) for shard in option.shards),
-        milliseconds=max(float(shard.perf.total) for shard in option.shards),
+        milliseconds=_slowest(option),
+        weights=weights,
+        optimizer=tuple(round(size * per_weight) for size in weights),
+        host=tuple(0 if on_cpu else int(shard.storage.ddr) for shard in option.shards),
+        phases=tuple(
+            Phases(
+                float(shard.perf.fwd_compute),
+                float(shard.perf.fwd_comms),
+                float(shard.perf.bwd_compute),
+                float(shard.perf.bwd_comms),
+                float(shard.perf.prefetch_compute),
+            )
+            for shard in option.shards
+        ),
+        alternatives=alternatives,
     )
+
+
+def _state_per_weight(option: ShardingOption) -> float:
+    """Size of the fused optimizer's state relative to the weights', as TorchRec's storage estimate has it."""
+    kind = getattr(option.tensor, "_optimizer_classes", [None])[0]
+    multiples = {RowWiseAdagrad: 1 / option.tensor.shape[1], torch.optim.Adagrad: 1, torch.optim.Adam: 2}
+    return multiples.get(kind, 0)

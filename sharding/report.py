@@ -3,7 +3,7 @@
 from rich import box
 from rich.table import Table
 
-from sharding.planner import Placement, Plan
+from sharding.planner import Alternative, Placement, Plan
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
@@ -70,3 +70,42 @@ def _ranks(ranks: tuple[int, ...]) -> str:
     if len(unique) > 2 and unique == list(range(unique[0], unique[-1] + 1)):
         return f"{unique[0]}-{unique[-1]}"
     return ",".join(map(str, unique))
+
+
+def reason(placement: Placement, capacity: float | None, gpus_per_node: int) -> str:
+    """Why a table is where it is, in words; `capacity`: bytes that tables may take of one GPU."""
+    of_kernel = [a for a in placement.alternatives if a.kernel == placement.kernel]
+    types = {a.sharding_type: a for a in of_kernel}
+    whole, kind = types.get("table_wise"), placement.sharding_type
+    moved = ""
+    if placement.kernel == "fused_uvm_caching":
+        moved = "in host memory, cached on the GPU; "
+    if len({a.sharding_type for a in placement.alternatives}) == 1:
+        if kind == "table_wise":
+            return f"{moved}whole: too small for a split to pay"
+        return f"{moved}the only way allowed (sharding.constraints, or histories read in order)"
+    here = types.get(kind)
+    if kind == "table_wise" or whole is None or here is None:
+        cheapest = min((a for a in of_kernel if a.sharding_type != kind), key=_time, default=None)
+        if cheapest is None or here is None:
+            return moved + "as allowed"
+        if here.milliseconds <= cheapest.milliseconds:
+            return f"{moved}whole on one GPU is fastest ({_than(here, cheapest)})"
+        return f"{moved}whole: splitting would not shorten the slowest rank's step"
+    where = (
+        f"inside one host of {gpus_per_node}" if kind == "table_row_wise" else f"over {len(placement.ranks)}"
+    )
+    link = ", its sums stay on the host's links" if kind == "table_row_wise" else ""
+    if capacity is not None and whole.bytes > capacity:
+        return f"{moved}{human_bytes(whole.bytes)} does not fit one GPU: {where}{link}"
+    if here.milliseconds < whole.milliseconds:
+        return f"{moved}faster {where} ({_than(here, whole)}){link}"
+    return f"{moved}{where} to even out memory and time{link}"
+
+
+def _time(alternative: Alternative) -> float:
+    return alternative.milliseconds
+
+
+def _than(here: Alternative, other: Alternative) -> str:
+    return f"{here.milliseconds:.2f} ms a shard, {other.sharding_type} {other.milliseconds:.2f}"

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.train_pipeline import TrainPipelineBase, TrainPipelineSparseDist
+from torchrec.modules.embedding_configs import DataType
 from torchrec.optim.keyed import KeyedOptimizer
 
 from models.cetnet import CETNet, Predictions
@@ -76,6 +77,7 @@ def build_model(config: RunConfig, schema: Schema, device: torch.device | str) -
             table_device="meta",
             device=device,
             bf16=config.training.precision == "bf16",
+            table_type=DataType[config.training.table_precision.upper()],
         )
     except ValueError as error:
         raise UserError(f"model: {' '.join(str(error).split())}") from error

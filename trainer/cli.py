@@ -252,23 +252,50 @@ def predict(
 def plan(
     config: Annotated[Path, typer.Argument(help="Experiment file.")],
     overrides: Overrides = None,
-    nodes: Annotated[int, typer.Option(min=1, help="Hosts of the cluster.")] = 1,
-    gpus_per_node: Annotated[int, typer.Option(min=1, help="GPUs of each host.")] = 1,
+    cluster: Annotated[
+        str,
+        typer.Option(
+            metavar="SHAPE|FILE",
+            help="Hosts x GPUs and their kind, such as 64x8:h100, or a YAML file with nodes, gpus_per_node, gpu "
+            "and any key of sharding.cluster. Kinds: v100, t4, l4, a100-40gb, a100-80gb, h100, h200, b200.",
+        ),
+    ] = "1x1",
+    schema: Annotated[
+        Path | None, typer.Option(help="A schema.yaml; default: that of data.path. No data is read.")
+    ] = None,
+    sweep: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FIRST..LAST",
+            help="Instead, compare clusters, such as 1x8..128x8: each single model and the ensemble, hosts doubling.",
+        ),
+    ] = None,
+    batch_per_gpu: Annotated[
+        int | None,
+        typer.Option(min=1, help="Rows of a GPU and step, instead of data.batch_size over all of them."),
+    ] = None,
+    plot: Annotated[Path, typer.Option(help="Where --sweep draws its plot.")] = Path("sweep.png"),
+    json: Annotated[Path | None, typer.Option(help="Also write the numbers to this file.")] = None,
     device: Annotated[Literal["cuda", "cpu"], typer.Option(help="What the ranks compute on.")] = "cuda",
 ) -> None:
-    """Where the planner would put each table on a cluster, computed here, without it."""
-    from sharding.report import plan_table
-    from trainer.build import build_model, plan_model
+    """Where each table would go on a cluster, why, and what a step would cost: estimated here, without it."""
     from trainer.config import load_config
-    from trainer.dataset import load_schema
-    from trainer.progress import output
+    from trainer.dataset import load_schema, read_schema
+    from trainer.plan import read_cluster, read_sweep
+    from trainer.plan_report import plan_cluster, plan_sweep
 
     settings = load_config(config, overrides)
-    schema = load_schema(settings.data.path)
-    model = build_model(settings, schema, "meta")
-    world_size = nodes * gpus_per_node
-    result = plan_model(model, settings, schema, device, world_size, gpus_per_node)
-    output.print(plan_table(result, world_size))
+    target = read_cluster(cluster)
+    clusters = read_sweep(sweep, target) if sweep else []
+    features = read_schema(schema) if schema else load_schema(settings.data.path)
+    if clusters:
+        from benchmarks.sweep import plot_sweep
+
+        results = plan_sweep(settings, features, clusters, device, batch_per_gpu, json)
+        plot_sweep(results, f"{config.stem} on {clusters[0].gpu or 'GPUs'}", plot)
+        typer.echo(f"{plot}: step time, memory and scaling efficiency")
+    else:
+        plan_cluster(settings, features, target, device, batch_per_gpu, json)
 
 
 @app.command()

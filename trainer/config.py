@@ -85,6 +85,9 @@ class TrainingConfig(_Section):
     precision: Literal["fp32", "bf16"] = Field(
         "fp32", description="Of the components; losses are always fp32."
     )
+    table_precision: Literal["fp32", "fp16"] = Field(
+        "fp32", description="Of the sharded tables' rows; what is looked up is always fp32."
+    )
     device: Literal["auto", "cpu", "cuda"] = "auto"
     log_every: int = Field(
         50, gt=0, description="Steps between progress lines, metrics and TensorBoard points."

@@ -143,7 +143,11 @@ class Dataset:
 
 def load_schema(path: Path) -> Schema:
     """Schema of a prepared dataset; raises UserError if it is missing or wrong."""
-    file = path / "schema.yaml"
+    return read_schema(path / "schema.yaml")
+
+
+def read_schema(file: Path) -> Schema:
+    """A schema file; raises UserError if it is missing or wrong."""
     try:
         return Schema.load(file)
     except FileNotFoundError as error:

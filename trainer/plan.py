@@ -1,0 +1,303 @@
+"""`cetnet plan`: estimates for clusters that are not at hand, remedies for what doesn't fit, sweeps."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from pydantic import ValidationError
+from torch.utils.flop_counter import FlopCounterMode
+
+from models.cetnet import CETNet
+from models.component import Inputs
+from models.schema import Schema
+from sharding.cluster import Cluster, described, parse_cluster, parse_sweep
+from sharding.config import ClusterConfig
+from sharding.estimate import Load, load
+from sharding.planner import Plan
+from trainer.build import build_model, plan_model
+from trainer.config import RunConfig, read_yaml, validation_message
+from trainer.errors import UserError
+
+UTILISATION = 0.4
+"""Share of the peak that the dense part is assumed to reach."""
+_STATES = {"adam": 2, "adamw": 2, "adagrad": 1, "sgd": 0}
+_MOST_GPUS = 4096
+
+
+class Dense(NamedTuple):
+    """The part that every GPU holds whole.
+
+    Attributes:
+        bytes: parameters, gradients and optimizer state.
+        flops: of one step of one GPU, forward and backward; None if they can't be counted.
+        compute_ms: at `UTILISATION` of the kind's peak; None if either is unknown.
+        all_reduce_ms: of the gradients, once around the ring; None if the bandwidth is unknown.
+    """
+
+    bytes: int
+    flops: float | None
+    compute_ms: float | None
+    all_reduce_ms: float | None
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A plan for a cluster and what it would cost."""
+
+    config: RunConfig
+    cluster: Cluster
+    device: str
+    plan: Plan
+    load: Load
+    dense: Dense
+
+    @property
+    def embedding_ms(self) -> float:
+        """Milliseconds of the embedding part of a step: the slowest rank's, phase by phase."""
+        return sum(self.load.slowest)
+
+    @property
+    def step_ms(self) -> float:
+        """Of a whole step, nothing overlapping, as far as it is known."""
+        return self.embedding_ms + (self.dense.compute_ms or 0) + (self.dense.all_reduce_ms or 0)
+
+    @property
+    def rows_per_second(self) -> float:
+        """Rows per second of the whole cluster."""
+        return self.config.data.batch_size / self.step_ms * 1000 if self.step_ms else 0.0
+
+    @property
+    def reserve(self) -> float:
+        """Bytes of a GPU (of a CPU rank: of host memory) that the planner leaves free; 0 if unknown."""
+        capacity = self.cluster.hardware.hbm_gb if self.device == "cuda" else self.cluster.hardware.ddr_gb
+        return self.config.sharding.reserve * (capacity or 0) * 1024**3
+
+
+class Remedy(NamedTuple):
+    """Something that might make a plan possible, and what came of trying it."""
+
+    what: str
+    how: str
+    estimate: Estimate | None
+    """None: it doesn't help."""
+
+
+def read_cluster(text: str) -> Cluster:
+    """`64x8`, `64x8:h100` or a YAML file; raises UserError."""
+    try:
+        if cluster := parse_cluster(text):
+            return cluster
+        path = Path(text)
+        if path.suffix not in (".yaml", ".yml") and not path.is_file():
+            raise UserError(
+                f"--cluster {text!r} is neither NODESxGPUS[:KIND], such as 64x8:h100, nor a YAML file"
+            )
+        return described(read_yaml(path))
+    except ValidationError as error:
+        message = validation_message(error).replace(
+            "see `cetnet config` for all keys",
+            "keys: nodes, gpus_per_node, gpu, fp32_tflops, bf16_tflops and those of sharding.cluster",
+        )
+        raise UserError(f"{text}: {message}") from None
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"--cluster {text}: {error}") from None
+
+
+def read_sweep(text: str, like: Cluster) -> list[Cluster]:
+    """`1x8..128x8[:KIND]`, hosts doubling; without a kind the figures are `like`'s. Raises UserError."""
+    try:
+        parsed = parse_sweep(text)
+    except ValueError as error:
+        raise UserError(f"--sweep {text}: {error}") from None
+    if parsed is None:
+        raise UserError(f"--sweep {text!r} is not of the form FIRSTxGPUS..LASTxGPUS, such as 1x8..128x8")
+    first, nodes = parsed
+    if first.gpu is None:
+        first = replace(like, gpus_per_node=first.gpus_per_node)
+    return [first.with_nodes(count) for count in nodes]
+
+
+def on(config: RunConfig, cluster: Cluster, batch_per_gpu: int | None = None) -> RunConfig:
+    """The configuration for a cluster: its figures, where `sharding.cluster` has none of its own."""
+    figures = cluster.hardware.model_dump() | config.sharding.cluster.model_dump(exclude_none=True)
+    changed = config.sharding.model_copy(update={"cluster": ClusterConfig(**figures)})
+    data = config.data
+    if batch_per_gpu:
+        data = data.model_copy(update={"batch_size": batch_per_gpu * cluster.world_size})
+    return config.model_copy(update={"sharding": changed, "data": data})
+
+
+def estimate(config: RunConfig, schema: Schema, cluster: Cluster, device: str) -> Estimate:
+    """Plan for a cluster whose figures the configuration has (`on`); raises UserError if there is no plan."""
+    if config.data.batch_size < cluster.world_size:
+        raise UserError(
+            f"data.batch_size={config.data.batch_size} leaves some of {cluster.world_size:,} GPUs without a row; "
+            "raise it or use --batch-per-gpu"
+        )
+    model = build_model(config, schema, "meta")
+    plan = plan_model(model, config, schema, device, cluster.world_size, cluster.gpus_per_node)
+    cluster = replace(cluster, hardware=config.sharding.cluster)
+    dense = _dense(model, config, schema, cluster, plan)
+    return Estimate(config, cluster, device, plan, load(plan, cluster.world_size), dense)
+
+
+def single_models(config: RunConfig) -> dict[str, RunConfig]:
+    """Each different component of an ensemble as a model of its own; empty for a single model."""
+    components = config.model.components
+    if len(components) == 1:
+        return {}
+    found: dict[str, RunConfig] = {}
+    seen: list[Any] = []
+    for name, component in components.items():
+        if component not in seen:
+            seen.append(component)
+            model = config.model.model_copy(update={"components": {name: component}})
+            sharding = _relevant(config, name)
+            found[name] = config.model_copy(update={"model": model, "sharding": sharding})
+    return found
+
+
+def _relevant(config: RunConfig, component: str) -> Any:
+    """The sharding section without patterns that match none of one component's tables."""
+    sharding, start = config.sharding, f"{component}__"
+
+    def concerns(pattern: str) -> bool:
+        return pattern.startswith((start, "*", "shared__", "pretrained__"))
+
+    return sharding.model_copy(
+        update={
+            "constraints": {k: v for k, v in sharding.constraints.items() if concerns(k)},
+            "dense_tables": tuple(k for k in sharding.dense_tables if concerns(k)),
+        }
+    )
+
+
+def sweep(
+    config: RunConfig, schema: Schema, clusters: list[Cluster], device: str, batch_per_gpu: int | None
+) -> Iterator[tuple[str, Cluster, Estimate | None]]:
+    """Each single model and the ensemble on each cluster, one at a time; None where it doesn't fit."""
+    models = {**single_models(config), "ensemble" if len(config.model.components) > 1 else "model": config}
+    for name, model in models.items():
+        for cluster in clusters:
+            try:
+                yield name, cluster, estimate(on(model, cluster, batch_per_gpu), schema, cluster, device)
+            except UserError as error:
+                if "no sharding plan" not in str(error):
+                    raise
+                yield name, cluster, None
+
+
+def remedies(config: RunConfig, schema: Schema, cluster: Cluster, device: str) -> Iterator[Remedy]:
+    """Try, with the planner, what may make room for tables that don't fit; `config` is `on(cluster)`."""
+    singly: list[tuple[str, str, dict[str, Any]]] = []
+    constraints = config.sharding.constraints
+    if any("row_wise" not in constraint.sharding_types for constraint in constraints.values()):
+        wider = {
+            pattern: c.model_copy(
+                update={"sharding_types": tuple(dict.fromkeys([*c.sharding_types, "row_wise"]))}
+            )
+            for pattern, c in constraints.items()
+        }
+        singly.append(
+            ("row-wise allowed", "add row_wise to sharding.constraints", {"sharding.constraints": wider})
+        )
+    if config.training.table_precision == "fp32":
+        singly.append(("fp16 tables", "training.table_precision=fp16", {"training.table_precision": "fp16"}))
+    if device == "cuda" and not config.sharding.host_memory:
+        singly.append(
+            ("host memory, cached on the GPU", "sharding.host_memory=true", {"sharding.host_memory": True})
+        )
+    helped = False
+    for what, how, changes in singly:
+        outcome = _try(_changed(config, changes), schema, cluster, device)
+        helped = helped or outcome is not None
+        yield Remedy(what, how, outcome)
+    if not helped and len(singly) > 1:
+        together = {key: value for _, _, changes in singly for key, value in changes.items()}
+        outcome = _try(_changed(config, together), schema, cluster, device)
+        yield Remedy("all of these", "all of the above", outcome)
+    yield _more_nodes(config, schema, cluster, device)
+
+
+def _more_nodes(config: RunConfig, schema: Schema, cluster: Cluster, device: str) -> Remedy:
+    """The smallest power of two of hosts that fits, with the same global batch."""
+    nodes = 1
+    most = min(_MOST_GPUS, config.data.batch_size) // cluster.gpus_per_node
+    while nodes * 2 <= most:
+        nodes *= 2
+        if nodes <= cluster.nodes:
+            continue
+        larger = cluster.with_nodes(nodes)
+        if outcome := _try(config, schema, larger, device):
+            return Remedy("more hosts", f"--cluster {larger}", outcome)
+    return Remedy("more hosts", f"--cluster up to {cluster.with_nodes(max(nodes, 1))}", None)
+
+
+def _try(config: RunConfig, schema: Schema, cluster: Cluster, device: str) -> Estimate | None:
+    model = build_model(config, schema, "meta")
+    # What can't fit in all memory together needs no planner.
+    figures = config.sharding.cluster
+    memory = figures.hbm_gb if device == "cuda" else figures.ddr_gb
+    if device == "cuda" and config.sharding.host_memory and memory is not None:
+        memory += figures.ddr_gb or 128
+    tables = sum(
+        p.numel() * p.element_size() for p in model.parameters() if hasattr(p, "_in_backward_optimizers")
+    )
+    if memory is not None and tables > cluster.world_size * memory * 1024**3:
+        return None
+    try:
+        return estimate(config, schema, cluster, device)
+    except UserError:
+        return None
+
+
+def _changed(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
+    for key, value in changes.items():
+        section, name = key.split(".")
+        part = getattr(config, section).model_copy(update={name: value})
+        config = config.model_copy(update={section: part})
+    return config
+
+
+def _dense(model: CETNet, config: RunConfig, schema: Schema, cluster: Cluster, plan: Plan) -> Dense:
+    numel = sum(p.numel() for p in model.parameters()) - sum(t.rows * t.dim for t in plan.placements)
+    flops = _flops_per_row(model, schema)
+    if flops is not None:
+        flops *= 3 * config.data.batch_size / cluster.world_size  # backward: twice the forward
+    peak = cluster.bf16_tflops if config.training.precision == "bf16" else cluster.fp32_tflops
+    hardware, n = cluster.hardware, cluster.world_size
+    bandwidth = hardware.inter_host_bandwidth if cluster.nodes > 1 else hardware.intra_host_bandwidth
+    return Dense(
+        bytes=4 * numel * (2 + _STATES[config.optimizer.dense.kind]),
+        flops=flops,
+        compute_ms=None if flops is None or peak is None else flops / (UTILISATION * peak * 1e12) * 1000,
+        all_reduce_ms=None if bandwidth is None else 2 * (n - 1) / n * 4 * numel / (bandwidth * 1e9) * 1000,
+    )
+
+
+def _flops_per_row(model: CETNet, schema: Schema) -> float | None:
+    """Multiplications and additions of the components' forward pass, histories at their longest; counted on
+    `meta`. None if a component looks at its values, as recurrent ones do."""
+    rows, total = 2, 0
+    for tower in model.towers.values():
+        shape = tower.assembly.shape
+        inputs = Inputs(
+            tokens=torch.empty(rows, shape.num_tokens, shape.embedding_dim, device="meta"),
+            sequences=torch.empty(
+                rows, shape.num_sequences, max(shape.max_length, 1), shape.embedding_dim, device="meta"
+            ),
+            lengths=torch.empty(rows, shape.num_sequences, dtype=torch.int64, device="meta"),
+            dense=torch.empty(rows, len(schema.dense_features), device="meta"),
+            extra=torch.empty(rows, shape.num_extra, device="meta"),
+        )
+        try:
+            with torch.no_grad(), FlopCounterMode(display=False) as counter:
+                tower.component(inputs)
+        except (NotImplementedError, RuntimeError):
+            return None
+        total += counter.get_total_flops()
+    return total / rows
