@@ -120,8 +120,14 @@ def parse_sweep(text: str) -> tuple[Cluster, list[int]] | None:
     """`1x8..128x8[:KIND]` -> its first cluster and the numbers of hosts, doubling; None for another form."""
     first, dots, last = text.partition("..")
     end = parse_cluster(last) if dots else None
-    start = parse_cluster(first + (f":{end.gpu}" if end and end.gpu else ""))
-    if start is None or end is None or start.gpus_per_node != end.gpus_per_node or start.nodes > end.nodes:
+    start = parse_cluster(f"{first}:{end.gpu}" if end and end.gpu and ":" not in first else first)
+    if (
+        start is None
+        or end is None
+        or start.gpu != end.gpu
+        or start.gpus_per_node != end.gpus_per_node
+        or start.nodes > end.nodes
+    ):
         return None
     nodes = [start.nodes]
     while nodes[-1] * 2 <= end.nodes:

@@ -72,7 +72,7 @@ def _ranks(ranks: tuple[int, ...]) -> str:
     return ",".join(map(str, unique))
 
 
-def reason(placement: Placement, capacity: float | None, gpus_per_node: int) -> str:
+def reason(placement: Placement, capacity: float | None) -> str:
     """Why a table is where it is, in words; `capacity`: bytes that tables may take of one GPU."""
     of_kernel = [a for a in placement.alternatives if a.kernel == placement.kernel]
     types = {a.sharding_type: a for a in of_kernel}
@@ -90,17 +90,14 @@ def reason(placement: Placement, capacity: float | None, gpus_per_node: int) -> 
         if cheapest is None or here is None:
             return moved + "as allowed"
         if here.milliseconds <= cheapest.milliseconds:
-            return f"{moved}whole on one GPU is fastest ({_than(here, cheapest)})"
+            return f"{moved}whole on one GPU is fastest: {_than(here, cheapest)}"
         return f"{moved}whole: splitting would not shorten the slowest rank's step"
-    where = (
-        f"inside one host of {gpus_per_node}" if kind == "table_row_wise" else f"over {len(placement.ranks)}"
-    )
-    link = ", its sums stay on the host's links" if kind == "table_row_wise" else ""
+    where = f"over {len(placement.ranks)} GPUs" + (" of one host" if kind == "table_row_wise" else "")
     if capacity is not None and whole.bytes > capacity:
-        return f"{moved}{human_bytes(whole.bytes)} does not fit one GPU: {where}{link}"
+        return f"{moved}{human_bytes(whole.bytes)} don't fit one GPU: {where}"
     if here.milliseconds < whole.milliseconds:
-        return f"{moved}faster {where} ({_than(here, whole)}){link}"
-    return f"{moved}{where} to even out memory and time{link}"
+        return f"{moved}faster {where}: {_than(here, whole)}"
+    return f"{moved}{where}, to even out memory and time"
 
 
 def _time(alternative: Alternative) -> float:
@@ -108,4 +105,6 @@ def _time(alternative: Alternative) -> float:
 
 
 def _than(here: Alternative, other: Alternative) -> str:
-    return f"{here.milliseconds:.2f} ms a shard, {other.sharding_type} {other.milliseconds:.2f}"
+    names = {"table_wise": "whole"}
+    name = names.get(other.sharding_type, other.sharding_type)
+    return f"{here.milliseconds:.2f} ms, {name} {other.milliseconds:.2f}"

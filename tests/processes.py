@@ -14,21 +14,31 @@ from trainer.distributed import Processes, process_group
 from trainer.train import train
 
 
-def run_processes(function: Callable[..., Any], world_size: int, *args: Any) -> None:
-    """Call `function(processes, *args)` in `world_size` new processes; raises if one of them fails."""
+def run_processes(function: Callable[..., Any], world_size: int, *args: Any, hosts: int = 1) -> None:
+    """Call `function(processes, *args)` in `world_size` new processes; raises if one of them fails.
+
+    The processes believe themselves on `hosts` hosts, the same number on each.
+    """
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
-    mp.spawn(_worker, (world_size, port, function, args), nprocs=world_size)
+    mp.spawn(_worker, (world_size, world_size // hosts, port, function, args), nprocs=world_size)
 
 
-def _worker(rank: int, world_size: int, port: int, function: Callable[..., Any], args: tuple) -> None:
+def _worker(
+    rank: int,
+    world_size: int,
+    local_world_size: int,
+    port: int,
+    function: Callable[..., Any],
+    args: tuple,
+) -> None:
     torch.set_num_threads(1)
     os.environ |= {
         "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
+        "LOCAL_RANK": str(rank % local_world_size),
         "WORLD_SIZE": str(world_size),
-        "LOCAL_WORLD_SIZE": str(world_size),
+        "LOCAL_WORLD_SIZE": str(local_world_size),
         "MASTER_ADDR": "localhost",
         "MASTER_PORT": str(port),
     }

@@ -7,9 +7,11 @@ from typing import Any, NamedTuple
 
 import torch
 from pydantic import ValidationError
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.cetnet import CETNet
+from models.cetnet import CETNet, Tower
 from models.component import Inputs
 from models.schema import Schema
 from sharding.cluster import Cluster, described, parse_cluster, parse_sweep
@@ -219,7 +221,7 @@ def remedies(config: RunConfig, schema: Schema, cluster: Cluster, device: str) -
     if not helped and len(singly) > 1:
         together = {key: value for _, _, changes in singly for key, value in changes.items()}
         outcome = _try(_changed(config, together), schema, cluster, device)
-        yield Remedy("all of these", "all of the above", outcome)
+        yield Remedy("all of these", " ".join(how for _, how, _ in singly), outcome)
     yield _more_nodes(config, schema, cluster, device)
 
 
@@ -281,23 +283,26 @@ def _dense(model: CETNet, config: RunConfig, schema: Schema, cluster: Cluster, p
 
 def _flops_per_row(model: CETNet, schema: Schema) -> float | None:
     """Multiplications and additions of the components' forward pass, histories at their longest; counted on
-    `meta`. None if a component looks at its values, as recurrent ones do."""
+    fake tensors. None if a component looks at its values, as recurrent ones do."""
     rows, total = 2, 0
     for tower in model.towers.values():
+        assert isinstance(tower, Tower)
         shape = tower.assembly.shape
-        inputs = Inputs(
-            tokens=torch.empty(rows, shape.num_tokens, shape.embedding_dim, device="meta"),
-            sequences=torch.empty(
-                rows, shape.num_sequences, max(shape.max_length, 1), shape.embedding_dim, device="meta"
-            ),
-            lengths=torch.empty(rows, shape.num_sequences, dtype=torch.int64, device="meta"),
-            dense=torch.empty(rows, len(schema.dense_features), device="meta"),
-            extra=torch.empty(rows, shape.num_extra, device="meta"),
-        )
-        try:
-            with torch.no_grad(), FlopCounterMode(display=False) as counter:
-                tower.component(inputs)
-        except (NotImplementedError, RuntimeError):
-            return None
+        with torch.no_grad(), FakeTensorMode(), FlopCounterMode(display=False) as counter:
+            inputs = Inputs(
+                tokens=torch.empty(rows, shape.num_tokens, shape.embedding_dim),
+                sequences=torch.empty(
+                    rows, shape.num_sequences, max(shape.max_length, 1), shape.embedding_dim
+                ),
+                lengths=torch.empty(rows, shape.num_sequences, dtype=torch.int64),
+                dense=torch.empty(rows, len(schema.dense_features)),
+                extra=torch.empty(rows, shape.num_extra),
+            )
+            held = {**dict(tower.component.named_parameters()), **dict(tower.component.named_buffers())}
+            fake = {name: torch.empty(value.shape, dtype=value.dtype) for name, value in held.items()}
+            try:
+                functional_call(tower.component, fake, (inputs,))
+            except (NotImplementedError, RuntimeError):
+                return None
         total += counter.get_total_flops()
     return total / rows

@@ -1,5 +1,6 @@
 """What `cetnet plan` prints."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,11 @@ from trainer.run import write_json
 
 SweepResult = tuple[str, Cluster, Estimate | None]
 _SHOWN = 25
+_NOTES = {
+    "table_row_wise": "table_row_wise: rows split over one host's GPUs; partial sums are added up on its fast links.",
+    "row_wise": "row_wise: rows split over all GPUs; every lookup crosses the network, but no GPU is the slowest.",
+    "grid_shard": "grid_shard: columns split over hosts, rows over each host's GPUs.",
+}
 
 
 def plan_cluster(
@@ -139,7 +145,7 @@ def placement_table(result: Estimate) -> Table:
         )
     groups: dict[tuple[str, str, str], list[Placement]] = {}
     for placement in rest:
-        why = _reason(placement, result).split(" (")[0].split(": ")[0]
+        why = re.sub(r": [\d.]+ ms.*", "", _reason(placement, result))
         groups.setdefault((placement.table.split("__")[0], placement.sharding_type, why), []).append(
             placement
         )
@@ -149,6 +155,8 @@ def placement_table(result: Estimate) -> Table:
         table.add_row(
             f"{owner}: {len(members)} more", f"{rows:,} in all", kind, "", human_bytes(largest), why
         )
+    notes = [_NOTES[kind] for kind in _NOTES if any(p.sharding_type == kind for p in placements)]
+    table.caption, table.caption_justify = "\n".join(notes), "left"
     return table
 
 
@@ -289,7 +297,7 @@ def _reason(placement: Placement, result: Estimate) -> str:
     figures = result.cluster.hardware
     memory = figures.hbm_gb if result.device == "cuda" else figures.ddr_gb
     free = None if memory is None else memory * 1024**3 * (1 - result.config.sharding.reserve)
-    return reason(placement, free, result.cluster.gpus_per_node)
+    return reason(placement, free)
 
 
 def _ranks(placement: Placement, world_size: int) -> str:
