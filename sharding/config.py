@@ -53,7 +53,8 @@ class ShardingConfig(BaseModel):
         default={},
         description="By table name or pattern (`interformer__*`); the last that matches counts. Default: "
         "table_wise, row_wise, table_row_wise. Column-split types work too, but a run can't be resumed under "
-        "another column split.",
+        "another column split, rowwise_adagrad has an accumulator per piece, and grid_shard is for tables of "
+        "categorical features only.",
     )
     dense_tables: tuple[str, ...] = Field(
         (),

@@ -82,7 +82,7 @@ def reason(placement: Placement, capacity: float | None) -> str:
         moved = "in host memory, cached on the GPU; "
     if len({a.sharding_type for a in placement.alternatives}) == 1:
         if kind == "table_wise":
-            return f"{moved}whole: too small for a split to pay"
+            return f"{moved}whole: fits one GPU, no split weighed"
         return f"{moved}the only way allowed (sharding.constraints, or histories read in order)"
     here = types.get(kind)
     if kind == "table_wise" or whole is None or here is None:

@@ -22,7 +22,7 @@ SweepResult = tuple[str, Cluster, Estimate | None]
 _SHOWN = 25
 _NOTES = {
     "table_row_wise": "table_row_wise: rows split over one host's GPUs; partial sums are added up on its fast links.",
-    "row_wise": "row_wise: rows split over all GPUs; every lookup crosses the network, but no GPU is the slowest.",
+    "row_wise": "row_wise: rows split over all GPUs; every lookup crosses the network, but the load is even.",
     "grid_shard": "grid_shard: columns split over hosts, rows over each host's GPUs.",
 }
 

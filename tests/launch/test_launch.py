@@ -64,7 +64,7 @@ def test_train_then_evaluate_predict_and_plan(config: Path) -> None:
     # Trained and scored by 2 processes, then loaded and scored by one.
     assert scores["fused"].to_pylist() == pytest.approx(saved["fused"].to_pylist(), abs=1e-6)
 
-    assert "interformer__item" in call("cetnet", "plan", config, "--nodes", "2", "--gpus-per-node", "8")
+    assert "interformer__item" in call("cetnet", "plan", config, "--cluster", "2x8:h100")
     assert "finished" in call("cetnet", "train", config, "--resume", code=2)
 
 

@@ -6,8 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.data import write_dataset
+from tests.data import make_schema, write_dataset
 from tests.processes import run_processes, run_settings, train_all
+from trainer.build import build_model, plan_model
+from trainer.config import RunConfig
+from trainer.errors import UserError
 
 # Column shards are at least 128 wide: a grid over two hosts needs 256.
 MODEL = {
@@ -33,21 +36,20 @@ MODEL = {
 TRAINING = {"log_every": 1, "seed": 7, "ne_window_steps": 10, "device": "cpu"}
 
 
-def constraint(kind: str) -> dict:
-    """`kind` for every table that can be so sharded; histories that are read in order cannot."""
-    types = {"sharding_types": [kind]}
+def constraints(kind: str, *patterns: str) -> dict:
+    """`kind` for the tables of these patterns, row-wise for the others."""
     return {
-        "*": types,
-        "interformer__item": {"sharding_types": ["row_wise"]},
-        "interformer__query": {"sharding_types": ["row_wise"]},
+        pattern: {"sharding_types": [kind if pattern in patterns else "row_wise"]}
+        for pattern in ("*", *patterns)
     }
 
 
+POOLED = ("dhen__*", "interformer__user", "interformer__tag")
 # Row-wise Adagrad has an accumulator per row *and column piece*; the element-wise one is the same under any split.
 RUNS: dict[str, dict] = {
-    "table_row_wise": {"sharding": {"constraints": constraint("table_row_wise")}},
+    "table_row_wise": {"sharding": {"constraints": constraints("table_row_wise", *POOLED)}},
     "grid_shard": {
-        "sharding": {"constraints": constraint("grid_shard")},
+        "sharding": {"constraints": constraints("grid_shard", "dhen__user", "interformer__user")},
         "optimizer": {"sparse": {"kind": "adagrad"}},
     },
     "fp16": {"training": TRAINING | {"table_precision": "fp16"}},
@@ -98,9 +100,8 @@ def test_table_row_wise_keeps_a_table_on_one_host(runs: Path) -> None:
 
 def test_grid_splits_columns_over_hosts_and_rows_within(runs: Path) -> None:
     placed = tables(runs / "grid_shard-4")
-    for table in ("user", "item", "tag", "query"):
-        assert placed[f"dhen__{table}"]["sharding_type"] == "grid_shard"
-        assert sorted(placed[f"dhen__{table}"]["ranks"]) == [0, 1, 2, 3]
+    assert placed["dhen__user"]["sharding_type"] == "grid_shard"
+    assert sorted(placed["dhen__user"]["ranks"]) == [0, 1, 2, 3]
     assert sorted(placed["interformer__user"]["ranks"]) in ([0, 1], [2, 3])  # 8 columns: one piece
 
 
@@ -108,3 +109,14 @@ def test_half_precision_tables_train_alike_on_any_world_size(runs: Path) -> None
     np.testing.assert_allclose(losses(runs / "fp16-4"), losses(runs / "fp16-1"), rtol=1e-3)
     np.testing.assert_allclose(losses(runs / "fp16-1"), losses(runs / "fp32-1"), rtol=2e-2)
     assert losses(runs / "fp16-1") != losses(runs / "fp32-1")
+
+
+@pytest.mark.parametrize("table", ["tag", "item"])
+def test_grid_is_refused_where_torchrec_would_add_up_means(table: str) -> None:
+    sharding = {"constraints": {f"dhen__{table}": {"sharding_types": ["grid_shard"]}}}
+    config = RunConfig.model_validate(
+        run_settings(Path("unused"), Path("unused"), model=MODEL, sharding=sharding)
+    )
+    schema = make_schema()
+    with pytest.raises(UserError, match=f"grid_shard.*dhen__{table}.*categorical"):
+        plan_model(build_model(config, schema, "meta"), config, schema, "cpu", 4, 2)
