@@ -44,7 +44,8 @@ def plan_cluster(
             raise
         tried = []
         for remedy in remedies(config, schema, cluster, device):
-            console.print(f"tried: {remedy.what}", highlight=False, style="dim")
+            if console.is_terminal:
+                console.print(f"tried: {remedy.what}", highlight=False, style="dim")
             tried.append(remedy)
         output.print(remedy_table(tried))
         fits = [remedy.how for remedy in tried if remedy.estimate]
