@@ -143,7 +143,7 @@ class CETNet(nn.Module):
         mean over ranks is the same for every world size, padding included.
         """
         looked_up = {name: tables(batch.sparse) for name, tables in self.tables.items()}
-        outputs = self.towers(looked_up, batch.dense)
+        outputs = self.towers(looked_up, batch.sparse, batch.dense)
         return self.objective(outputs, batch.label, batch.weight, batch.row)
 
 
@@ -159,10 +159,11 @@ class Towers(nn.ModuleDict):
         super().__init__(towers)
         self._sources = sources
 
-    def forward(self, looked_up: dict[str, list], dense: Tensor) -> list[Output]:
-        """Outputs of the sets of tables, and dense `[B, m]` -> the components' outputs."""
+    def forward(self, looked_up: dict[str, list], sparse: KeyedJaggedTensor, dense: Tensor) -> list[Output]:
+        """Outputs of the sets of tables, the ids looked up, dense `[B, m]` -> the components' outputs."""
+        counts = dict(zip(sparse.keys(), sparse.lengths().view(-1, len(dense)), strict=True))
         return [
-            tower([rows for source in self._sources[name] for rows in looked_up[source]], dense)
+            tower([rows for source in self._sources[name] for rows in looked_up[source]], counts, dense)
             for name, tower in self.items()
         ]
 
@@ -178,9 +179,9 @@ class Tower(nn.Module):
         self.component = cls(assembly.shape, config)
         self._bf16 = bf16
 
-    def forward(self, looked_up: list, dense: Tensor) -> Output:
-        """The component's output."""
-        inputs = self.assembly(looked_up, dense)
+    def forward(self, looked_up: list, counts: dict[str, Tensor], dense: Tensor) -> Output:
+        """The component's output; arguments as of `InputAssembly`."""
+        inputs = self.assembly(looked_up, counts, dense)
         with torch.autocast(dense.device.type, dtype=torch.bfloat16, enabled=self._bf16):
             return self.component(inputs)
 

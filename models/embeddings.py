@@ -30,8 +30,8 @@ class DenseEmbeddingCollection(EmbeddingCollection):
 class Tables(nn.Module):
     """A set of embedding tables, each named `<owner>__<table>`, and their lookups.
 
-    Where histories are pooled, an EmbeddingBagCollection with mean pooling holds the tables, so that pooled
-    vectors, not sequences, cross the network. Where they are read position by position, an
+    Where histories are pooled, an EmbeddingBagCollection holds the tables, so that pooled vectors, not sequences,
+    cross the network. It sums; `InputAssembly` makes means of the sums. Where they are read position by position, an
     EmbeddingCollection holds the tables a sequence looks up (its target features share them) and an
     EmbeddingBagCollection the rest. Tables that `is_dense` picks stand in collections of their own, which are
     not sharded.
@@ -92,7 +92,7 @@ class Tables(nn.Module):
             if table in read_in_order:
                 group, embedding = "unpooled", EmbeddingConfig(**settings)
             else:
-                group, embedding = "pooled", EmbeddingBagConfig(**settings, pooling=PoolingType.MEAN)
+                group, embedding = "pooled", EmbeddingBagConfig(**settings, pooling=PoolingType.SUM)
             group += "_dense" if dense else ""
             add(group, embedding)
             self.collection_of |= dict.fromkeys(features, group)
@@ -110,7 +110,7 @@ class Tables(nn.Module):
                     num_embeddings=rows[own.feature],
                     embedding_dim=own.dim if dense else -(-own.dim // _KERNEL_WIDTH) * _KERNEL_WIDTH,
                     feature_names=[own.feature],
-                    pooling=PoolingType[own.pooling.upper()],
+                    pooling=PoolingType.SUM,
                     data_type=DataType.FP32 if dense else data_type,
                 ),
             )
@@ -137,8 +137,10 @@ class InputAssembly(nn.Module):
     """Looked-up rows of some sets of tables -> `Inputs` of one component.
 
     Embeddings are taken by feature name, in the schema's order: the columns of a sharded `KeyedTensor` follow
-    the plan. Features of pretrained vectors pass a Linear(size, d) of their own without bias, pooled histories
-    after the pooling. A module of its own, so that the train pipeline does not trace it.
+    the plan. Means are made here, because TorchRec's depend on the plan: 1.8 divides those of a whole table twice
+    if its collection has a row-split one too, and adds up partial ones under grid_shard. Features of pretrained
+    vectors pass a Linear(size, d) of their own without bias, pooled histories after the pooling. A module of its
+    own, so that the train pipeline does not trace it.
 
     Args:
         schema: features and tables.
@@ -159,9 +161,7 @@ class InputAssembly(nn.Module):
             for feature, held_by in source.collection_of.items()
             if held_by == group
         }
-        self._extra = [
-            (table.feature, groups.index((sources[0], group)), table.dim) for table, group in sources[0].extra
-        ]
+        self._extra = [(table, groups.index((sources[0], group))) for table, group in sources[0].extra]
         self._single = {f.name for f in schema.of_kind("categorical")}
         tokens, histories = schema.of_kind("categorical", "multi_valued"), schema.of_kind("sequence")
         self._sequences = [(f.name, index[f.name]) for f in histories if cls.reads_sequences]
@@ -175,10 +175,13 @@ class InputAssembly(nn.Module):
         )
         self.shape = input_shape(schema, cls, config)
 
-    def forward(self, looked_up: list[Any], dense: Tensor) -> Inputs:
-        """Outputs of all collections of the sources, in order, and dense `[B, m]` -> `Inputs`."""
+    def forward(self, looked_up: list[Any], counts: dict[str, Tensor], dense: Tensor) -> Inputs:
+        """Outputs of all collections of the sources, in order, number of ids per feature `[B]`, dense `[B, m]`."""
         batch, d = dense.shape[0], self.shape.embedding_dim
-        tokens = [self._project(name, self._pool(name, i, looked_up[i])) for name, i in self._tokens]
+        tokens = [
+            self._project(name, self._mean(name, self._sum(name, i, looked_up[i]), counts))
+            for name, i in self._tokens
+        ]
         # By `get`, since a sharded EmbeddingCollection returns a lazy dict that has no `[]`.
         histories = [(name, looked_up[i].get(name)) for name, i in self._sequences]
         lengths = torch.zeros(batch, 0, dtype=torch.int64, device=dense.device)
@@ -190,7 +193,10 @@ class InputAssembly(nn.Module):
             sequences = torch.stack(
                 [self._project(name, jagged.to_padded_dense(longest)) for name, jagged in histories], 1
             )
-        extra = [looked_up[i][name][:, :dim] for name, i, dim in self._extra]
+        extra = []
+        for table, i in self._extra:
+            total = looked_up[i][table.feature][:, : table.dim]
+            extra.append(self._mean(table.feature, total, counts) if table.pooling == "mean" else total)
         return Inputs(
             tokens=torch.stack(tokens, 1) if tokens else dense.new_zeros(batch, 0, d),
             sequences=sequences,
@@ -202,17 +208,18 @@ class InputAssembly(nn.Module):
     def _project(self, name: str, vectors: Tensor) -> Tensor:
         return self.projections[name](vectors) if name in self.projections else vectors
 
-    def _pool(self, name: str, index: int, looked_up: Any) -> Tensor:
-        """Each row's embedding, or the mean of its embeddings, `[B, size]`."""
+    def _sum(self, name: str, index: int, looked_up: Any) -> Tensor:
+        """The sum of each row's embeddings, `[B, size]`."""
         if index in self._pooled:
             pooled: Tensor = looked_up[name]
             return pooled
         jagged = looked_up.get(name)
         if name in self._single:
             return jagged.values()
-        lengths = jagged.lengths()
-        total = torch.segment_reduce(jagged.values(), "sum", lengths=lengths.long())
-        return total / lengths.clamp(min=1)[:, None]
+        return torch.segment_reduce(jagged.values(), "sum", lengths=jagged.lengths().long())
+
+    def _mean(self, name: str, total: Tensor, counts: dict[str, Tensor]) -> Tensor:
+        return total if name in self._single else total / counts[name].clamp(min=1).unsqueeze(1)
 
 
 def initial_rows(table: str, start: int, stop: int, dim: int, std: float, seed: int) -> Tensor:

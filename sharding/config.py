@@ -53,8 +53,7 @@ class ShardingConfig(BaseModel):
         default={},
         description="By table name or pattern (`interformer__*`); the last that matches counts. Default: "
         "table_wise, row_wise, table_row_wise. Column-split types work too, but a run can't be resumed under "
-        "another column split, rowwise_adagrad has an accumulator per piece, and grid_shard is for tables of "
-        "categorical features only.",
+        "another column split, and rowwise_adagrad has an accumulator per piece.",
     )
     dense_tables: tuple[str, ...] = Field(
         (),

@@ -24,7 +24,7 @@ from torchrec.distributed.planner.types import (
     TrainerConfig,
 )
 from torchrec.distributed.types import ModuleSharder, ShardingPlan
-from torchrec.modules.embedding_configs import BaseEmbeddingConfig, EmbeddingBagConfig, PoolingType
+from torchrec.modules.embedding_configs import BaseEmbeddingConfig, EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
@@ -232,7 +232,7 @@ def _tables(model: nn.Module) -> list[BaseEmbeddingConfig]:
     return tables
 
 
-def _allowed_types(table: BaseEmbeddingConfig, schema: Schema, config: ShardingConfig) -> list[str]:
+def _allowed_types(table: BaseEmbeddingConfig, config: ShardingConfig) -> list[str]:
     wanted: Sequence[str] = DEFAULT_SHARDING_TYPES
     for pattern, constraint in config.constraints.items():
         if fnmatchcase(table.name, pattern):
@@ -245,18 +245,6 @@ def _allowed_types(table: BaseEmbeddingConfig, schema: Schema, config: ShardingC
             f"sharding.constraints: table {table.name!r} is read as a sequence and can be "
             f"{', '.join(sorted(_UNPOOLED_TYPES))}, not {', '.join(wanted)}"
         )
-    if (
-        isinstance(table, EmbeddingBagConfig)
-        and table.pooling is PoolingType.MEAN
-        and "grid_shard" in supported
-    ):
-        single = {feature.name for feature in schema.of_kind("categorical")}
-        if pooled := [name for name in table.feature_names if name not in single]:
-            # TorchRec divides by the number of ids under row_wise and table_row_wise only (1.8.0).
-            raise ValueError(
-                f"sharding.constraints: grid_shard would add up partial means of {pooled[0]!r} in table "
-                f"{table.name!r}; it is right for categorical features only"
-            )
     return list(supported)
 
 
@@ -272,7 +260,7 @@ def _types_to_weigh(
     On large clusters only for the tables that have most to gain from a split, the largest and the most looked
     up: a row-wise option has a shard per rank. The others stay whole, if that is allowed.
     """
-    allowed = [_allowed_types(table, schema, config) for table in tables]
+    allowed = [_allowed_types(table, config) for table in tables]
     limit = max(32, _MAX_SPLIT_SHARDS // topology.world_size)
     if len(tables) <= limit:
         return allowed

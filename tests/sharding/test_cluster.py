@@ -9,7 +9,7 @@ from torchrec.distributed.planner.proposers import GreedyProposer, UniformPropos
 import sharding.planner
 from benchmarks.big_schema import big_schema
 from sharding.cluster import GPUS, described, parse_cluster, parse_sweep
-from sharding.config import ClusterConfig
+from sharding.config import ClusterConfig, CommunicationConfig
 from sharding.planner import OneOfEachSize, Plan, sharders, topology
 from tests.processes import run_settings
 from trainer.build import build_model, plan_model
@@ -59,7 +59,7 @@ def test_one_shard_of_each_size_is_estimated_like_all() -> None:
     model = build_model(config, big_schema(10, 10**7), "meta")
     topo = topology(config.sharding.cluster, 12, 4, "cuda")
     every, few = (
-        kind(topology=topo, batch_size=64).enumerate(model, sharders())
+        kind(topology=topo, batch_size=64).enumerate(model, sharders(CommunicationConfig(), "cuda"))
         for kind in (EmbeddingEnumerator, OneOfEachSize)
     )
     assert len(every) == len(few) > 50

@@ -6,11 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.data import make_schema, write_dataset
+from tests.data import write_dataset
 from tests.processes import run_processes, run_settings, train_all
-from trainer.build import build_model, plan_model
-from trainer.config import RunConfig
-from trainer.errors import UserError
 
 # Column shards are at least 128 wide: a grid over two hosts needs 256.
 MODEL = {
@@ -49,7 +46,7 @@ POOLED = ("dhen__*", "interformer__user", "interformer__tag")
 RUNS: dict[str, dict] = {
     "table_row_wise": {"sharding": {"constraints": constraints("table_row_wise", *POOLED)}},
     "grid_shard": {
-        "sharding": {"constraints": constraints("grid_shard", "dhen__user", "interformer__user")},
+        "sharding": {"constraints": constraints("grid_shard", *POOLED)},
         "optimizer": {"sparse": {"kind": "adagrad"}},
     },
     "fp16": {
@@ -92,10 +89,6 @@ def test_same_numbers_as_one_process(runs: Path, kind: str) -> None:
     np.testing.assert_allclose(losses(runs / f"{kind}-4"), losses(runs / f"{kind}-1"), rtol=1e-4)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="TorchRec 1.8 divides the mean of a whole table a second time if its collection has a row-split one too",
-)
 def test_same_numbers_where_a_collection_has_whole_and_split_tables(runs: Path) -> None:
     np.testing.assert_allclose(losses(runs / "mixed-4"), losses(runs / "mixed-1"), rtol=1e-4)
 
@@ -123,14 +116,3 @@ def test_half_precision_tables_train_alike_on_any_world_size(runs: Path) -> None
     np.testing.assert_allclose(losses(runs / "fp16-4"), losses(runs / "fp16-1"), rtol=1e-3)
     np.testing.assert_allclose(losses(runs / "fp16-1"), losses(runs / "fp32-1"), rtol=2e-2)
     assert losses(runs / "fp16-1") != losses(runs / "fp32-1")
-
-
-@pytest.mark.parametrize("table", ["tag", "item"])
-def test_grid_is_refused_where_torchrec_would_add_up_means(table: str) -> None:
-    sharding = {"constraints": {f"dhen__{table}": {"sharding_types": ["grid_shard"]}}}
-    config = RunConfig.model_validate(
-        run_settings(Path("unused"), Path("unused"), model=MODEL, sharding=sharding)
-    )
-    schema = make_schema()
-    with pytest.raises(UserError, match=f"grid_shard.*dhen__{table}.*categorical"):
-        plan_model(build_model(config, schema, "meta"), config, schema, "cpu", 4, 2)
