@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 import yaml
@@ -33,9 +33,6 @@ from trainer.cli import quieten
 from trainer.config import load_config
 from trainer.errors import UserError
 from trainer.progress import console, output
-
-if TYPE_CHECKING:
-    from sharding.planner import Plan
 
 PLANS: dict[str, list[str]] = {"table_wise": ["table_wise"], "row_wise": ["row_wise"], "planned": []}
 _SECONDS_PER_LAUNCH = 600.0
@@ -231,7 +228,8 @@ def _estimate(
     config: Path, hosts: int, tables: dict[str, str], precision: str, cluster: dict[str, float]
 ) -> float:
     """Planner's estimate of the fullest rank, ms, for tables of these sharding types."""
-    from trainer.build import build_model, plan_model  # imports TorchRec, for which --help need not wait
+    from sharding.estimate import load  # these import TorchRec, for which --help need not wait
+    from trainer.build import build_model, plan_model
 
     overrides = _overrides([], precision, cluster)
     overrides[0] = "sharding.constraints=" + json.dumps(
@@ -240,16 +238,7 @@ def _estimate(
     settings = load_config(config, overrides)
     schema = Schema.load(settings.data.path / "schema.yaml")
     plan = plan_model(build_model(settings, schema, "meta"), settings, schema, "cpu", hosts, 1)
-    return max(milliseconds_per_rank(plan, hosts))
-
-
-def milliseconds_per_rank(plan: "Plan", world_size: int) -> list[float]:
-    """Sum over the tables on each rank; a row-wise table costs each of its ranks the same."""
-    total = [0.0] * world_size
-    for placement in plan.placements:
-        for rank in placement.ranks:
-            total[rank] += placement.milliseconds
-    return total
+    return max(map(sum, load(plan, hosts).phases))
 
 
 def _median_step(run: Path, warm_up: int) -> float:

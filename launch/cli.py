@@ -66,7 +66,9 @@ def slurm(
     partition: Annotated[str | None, typer.Option(help="Slurm's partition.")] = None,
     sbatch: Annotated[
         list[str] | None,
-        typer.Option(metavar="OPTION=VALUE", help="More of sbatch's options: account=ads; repeatable."),
+        typer.Option(
+            metavar="OPTION=VALUE", help="More of sbatch's options: account=ads, exclusive=; repeatable."
+        ),
     ] = None,
     retries: Retries = 0,
     env: Env = None,
@@ -79,7 +81,7 @@ def slurm(
 ) -> None:
     """An sbatch script: no heterogeneous job, no accounting; the nodes share a file system.
 
-    Example: cetnet launch render slurm configs/cetnet.yaml -j 4x8 --gpu 8 --cpu 96 --retries 3 --out job.sh
+    Example: cetnet launch render slurm configs/cetnet.yaml data.lanes=32 -j 4x8 --gpu 8 --retries 3 --out job.sh
     """
     from launch.render import slurm_script
 
@@ -115,7 +117,7 @@ def kubernetes(
 ) -> None:
     """An indexed Job with its headless Service; the experiment file travels in a ConfigMap.
 
-    Example: cetnet launch render kubernetes configs/cetnet.yaml data.path=/data/clicks run_dir=/runs/clicks
+    Example: cetnet launch render kubernetes configs/cetnet.yaml data.lanes=32 data.path=/data/a run_dir=/runs/a
     --image registry.example/cetnet:1 --mount clicks:/data:ro --mount runs:/runs -j 4x8 --gpu 8 | kubectl apply -f -
     """
     from launch.render import Mount, kubernetes_manifests

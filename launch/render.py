@@ -3,6 +3,7 @@
 import re
 import shlex
 from dataclasses import dataclass, field
+from os.path import normpath
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -126,7 +127,11 @@ def slurm_script(
         "#!/bin/bash",
         *([f"# {_one_line(job.command)}"] if job.command else []),
         f"# Submit it with `sbatch FILE`. Failed or pre-empted, it resumes, {job.retries} times at most.",
-        *(f"#SBATCH --{key}={value}" for key, value in wanted.items() if value),
+        *(
+            f"#SBATCH --{key}" + f"={value}" * bool(value)
+            for key, value in wanted.items()
+            if value is not None
+        ),
         f"#SBATCH --{'requeue' if job.retries else 'no-requeue'}",
         "",
         *(f"export {key}={shlex.quote(value)}" for key, value in job.environment.items()),
@@ -191,7 +196,7 @@ def kubernetes_manifests(
     Raises:
         UserError: run_dir would be lost with the pod.
     """
-    folder = WORKDIR / PurePosixPath(run_dir)
+    folder = PurePosixPath(normpath(WORKDIR / run_dir))
     if not any(folder.is_relative_to(mount.path) and not mount.read_only for mount in mounts):
         raise UserError(
             f"run_dir {folder} is on no writable mount and would be lost with the pod; give "

@@ -69,10 +69,10 @@ def submit_study(path: Path, scheduler: str, options: str, resources: Resources,
             if state := _under_way(runner, run):
                 output.print(f"{label}: {state}", highlight=False)
                 continue
-            app = _app(study, run, resources, port=29500 + number % 1000)
             try:
+                app = _app(study, run, resources, port=29500 + number % 1000)
                 request = runner.dryrun(app, scheduler, scheduler_options)
-            except (InvalidRunConfigException, TypeError, ValueError) as error:
+            except (InvalidRunConfigException, KeyError, TypeError, ValueError) as error:
                 raise UserError(f"{scheduler}: {_one_line(error)}") from None
             submitted += 1
             if dryrun:

@@ -9,13 +9,14 @@ from torchrec.distributed.types import QuantizedCommCodecs
 
 from sharding.config import CommunicationConfig
 
-_GRADIENT_SCALE = 1024.0
+_GRADIENT_SCALE = 2.0**14
 
 
 class _ScaledGradients(QuantizedCommCodec):
-    """Multiplies gradients on their way through fp16, whose normal numbers then reach from 6e-8 to 64.
+    """Multiplies gradients on their way through fp16, whose normal numbers then reach from 4e-9 to 4.
 
-    A gradient is of the mean over the batch, so 1e-6 is common, where fp16 has only 4 bits left. TorchRec's own
+    A gradient is of the mean over the batch, and of a sum of embeddings that will be divided by their number: 1e-8 is
+    common, where fp16 is zero. TorchRec's own
     `backward_loss_scale` divides before it decodes, in fp16, which loses them again (torchrec 1.8).
     """
 

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import hosts
-from benchmarks.network import Result, _rate, _report, milliseconds_per_rank
-from sharding.planner import Placement, Plan
+from benchmarks.network import Result, _rate, _report
 from trainer.errors import UserError
 
 WHY_NOT = hosts.unavailable()
@@ -117,15 +116,6 @@ def test_a_failed_host_ends_the_others(tmp_path: Path) -> None:
         for process in processes:
             process.kill()
             process.wait()
-
-
-def placement(ranks: tuple[int, ...], milliseconds: float) -> Placement:
-    return Placement("t", 10, 4, "any", "fused", ranks, (1,) * len(ranks), milliseconds)
-
-
-def test_estimate_of_a_rank_is_the_sum_of_its_tables() -> None:
-    plan = Plan(None, [placement((0,), 1.0), placement((1,), 2.0), placement((0, 1, 2), 4.0)])
-    assert milliseconds_per_rank(plan, 3) == [5.0, 6.0, 4.0]
 
 
 def test_bandwidths_are_numbers_or_unlimited() -> None:

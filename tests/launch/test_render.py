@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -199,3 +200,43 @@ def call(*arguments: str | Path) -> str:
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result.stdout
+
+
+def documented(page: str, command: str) -> list[str]:
+    """The commands of a page's code blocks that begin so, each on one line."""
+    blocks = re.findall(r"```\w*\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", "").splitlines()
+    return [line.split(" | ")[0].split("  #")[0] for line in lines if line.startswith(command)]
+
+
+@pytest.mark.parametrize(
+    "command", documented("docs/launching.md", "cetnet launch render"), ids=lambda text: text.split()[3]
+)
+def test_documented_commands(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, shlex.split(command)[2:], catch_exceptions=False)
+    assert result.exit_code == 0
+    if "--out" in command:
+        assert "#SBATCH --nodes=4" in Path("job.sh").read_text()
+    else:
+        assert "parallelism: 4" in result.stdout
+
+
+def test_a_run_dir_that_leaves_its_mount_is_refused() -> None:
+    with pytest.raises(UserError, match="on no writable mount"):
+        kubernetes_manifests(
+            Job(["configs/demo.yaml"]),
+            image="a",
+            mounts=[Mount.parse("runs:/runs")],
+            run_dir=Path("/runs/../elsewhere"),
+            disk=1,
+        )
+
+
+def test_options_of_sbatch_without_a_value() -> None:
+    script = slurm_script(
+        Job(["c.yaml"]), python="python", folder=Path("/srv"), options={"exclusive": "", "account": "ads"}
+    )
+    assert "#SBATCH --exclusive\n" in script
+    assert "#SBATCH --account=ads\n" in script

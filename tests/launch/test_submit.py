@@ -114,6 +114,9 @@ def test_mistakes_leave_nothing_behind(study: Path, program: Callable[[str, str]
         CliRunner().invoke(
             app, ["study", str(study), "-s", "slurm", "-cfg", "partitio=a"], catch_exceptions=False
         )
+    for option in (["-j", "foo"], ["--mount", "foo"]):
+        with pytest.raises(UserError, match="slurm: "):
+            launch(*option)
     with pytest.raises(UserError, match="local_cwd"):
         CliRunner().invoke(app, ["study", str(study), "-s", "local_cwd"], catch_exceptions=False)
     assert not [path for path in Path().rglob("*") if path.is_file() and path.suffix in (".json", ".job")]
