@@ -98,7 +98,7 @@ def main(
 
     For each bandwidth: `cetnet calibrate`; then for each plan and precision
     `cetnet train` (the step) and a loop of the sharded tables alone, which
-    is what the planner estimates. 10 to 35 minutes on 2 cores.
+    is what the planner estimates. About 15 minutes on 2 cores.
 
     Example: python -m benchmarks.network --bandwidth 1000 --steps 10
     """
