@@ -133,11 +133,11 @@ def _plot(
     if shown:
         margin = 0.06 * (max(shown) - min(shown)) or 0.01
         axes.set_ylim(min(shown) - margin, max(shown) + margin)
-    _label_ends(axes, ends, figure.get_figheight())
+    label_ends(axes, ends, figure.get_figheight())
     figure.savefig(path)
 
 
-def _label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]], inches: float) -> None:
+def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]], inches: float) -> None:
     """Write each (x, y, text, colour) right of the plot, at its height or as near as texts don't overlap."""
     low, high = axes.get_ylim()
     ends = sorted(ends, key=lambda end: end[1])

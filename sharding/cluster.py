@@ -117,14 +117,18 @@ def described(content: dict[str, Any]) -> Cluster:
 
 
 def parse_sweep(text: str) -> tuple[Cluster, list[int]] | None:
-    """`1x8..128x8[:KIND]` -> its first cluster and the numbers of hosts, doubling; None for another form."""
+    """`1x8..128x8`, the kind at either end -> its first cluster and the numbers of hosts: doubling, and the last.
+
+    None for another form.
+    """
     first, dots, last = text.partition("..")
-    end = parse_cluster(last) if dots else None
-    start = parse_cluster(f"{first}:{end.gpu}" if end and end.gpu and ":" not in first else first)
+    start, end = (parse_cluster(shape) if dots else None for shape in (first, last))
+    if start and end and start.gpu is None and end.gpu:
+        start = parse_cluster(f"{first}:{end.gpu}")
     if (
         start is None
         or end is None
-        or start.gpu != end.gpu
+        or end.gpu not in (None, start.gpu)
         or start.gpus_per_node != end.gpus_per_node
         or start.nodes > end.nodes
     ):
@@ -132,4 +136,6 @@ def parse_sweep(text: str) -> tuple[Cluster, list[int]] | None:
     nodes = [start.nodes]
     while nodes[-1] * 2 <= end.nodes:
         nodes.append(nodes[-1] * 2)
+    if nodes[-1] < end.nodes:
+        nodes.append(end.nodes)
     return start, nodes

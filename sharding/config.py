@@ -13,7 +13,7 @@ Precision = Literal["fp32", "fp16", "bf16"]
 class ClusterConfig(BaseModel):
     """Sizes and speeds the planner reckons with; a key left out is measured or TorchRec's default."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     hbm_gb: float | None = Field(None, gt=0, description="Memory of one GPU, GiB.")
     ddr_gb: float | None = Field(None, gt=0, description="Host memory of one process, GiB.")

@@ -58,7 +58,7 @@ def combine_optimizers(
     """
     named = in_backward_optimizer_filter(model.named_parameters())
     parameters = {name: parameter for name, parameter in named if parameter.requires_grad}
-    of_tables = _dense_table_parameters(model.module)
+    of_tables = dense_table_parameters(model.module)
     groups = {
         "dense": (dense, {k: v for k, v in parameters.items() if id(v) not in of_tables}),
         "dense_tables": (dense_tables, {k: v for k, v in parameters.items() if id(v) in of_tables}),
@@ -73,7 +73,8 @@ def combine_optimizers(
     return GradientClippingOptimizer(combined, clipping=GradientClipping.NORM, max_gradient=clip_norm)
 
 
-def _dense_table_parameters(model: nn.Module) -> set[int]:
+def dense_table_parameters(model: nn.Module) -> set[int]:
+    """Ids of the parameters that are tables which every process holds whole, frozen ones too."""
     modules: Iterable[nn.Module] = (
         module
         for module in model.modules()

@@ -43,6 +43,10 @@ _FEW_TABLES = 40
 _MAX_SPLIT_SHARDS = 65_536
 
 
+class NoPlan(ValueError):
+    """No placement of the tables fits."""
+
+
 class PooledSharder(EmbeddingBagCollectionSharder):
     """Offers row-wise sharding on CPU too, which works but which TorchRec does not list there."""
 
@@ -137,6 +141,11 @@ class Plan:
         return total
 
 
+def host_memory_gb(cluster: ClusterConfig, local_world_size: int) -> float:
+    """Host memory of one process, GiB: an equal share of this machine's, unless the cluster has a figure."""
+    return cluster.ddr_gb or psutil.virtual_memory().total / local_world_size / _GIB
+
+
 def topology(cluster: ClusterConfig, world_size: int, local_world_size: int, device: str) -> Topology:
     """The cluster as the planner sees it; bandwidths in bytes per millisecond."""
 
@@ -146,12 +155,11 @@ def topology(cluster: ClusterConfig, world_size: int, local_world_size: int, dev
     hbm = cluster.hbm_gb
     if hbm is None and device == "cuda" and torch.cuda.is_available():
         hbm = torch.cuda.get_device_properties(0).total_memory / _GIB
-    ddr = cluster.ddr_gb or psutil.virtual_memory().total / local_world_size / _GIB
     return TopologyFactory.create_topology(
         TrainerConfig(world_size=world_size, local_world_size=local_world_size),
         HardwareConfig(
             hbm_cap_bytes=None if hbm is None else int(hbm * _GIB),
-            ddr_cap_bytes=int(ddr * _GIB),
+            ddr_cap_bytes=int(host_memory_gb(cluster, local_world_size) * _GIB),
             hbm_mem_bw=rate(cluster.hbm_bandwidth),
             ddr_mem_bw=rate(cluster.ddr_bandwidth),
             intra_host_bw=rate(cluster.intra_host_bandwidth),
@@ -177,7 +185,8 @@ def make_plan(
         The plan; the same on every rank if a process group exists (rank 0 computes and broadcasts it).
 
     Raises:
-        ValueError: the tables don't fit, or a constraint can't be met: one line with the remedy.
+        NoPlan: the tables don't fit: one line.
+        ValueError: a constraint can't be met: one line with the remedy.
     """
     tables = _tables(model)
     if not tables:
@@ -212,7 +221,7 @@ def make_plan(
             placements = [_placement(option, weighed[option.fqn]) for option in best]
             outcome = [Plan(sharding_plan, sorted(placements, key=lambda placement: placement.table))]
         except PlannerError as error:
-            outcome = [ValueError(f"no sharding plan: {' '.join(str(error).split())}")]
+            outcome = [NoPlan(f"no sharding plan: {' '.join(str(error).split())}")]
     if distributed:
         outcome = outcome or [ValueError()]
         dist.broadcast_object_list(outcome)

@@ -16,11 +16,11 @@ from models.cetnet import CETNet, Predictions
 from models.schema import Schema
 from sharding.optimizers import combine_optimizers, dense_factory, fuse_sparse_optimizer
 from sharding.parallel import shard
-from sharding.planner import Plan, make_plan, topology
+from sharding.planner import NoPlan, Plan, make_plan, topology
 from trainer.batch import Batch
 from trainer.config import RunConfig
 from trainer.distributed import Processes
-from trainer.errors import UserError
+from trainer.errors import DoesNotFit, UserError
 
 _COPIED_ROWS = 1 << 18
 
@@ -117,7 +117,8 @@ def load_pretrained(model: nn.Module, schema: Schema, folder: Path) -> None:
 def plan_model(
     model: CETNet, config: RunConfig, schema: Schema, device: str, world_size: int, local_world_size: int
 ) -> Plan:
-    """The planner's plan of a model for a cluster; raises UserError if there is none."""
+    """The planner's plan of a model for a cluster; raises DoesNotFit if there is none, UserError for a constraint
+    that no table can meet."""
     try:
         return make_plan(
             model,
@@ -126,6 +127,8 @@ def plan_model(
             topology(config.sharding.cluster, world_size, local_world_size, device),
             batch_size=config.data.batch_size // world_size,
         )
+    except NoPlan as error:
+        raise DoesNotFit(str(error)) from error
     except ValueError as error:
         raise UserError(str(error)) from error
 

@@ -267,7 +267,7 @@ def plan(
         str | None,
         typer.Option(
             metavar="FIRST..LAST",
-            help="Instead, compare clusters, such as 1x8..128x8: each single model and the ensemble, hosts doubling.",
+            help="Instead, compare clusters, such as 1x8..128x8: each single model and the ensemble; hosts double.",
         ),
     ] = None,
     batch_per_gpu: Annotated[
@@ -283,14 +283,24 @@ def plan(
     from trainer.dataset import load_schema, read_schema
     from trainer.plan import read_cluster, read_sweep
     from trainer.plan_report import plan_cluster, plan_sweep
+    from trainer.run import check_writable
 
     settings = load_config(config, overrides)
     target = read_cluster(cluster)
     clusters = read_sweep(sweep, target) if sweep else []
+    if json:
+        check_writable(json)
+    if schema is None and not (settings.data.path / "schema.yaml").exists():
+        raise UserError(
+            f"{settings.data.path / 'schema.yaml'}: not found; name one with --schema FILE, or make the dataset "
+            "with `cetnet prepare`"
+        )
     features = read_schema(schema) if schema else load_schema(settings.data.path)
     if clusters:
-        from benchmarks.sweep import plot_sweep
+        from benchmarks.sweep import check_plot, plot_sweep
 
+        check_plot(plot)
+        check_writable(plot)
         results = plan_sweep(settings, features, clusters, device, batch_per_gpu, json)
         plot_sweep(results, f"{config.stem} on {clusters[0].gpu or 'GPUs'}", plot)
         typer.echo(f"{plot}: step time, memory and scaling efficiency")

@@ -7,3 +7,7 @@ class UserError(ValueError):
     The message is one line that says what is wrong, where, and the remedy. The command line prints it
     and exits with code 2; nothing else in the program swallows it.
     """
+
+
+class DoesNotFit(UserError):
+    """The planner finds no place for the tables; `cetnet plan` looks for remedies then."""

@@ -2,25 +2,29 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from pydantic import ValidationError
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.cetnet import CETNet, Tower
 from models.component import Inputs
+from models.embeddings import Tables
 from models.schema import Schema
 from sharding.cluster import Cluster, described, parse_cluster, parse_sweep
-from sharding.config import ClusterConfig
+from sharding.config import ClusterConfig, ShardingConfig
 from sharding.estimate import Load, load
-from sharding.planner import Plan
+from sharding.optimizers import dense_table_parameters
+from sharding.planner import Plan, host_memory_gb
 from trainer.build import build_model, plan_model
 from trainer.config import RunConfig, read_yaml, validation_message
-from trainer.errors import UserError
+from trainer.errors import DoesNotFit, UserError
 
 UTILISATION = 0.4
 """Share of the peak that the dense part is assumed to reach."""
@@ -32,14 +36,16 @@ class Dense(NamedTuple):
     """The part that every GPU holds whole.
 
     Attributes:
-        bytes: parameters, gradients and optimizer state.
-        flops: of one step of one GPU, forward and backward; None if they can't be counted.
-        compute_ms: at `UTILISATION` of the kind's peak; None if either is unknown.
+        bytes: parameters, gradients and optimizer state; of frozen tables the first only.
+        flops: of one step of one GPU, forward and backward, of the components that can be counted.
+        uncounted: the components that can't be.
+        compute_ms: at `UTILISATION` of the kind's peak; None if that is unknown.
         all_reduce_ms: of the gradients, once around the ring; None if the bandwidth is unknown.
     """
 
     bytes: int
-    flops: float | None
+    flops: float
+    uncounted: tuple[str, ...]
     compute_ms: float | None
     all_reduce_ms: float | None
 
@@ -64,6 +70,11 @@ class Estimate:
     def step_ms(self) -> float:
         """Of a whole step, nothing overlapping, as far as it is known."""
         return self.embedding_ms + (self.dense.compute_ms or 0) + (self.dense.all_reduce_ms or 0)
+
+    @property
+    def is_lower_bound(self) -> bool:
+        """Whether the step takes longer than `step_ms`, since dense compute is missing in it."""
+        return self.dense.compute_ms is None or bool(self.dense.uncounted)
 
     @property
     def rows_per_second(self) -> float:
@@ -143,32 +154,55 @@ def estimate(config: RunConfig, schema: Schema, cluster: Cluster, device: str) -
     model = build_model(config, schema, "meta")
     plan = plan_model(model, config, schema, device, cluster.world_size, cluster.gpus_per_node)
     cluster = replace(cluster, hardware=config.sharding.cluster)
-    dense = _dense(model, config, schema, cluster, plan)
+    dense = _dense(model, config, schema, cluster)
     return Estimate(config, cluster, device, plan, load(plan, cluster.world_size), dense)
 
 
-def single_models(config: RunConfig) -> dict[str, RunConfig]:
+def refusal(config: RunConfig, cluster: Cluster) -> str | None:
+    """Why `cetnet train` would not start there, and the keys that mend it; None if it would."""
+    batch, gpus = config.data.batch_size, cluster.world_size
+    shuffled = config.data.order == "shuffled"
+    lanes = config.data.lanes if shuffled else gpus
+    if lanes % gpus:
+        why = f"data.lanes={lanes} is not a multiple of the {gpus:,} GPUs"
+    elif batch % lanes:
+        of = f"data.lanes={lanes}" if shuffled else f"the {gpus:,} GPUs"
+        why = f"data.batch_size={batch} is not a multiple of {of}"
+    else:
+        return None
+    nearest = max(gpus, batch // gpus * gpus)
+    keys = [f"data.batch_size={nearest}"] if nearest != batch else []
+    if shuffled and (lanes % gpus or nearest % lanes):
+        keys.append(f"data.lanes={gpus}")
+    return f"`cetnet train` refuses {cluster}: {why}; set {' '.join(keys)}"
+
+
+def single_models(config: RunConfig, schema: Schema) -> dict[str, RunConfig]:
     """Each different component of an ensemble as a model of its own; empty for a single model."""
     components = config.model.components
     if len(components) == 1:
         return {}
+    tables = cast(dict[str, Tables], dict(build_model(config, schema, "meta").tables.items()))
     found: dict[str, RunConfig] = {}
     seen: list[Any] = []
     for name, component in components.items():
         if component not in seen:
             seen.append(component)
             model = config.model.model_copy(update={"components": {name: component}})
-            sharding = _relevant(config, name)
+            own = [
+                t for owner in (name, "shared", "pretrained") if owner in tables for t in tables[owner].names
+            ]
+            sharding = _relevant(config, own)
             found[name] = config.model_copy(update={"model": model, "sharding": sharding})
     return found
 
 
-def _relevant(config: RunConfig, component: str) -> Any:
-    """The sharding section without patterns that match none of one component's tables."""
-    sharding, start = config.sharding, f"{component}__"
+def _relevant(config: RunConfig, tables: list[str]) -> ShardingConfig:
+    """The sharding section without patterns that match none of these tables."""
+    sharding = config.sharding
 
     def concerns(pattern: str) -> bool:
-        return pattern.startswith((start, "*", "shared__", "pretrained__"))
+        return any(fnmatchcase(table, pattern) for table in tables)
 
     return sharding.model_copy(
         update={
@@ -182,18 +216,21 @@ def sweep(
     config: RunConfig, schema: Schema, clusters: list[Cluster], device: str, batch_per_gpu: int | None
 ) -> Iterator[tuple[str, Cluster, Estimate | None]]:
     """Each single model and the ensemble on each cluster, one at a time; None where it doesn't fit."""
-    models = {**single_models(config), "ensemble" if len(config.model.components) > 1 else "model": config}
+    models = {
+        **single_models(config, schema),
+        "ensemble" if len(config.model.components) > 1 else "model": config,
+    }
     for name, model in models.items():
         for cluster in clusters:
             try:
                 yield name, cluster, estimate(on(model, cluster, batch_per_gpu), schema, cluster, device)
-            except UserError as error:
-                if "no sharding plan" not in str(error):
-                    raise
+            except DoesNotFit:
                 yield name, cluster, None
 
 
-def remedies(config: RunConfig, schema: Schema, cluster: Cluster, device: str) -> Iterator[Remedy]:
+def remedies(
+    config: RunConfig, schema: Schema, cluster: Cluster, device: str, batch_per_gpu: int | None
+) -> Iterator[Remedy]:
     """Try, with the planner, what may make room for tables that don't fit; `config` is `on(cluster)`."""
     singly: list[tuple[str, str, dict[str, Any]]] = []
     constraints = config.sharding.constraints
@@ -222,19 +259,21 @@ def remedies(config: RunConfig, schema: Schema, cluster: Cluster, device: str) -
         together = {key: value for _, _, changes in singly for key, value in changes.items()}
         outcome = _try(_changed(config, together), schema, cluster, device)
         yield Remedy("all of these", " ".join(how for _, how, _ in singly), outcome)
-    yield _more_nodes(config, schema, cluster, device)
+    yield _more_nodes(config, schema, cluster, device, batch_per_gpu)
 
 
-def _more_nodes(config: RunConfig, schema: Schema, cluster: Cluster, device: str) -> Remedy:
-    """The smallest power of two of hosts that fits, with the same global batch."""
+def _more_nodes(
+    config: RunConfig, schema: Schema, cluster: Cluster, device: str, batch_per_gpu: int | None
+) -> Remedy:
+    """The smallest power of two of hosts that fits, with the same batch: a GPU's if that is given."""
     nodes = 1
-    most = min(_MOST_GPUS, config.data.batch_size) // cluster.gpus_per_node
+    most = (_MOST_GPUS if batch_per_gpu else min(_MOST_GPUS, config.data.batch_size)) // cluster.gpus_per_node
     while nodes * 2 <= most:
         nodes *= 2
         if nodes <= cluster.nodes:
             continue
         larger = cluster.with_nodes(nodes)
-        if outcome := _try(config, schema, larger, device):
+        if outcome := _try(on(config, larger, batch_per_gpu), schema, larger, device):
             return Remedy("more hosts", f"--cluster {larger}", outcome)
     return Remedy("more hosts", f"--cluster up to {cluster.with_nodes(max(nodes, 1))}", None)
 
@@ -243,9 +282,10 @@ def _try(config: RunConfig, schema: Schema, cluster: Cluster, device: str) -> Es
     model = build_model(config, schema, "meta")
     # What can't fit in all memory together needs no planner.
     figures = config.sharding.cluster
-    memory = figures.hbm_gb if device == "cuda" else figures.ddr_gb
+    host = host_memory_gb(figures, cluster.gpus_per_node)
+    memory = figures.hbm_gb if device == "cuda" else host
     if device == "cuda" and config.sharding.host_memory and memory is not None:
-        memory += figures.ddr_gb or 128
+        memory += host
     tables = sum(
         p.numel() * p.element_size() for p in model.parameters() if hasattr(p, "_in_backward_optimizers")
     )
@@ -253,7 +293,7 @@ def _try(config: RunConfig, schema: Schema, cluster: Cluster, device: str) -> Es
         return None
     try:
         return estimate(config, schema, cluster, device)
-    except UserError:
+    except DoesNotFit:
         return None
 
 
@@ -265,30 +305,60 @@ def _changed(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
     return config
 
 
-def _dense(model: CETNet, config: RunConfig, schema: Schema, cluster: Cluster, plan: Plan) -> Dense:
-    numel = sum(p.numel() for p in model.parameters()) - sum(t.rows * t.dim for t in plan.placements)
-    flops = _flops_per_row(model, schema)
-    if flops is not None:
-        flops *= 3 * config.data.batch_size / cluster.world_size  # backward: twice the forward
+def _dense(model: CETNet, config: RunConfig, schema: Schema, cluster: Cluster) -> Dense:
+    size = reduced = 0
+    tables = dense_table_parameters(model)
+    for parameter in model.parameters():
+        if hasattr(parameter, "_in_backward_optimizers"):
+            continue  # a sharded table
+        own = parameter.numel() * parameter.element_size()
+        if parameter.requires_grad:
+            optimizer = config.optimizer.dense_tables if id(parameter) in tables else config.optimizer.dense
+            reduced += own
+            own *= 2 + _STATES[optimizer.kind]
+        size += own
+    per_row, uncounted = _flops_per_row(model, schema)
+    flops = 3 * per_row * config.data.batch_size / cluster.world_size  # backward: twice the forward
     peak = cluster.bf16_tflops if config.training.precision == "bf16" else cluster.fp32_tflops
-    hardware, n = cluster.hardware, cluster.world_size
-    bandwidth = hardware.inter_host_bandwidth if cluster.nodes > 1 else hardware.intra_host_bandwidth
+    rate, n = _ring_rate(cluster), cluster.world_size
     return Dense(
-        bytes=4 * numel * (2 + _STATES[config.optimizer.dense.kind]),
+        bytes=size,
         flops=flops,
-        compute_ms=None if flops is None or peak is None else flops / (UTILISATION * peak * 1e12) * 1000,
-        all_reduce_ms=None if bandwidth is None else 2 * (n - 1) / n * 4 * numel / (bandwidth * 1e9) * 1000,
+        uncounted=uncounted,
+        compute_ms=None if peak is None else flops / (UTILISATION * peak * 1e12) * 1000,
+        all_reduce_ms=None if rate is None else 2 * (n - 1) / n * reduced / (rate * 1e9) * 1000,
     )
 
 
-def _flops_per_row(model: CETNet, schema: Schema) -> float | None:
+def _ring_rate(cluster: Cluster) -> float | None:
+    """GB/s around rings over all GPUs; None if it is unknown.
+
+    A ring enters and leaves each host once, and NCCL makes one per network card: together they have all of a
+    host's network, not one GPU's share.
+    """
+    inside, across = cluster.hardware.intra_host_bandwidth, cluster.hardware.inter_host_bandwidth
+    if cluster.nodes == 1:
+        return inside
+    if across is None:
+        return None
+    across *= cluster.gpus_per_node
+    return across if inside is None or cluster.gpus_per_node == 1 else min(inside, across)
+
+
+def _flops_per_row(model: CETNet, schema: Schema) -> tuple[float, tuple[str, ...]]:
     """Multiplications and additions of the components' forward pass, histories at their longest; counted on
-    fake tensors. None if a component looks at its values, as recurrent ones do."""
-    rows, total = 2, 0
-    for tower in model.towers.values():
+    fake tensors. And the components that can't be counted: they look at their values, as recurrent ones do."""
+    rows, total, uncounted = 2, 0, []
+    for name, tower in model.towers.items():
         assert isinstance(tower, Tower)
         shape = tower.assembly.shape
-        with torch.no_grad(), FakeTensorMode(), FlopCounterMode(display=False) as counter:
+        # There is no formula for the fused attention of CPUs: count its matrix products one by one.
+        with (
+            torch.no_grad(),
+            sdpa_kernel(SDPBackend.MATH),
+            FakeTensorMode(),
+            FlopCounterMode(display=False) as counter,
+        ):
             inputs = Inputs(
                 tokens=torch.empty(rows, shape.num_tokens, shape.embedding_dim),
                 sequences=torch.empty(
@@ -303,6 +373,7 @@ def _flops_per_row(model: CETNet, schema: Schema) -> float | None:
             try:
                 functional_call(tower.component, fake, (inputs,))
             except (NotImplementedError, RuntimeError):
-                return None
+                uncounted.append(name)
+                continue
         total += counter.get_total_flops()
-    return total / rows
+    return total / rows, tuple(uncounted)

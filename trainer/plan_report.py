@@ -13,8 +13,8 @@ from sharding.cluster import Cluster
 from sharding.planner import Placement
 from sharding.report import human_bytes, plan_dict, reason
 from trainer.config import RunConfig
-from trainer.errors import UserError
-from trainer.plan import UTILISATION, Estimate, Remedy, estimate, on, remedies, sweep
+from trainer.errors import DoesNotFit, UserError
+from trainer.plan import UTILISATION, Estimate, Remedy, estimate, on, refusal, remedies, sweep
 from trainer.progress import console, output
 from trainer.run import write_json
 
@@ -39,11 +39,9 @@ def plan_cluster(
     config = on(config, cluster, batch_per_gpu)
     try:
         result = estimate(config, schema, cluster, device)
-    except UserError as error:
-        if "no sharding plan" not in str(error):
-            raise
+    except DoesNotFit:
         tried = []
-        for remedy in remedies(config, schema, cluster, device):
+        for remedy in remedies(config, schema, cluster, device, batch_per_gpu):
             if console.is_terminal:
                 console.print(f"tried: {remedy.what}", highlight=False, style="dim")
             tried.append(remedy)
@@ -58,6 +56,7 @@ def plan_cluster(
     for warning in warnings(result):
         output.print(warning, style="bold red", highlight=False, soft_wrap=True)
     if json:
+        json.parent.mkdir(parents=True, exist_ok=True)
         write_json(json, plan_dict(result.plan, cluster.world_size) | {"estimate": numbers(result)})
 
 
@@ -78,11 +77,18 @@ def plan_sweep(
     if not any(result for _, _, result in results):
         raise UserError(f"no sharding plan on any of {clusters[0]} to {clusters[-1]}; add hosts")
     output.print(sweep_table(results))
+    refused = {str(c): why for _, c, r in results if r and (why := refusal(r.config, c))}
+    if refused:
+        others = (
+            f" (other shapes that it refuses: {', '.join(list(refused)[:-1])})" if len(refused) > 1 else ""
+        )
+        output.print(list(refused.values())[-1] + others, style="bold red", highlight=False, soft_wrap=True)
     if json:
         rows = [
             {"model": name, "gpus": c.world_size, "cluster": str(c), **(numbers(r) if r else {"fits": False})}
             for name, c, r in results
         ]
+        json.parent.mkdir(parents=True, exist_ok=True)
         write_json(json, {"sweep": rows})
     return results
 
@@ -98,8 +104,10 @@ def numbers(result: Estimate) -> dict[str, Any]:
         "phases_ms": result.load.slowest._asdict(),
         "time_imbalance": result.load.time_imbalance,
         "dense_compute_ms": result.dense.compute_ms,
+        "dense_uncounted": list(result.dense.uncounted),
         "dense_all_reduce_ms": result.dense.all_reduce_ms,
         "step_ms": result.step_ms,
+        "step_ms_is_lower_bound": result.is_lower_bound,
         "rows_per_second": result.rows_per_second,
     }
 
@@ -211,32 +219,43 @@ def time_table(result: Estimate) -> Table:
     table.add_row("embedding part", f"{result.embedding_ms:.3f}", "", style="bold")
     if dense.compute_ms is not None:
         table.add_row(
-            f"dense part: {(dense.flops or 0) / 1e12:.3g} TFLOP at {UTILISATION:.0%} of the peak",
+            f"dense part: {dense.flops / 1e12:.3g} TFLOP at {UTILISATION:.0%} of the peak",
             f"{dense.compute_ms:.3f}",
             "",
         )
     if dense.all_reduce_ms is not None:
         table.add_row("dense part: all-reduce of gradients", f"{dense.all_reduce_ms:.3f}", "")
-    table.add_row("step, if nothing overlaps", f"{result.step_ms:.3f}", "", style="bold")
+    rate = result.rows_per_second
+    least, most = ("at least ", "at most ") if result.is_lower_bound else ("", "")
+    table.add_row("step, if nothing overlaps", f"{least}{result.step_ms:.3f}", "", style="bold")
     table.caption = (
-        f"{result.rows_per_second:,.0f} rows/s, {result.rows_per_second / result.cluster.world_size:,.0f} a GPU; "
+        f"{most}{rate:,.0f} rows/s, {rate / result.cluster.world_size:,.0f} a GPU; "
         f"imbalance of the embedding part (slowest over mean): {load.time_imbalance:.2f}"
     )
-    if dense.compute_ms is None:
-        table.caption += "; the dense part's computing is not in it (no peak or FLOPs known)"
+    if result.is_lower_bound:
+        table.caption += f"; {missing_compute([result])}"
     table.caption_justify = "left"
     return table
 
 
+def missing_compute(results: Sequence[Estimate]) -> str:
+    """Whose dense compute is not in the step times."""
+    if any(result.dense.compute_ms is None for result in results):
+        return "the dense part's computing is not in it (no peak known)"
+    names = dict.fromkeys(name for result in results for name in result.dense.uncounted)
+    return f"the computing of {', '.join(names)} is not in it (FLOPs that can't be counted)"
+
+
 def warnings(result: Estimate) -> list[str]:
     """What the planner doesn't see."""
+    found = [why] if (why := refusal(result.config, result.cluster)) else []
     if result.reserve and result.dense.bytes > result.reserve:
-        return [
+        found.append(
             f"The dense part takes {human_bytes(result.dense.bytes)} of every GPU, more than the "
             f"{human_bytes(result.reserve)} reserved for it, activations and batches: raise sharding.reserve, or "
             "shrink the components' dense layers."
-        ]
-    return []
+        )
+    return found
 
 
 def remedy_table(tried: Sequence[Remedy]) -> Table:
@@ -280,11 +299,14 @@ def sweep_table(results: Sequence[SweepResult]) -> Table:
             f"{cluster.world_size:,}",
             f"{result.config.data.batch_size // cluster.world_size:,}",
             human_bytes(max(result.load.memory) + result.dense.bytes),
-            f"{result.step_ms:.2f}",
+            "\u2265 " * result.is_lower_bound + f"{result.step_ms:.2f}",
             f"{result.embedding_ms:.2f}",
-            f"{result.rows_per_second:,.0f}",
+            "\u2264 " * result.is_lower_bound + f"{result.rows_per_second:,.0f}",
             f"{efficiency(results, name)[cluster.world_size]:.0%}",
         )
+    if bounds := [result for _, _, result in results if result and result.is_lower_bound]:
+        table.caption = f"\u2265: at least, \u2264: at most; {missing_compute(bounds)}"
+        table.caption_justify = "left"
     return table
 
 

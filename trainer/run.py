@@ -10,6 +10,7 @@ import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from rich.console import Console
@@ -115,6 +116,19 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(json.dumps(content, indent=1) + "\n")
     temporary.rename(path)
+
+
+def check_writable(path: Path) -> None:
+    """Raise UserError if a file can't be written there, folders made as needed; leaves nothing behind."""
+    try:
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path} is not a regular file; name another")
+        with TemporaryFile(dir=next(parent for parent in path.absolute().parents if parent.exists())):
+            pass
+        if path.exists():
+            path.open("a").close()
+    except OSError as error:
+        raise UserError(f"{path} can't be written: {error.strerror}; name another place") from None
 
 
 def finite(values: dict[str, Any]) -> dict[str, Any]:

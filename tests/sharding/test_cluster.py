@@ -35,8 +35,10 @@ def test_sweeps() -> None:
     assert parsed is not None
     assert parsed[0].gpu == "h100"
     assert parsed[1] == [1, 2, 4, 8, 16]
-    assert parse_sweep("3x8..20x8") == (parse_cluster("3x8"), [3, 6, 12])
-    for malformed in ("1x8", "1x8..", "1x8..2x4", "4x8..2x8", "..2x8", "1x8:h100..2x8"):
+    assert parse_sweep("3x8..20x8") == (parse_cluster("3x8"), [3, 6, 12, 20])
+    assert parse_sweep("1x8..3x8") == (parse_cluster("1x8"), [1, 2, 3])
+    assert parse_sweep("1x8:h100..4x8") == parse_sweep("1x8..4x8:h100") == parse_sweep("1x8:h100..4x8:h100")
+    for malformed in ("1x8", "1x8..", "1x8..2x4", "4x8..2x8", "..2x8", "1x8:h100..2x8:l4"):
         assert parse_sweep(malformed) is None
 
 
@@ -45,6 +47,11 @@ def test_a_description_has_precedence_over_the_kind() -> None:
     assert cluster.hardware.inter_host_bandwidth == 3
     assert cluster.hardware.hbm_gb == GPUS["l4"].hbm_gb
     assert cluster.bf16_tflops == GPUS["l4"].bf16_tflops
+
+
+def test_big_schema_refuses_too_few_rows() -> None:
+    with pytest.raises(ValueError, match=r"500 rows.*1,000 tables"):
+        big_schema(1000, 500)
 
 
 def settings(**sections: object) -> RunConfig:

@@ -6,14 +6,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from models.schema import Feature, Schema
 from sharding.cluster import Cluster, parse_cluster
 from tests.processes import run_settings
 from trainer.cli import main
-from trainer.config import RunConfig, load_config
-from trainer.plan import estimate, on, read_cluster, remedies, single_models, sweep
+from trainer.config import DataConfig, RunConfig, load_config
+from trainer.errors import UserError
+from trainer.plan import estimate, on, read_cluster, refusal, remedies, single_models, sweep
+from trainer.reader import check_divisible
 
 SCHEMA = Schema(
     label="click",
@@ -73,12 +76,81 @@ def test_dense_flops_by_hand() -> None:
     assert result.dense.compute_ms == pytest.approx(3 * forward * 1024 / (0.4 * 8.1e12) * 1000)
 
 
+def test_attention_is_counted_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    history = Feature(name="seen", kind="sequence", table="item", max_length=10)
+    schema = SCHEMA.model_copy(update={"features": (*SCHEMA.features, history)})
+    one = config(model={"components": {"a": {"kind": "interformer", "embedding_dim": 16}}})
+    where = cluster("1x1:t4")
+    flops = estimate(on(one, where), schema, where, "cuda").dense.flops
+    monkeypatch.setattr(
+        "models.layers.attention.scaled_dot_product_attention",
+        lambda query, *_, **__: torch.zeros_like(query),
+    )
+    without = estimate(on(one, where), schema, where, "cuda").dense.flops
+    length = 4 + 10  # CLS tokens and events
+    pairs = 2 * length * length + 3 * 2 * length  # 2 layers over themselves; 3 poolings by 2 queries
+    # Scores and weighted sums: 2 products of 16 multiplications and additions a pair; backward twice that.
+    assert flops - without == 3 * 4096 * pairs * 2 * 2 * 16
+
+
+def test_what_cannot_be_counted_leaves_a_lower_bound() -> None:
+    history = Feature(name="seen", kind="sequence", table="item", max_length=10)
+    schema = SCHEMA.model_copy(update={"features": (*SCHEMA.features, history)})
+    dnn = {"kind": "dnn", "embedding_dim": 16, "hidden_units": [8]}
+    both = config(model={"components": {"dnn": dnn, "din": {"kind": "din", "embedding_dim": 16}}})
+    where = cluster("1x2:t4")
+    found = {name: result for name, _, result in sweep(both, schema, [where], "cuda", None) if result}
+    assert {name: result.is_lower_bound for name, result in found.items()} == {
+        "dnn": False,
+        "din": True,
+        "ensemble": True,
+    }
+    assert found["ensemble"].dense.uncounted == ("din",)
+    assert found["ensemble"].dense.flops == found["dnn"].dense.flops > 0
+
+
+def test_all_reduce_by_hand() -> None:
+    """A ring has a host's whole network, but no more than its inner links."""
+    one = config(model={"components": {"a": {"kind": "dnn", "embedding_dim": 16, "hidden_units": [8]}}})
+    numel = 16 + 64 * 8 + 8 + 8 + 1  # the vector that age scales; weights and biases of two layers
+    for shape, rate in (("1x4:t4", 16), ("2x4:t4", 4 * 1.56), ("2x16:t4", 16), ("4x1:t4", 1.56)):
+        where = cluster(shape)
+        dense = estimate(on(one, where), SCHEMA, where, "cuda").dense
+        n = where.world_size
+        assert dense.bytes == 4 * 4 * numel
+        assert dense.all_reduce_ms == pytest.approx(2 * (n - 1) / n * 4 * numel / (rate * 1e9) * 1000)
+
+
+def test_dense_and_frozen_tables_by_hand() -> None:
+    """Tables held whole have their own optimizer's state; pretrained ones neither gradient nor state."""
+    one = {"components": {"a": {"kind": "dnn", "embedding_dim": 16, "hidden_units": [8]}}}
+    where = cluster("1x2:t4")
+    base = config(model=one, optimizer={"dense_tables": {"kind": "sgd"}})
+    held = config(
+        model=one, optimizer={"dense_tables": {"kind": "sgd"}}, sharding={"dense_tables": ["a__country"]}
+    )
+    without, with_table = (estimate(on(c, where), SCHEMA, where, "cuda").dense for c in (base, held))
+    assert with_table.bytes - without.bytes == 200 * 16 * 4 * 2
+    assert with_table.all_reduce_ms is not None
+    assert without.all_reduce_ms is not None
+    more = with_table.all_reduce_ms - without.all_reduce_ms
+    assert more == pytest.approx(200 * 16 * 4 / 16e9 * 1000)
+    frozen = SCHEMA.model_copy(update={"pretrained": {"item": 24}})
+    dense = estimate(on(base, where), frozen, where, "cuda").dense
+    projection = 24 * 16
+    assert dense.bytes - without.bytes == 1_000_000 * 24 * 4 + projection * 4 * 4
+    assert dense.all_reduce_ms is not None
+    assert dense.all_reduce_ms - without.all_reduce_ms == pytest.approx(projection * 4 / 16e9 * 1000)
+
+
 TIGHT = {"sharding": {"cluster": {"hbm_gb": 0.8, "ddr_gb": 4}}}
 
 
-def test_remedies_hold_what_they_promise() -> None:
+@pytest.mark.parametrize("batch_per_gpu", [None, 4096])
+def test_remedies_hold_what_they_promise(batch_per_gpu: int | None) -> None:
     where = cluster("1x1:t4")
-    tried = list(remedies(on(config(**TIGHT), where), SCHEMA, where, "cuda"))
+    here = on(config(**TIGHT), where, batch_per_gpu)
+    tried = list(remedies(here, SCHEMA, where, "cuda", batch_per_gpu))
     outcomes = {remedy.what: remedy.estimate for remedy in tried}
     assert set(outcomes) == {"fp16 tables", "host memory, cached on the GPU", "more hosts"}
     # 1.06 GB of rows and 0.09 of state on a GPU of 0.73 usable: half of the rows fit, two GPUs fit.
@@ -86,15 +158,18 @@ def test_remedies_hold_what_they_promise() -> None:
         assert result is not None, what
         if how.startswith("--cluster"):
             assert result.cluster.nodes == 2
-            again = estimate(on(config(**TIGHT), result.cluster), SCHEMA, result.cluster, "cuda")
+            there = on(config(**TIGHT), result.cluster, batch_per_gpu)
+            assert there.data.batch_size == 4096 * (2 if batch_per_gpu else 1)
+            again = estimate(there, SCHEMA, result.cluster, "cuda")
         else:
             key, value = how.split("=")
             section, name = key.split(".")
-            changed = on(config(**TIGHT), where).model_dump()
+            changed = here.model_dump()
             changed[section][name] = yaml.safe_load(value)
             again = estimate(RunConfig.model_validate(changed), SCHEMA, where, "cuda")
         assert max(again.load.memory) <= 0.85 * 0.8 * GIB
         assert again.load.memory == result.load.memory
+        assert again.step_ms == result.step_ms
     host = outcomes["host memory, cached on the GPU"]
     assert host is not None
     assert max(host.load.host) > 0
@@ -107,7 +182,7 @@ def test_row_wise_is_a_remedy_where_constraints_forbid_it() -> None:
         sharding={"cluster": {"hbm_gb": 0.7}, "constraints": whole}, training={"table_precision": "fp16"}
     )
     tight = on(tight.model_copy(update={"training": config().training}), where)
-    first = next(iter(remedies(tight, SCHEMA, where, "cuda")))
+    first = next(iter(remedies(tight, SCHEMA, where, "cuda", None)))
     assert first.what == "row-wise allowed"
     assert first.estimate is not None
     split = {t.table for t in first.estimate.plan.placements if t.sharding_type == "row_wise"}
@@ -115,12 +190,43 @@ def test_row_wise_is_a_remedy_where_constraints_forbid_it() -> None:
 
 
 def test_single_models_keep_what_concerns_them() -> None:
-    constraints = {"a__user": {"sharding_types": ["row_wise"]}, "*": {"sharding_types": ["table_wise"]}}
-    singles = single_models(config(sharding={"constraints": constraints}))
+    patterns = ("a__user", "*", "[ab]__item", "?__country", "*b__*")
+    constraints = {pattern: {"sharding_types": ["table_wise"]} for pattern in patterns}
+    singles = single_models(config(sharding={"constraints": constraints}), SCHEMA)
     assert list(singles) == ["a", "b"]
-    assert list(singles["b"].sharding.constraints) == ["*"]
-    assert list(singles["a"].sharding.constraints) == ["a__user", "*"]
-    assert single_models(singles["a"]) == {}
+    assert list(singles["b"].sharding.constraints) == ["*", "[ab]__item", "?__country", "*b__*"]
+    assert list(singles["a"].sharding.constraints) == ["a__user", "*", "[ab]__item", "?__country"]
+    assert single_models(singles["a"], SCHEMA) == {}
+
+
+@pytest.mark.parametrize(
+    ("data", "shape", "remedy"),
+    [
+        ({"batch_size": 4096}, "2x8", None),
+        ({"batch_size": 4096}, "4x8", "data.lanes=32"),
+        ({"batch_size": 4096}, "3x1", "data.batch_size=4095 data.lanes=3"),
+        ({"batch_size": 4096, "order": "sequential"}, "4x8", None),
+        ({"batch_size": 4096, "order": "sequential"}, "3x1", "data.batch_size=4095"),
+        ({"batch_size": 4096, "lanes": 4096}, "1x4096", None),
+    ],
+)
+def test_what_train_refuses(data: dict[str, object], shape: str, remedy: str | None) -> None:
+    settings, where = config(data={"path": "unused", **data}), cluster(shape)
+
+    def trains(data: DataConfig) -> bool:
+        lanes = data.lanes if data.order == "shuffled" else where.world_size
+        try:
+            check_divisible(data.batch_size, lanes, where.world_size)
+        except UserError:
+            return False
+        return True
+
+    why = refusal(settings, where)
+    assert trains(settings.data) == (why is None) == (remedy is None)
+    if why and remedy:
+        assert why.endswith(f"set {remedy}")
+        changes = {key.removeprefix("data."): int(v) for key, v in (x.split("=") for x in remedy.split())}
+        assert trains(settings.data.model_copy(update=changes))
 
 
 def test_sweep() -> None:
@@ -207,6 +313,12 @@ def test_what_does_not_fit_is_answered_with_what_does(cetnet: Callable[..., tupl
         (["--sweep=1x8..4x8:gtx"], ["gtx", "known"]),
         (["--cluster=1000x8:h100"], ["data.batch_size=64", "8,000", "--batch-per-gpu"]),
         (["--schema=elsewhere.yaml"], ["elsewhere.yaml", "not found"]),
+        (["--cluster=infinite.yaml"], ["infinite.yaml", "hbm_gb", "finite"]),
+        (["sharding.cluster.ddr_gb=.inf"], ["sharding.cluster.ddr_gb", "finite"]),
+        (["--json=short.yaml/plan.json"], ["short.yaml/plan.json", "can't be written"]),
+        (["--json=."], ["not a regular file"]),
+        (["--sweep=1x1..2x1", "--plot=short.yaml/sweep.png"], ["short.yaml/sweep.png", "can't be written"]),
+        (["--sweep=1x1..2x1", "--plot=sweep.gif2"], ["sweep.gif2", ".png", ".svg"]),
     ],
 )
 def test_mistakes_are_one_line(
@@ -215,6 +327,7 @@ def test_mistakes_are_one_line(
     Path("list.yaml").write_text("- a\n- b\n")
     Path("typo.yaml").write_text("{nodes: 1, gpus_per_node: 8, hbm_bg: 80}")
     Path("short.yaml").write_text("nodes: 4")
+    Path("infinite.yaml").write_text("{nodes: 4, gpus_per_node: 1, hbm_gb: .inf}")
     code, out, err = cetnet(*arguments)
     assert code == 2
     assert not out
