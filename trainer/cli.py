@@ -329,8 +329,10 @@ def calibrate(
     """
     if embedding_dim % 4:
         raise UserError(f"--embedding-dim {embedding_dim} is not a multiple of 4")
-    if out is not None and out.is_dir():
-        raise UserError(f"{out} is a directory; name the YAML file to write")
+    if out is not None:
+        from trainer.run import check_writable
+
+        check_writable(out)
     if nproc > 1 and "RANK" not in os.environ:
         options = ["--embedding-dim", str(embedding_dim), "--megabytes", str(megabytes), "--device", device]
         _launch(["calibrate", *options, *(["--out", str(out)] if out else [])], nproc)
