@@ -41,6 +41,24 @@ Overrides = Annotated[
 NumProcesses = Annotated[int, typer.Option("--nproc", min=1, help="Processes to start on this machine.")]
 
 
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="Limit for all processes together, such as 4GB; default: half of the machine's. With --scheduler: for "
+        "each of its workers; default: their own.",
+    ),
+]
+Workers = Annotated[int | None, typer.Option(min=1, help="Processes; default: one a core.")]
+Scheduler = Annotated[
+    str | None,
+    typer.Option(
+        metavar="tcp://HOST:8786",
+        help="Dask scheduler whose workers do the work; they must see the same files.",
+    ),
+]
+
+
 @prepare_app.command()
 def amazon(
     raw: Raw,
@@ -155,9 +173,12 @@ def csv(
     split: Split = "random:0.8,0.1,0.1",
     seed: Seed = 1,
     overwrite: Overwrite = False,
+    memory: Memory = None,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
 ) -> None:
     """Your own CSV files."""
-    _prepare_tabular("csv", raw, out, schema, split, seed, overwrite)
+    _prepare_tabular("csv", raw, out, schema, split, seed, overwrite, memory, workers, scheduler)
 
 
 @prepare_app.command()
@@ -168,9 +189,12 @@ def parquet(
     split: Split = "random:0.8,0.1,0.1",
     seed: Seed = 1,
     overwrite: Overwrite = False,
+    memory: Memory = None,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
 ) -> None:
     """Your own Parquet files."""
-    _prepare_tabular("parquet", raw, out, schema, split, seed, overwrite)
+    _prepare_tabular("parquet", raw, out, schema, split, seed, overwrite, memory, workers, scheduler)
 
 
 def _prepare_tabular(
@@ -181,10 +205,13 @@ def _prepare_tabular(
     split: str,
     seed: int,
     overwrite: bool,
+    memory: str | None,
+    workers: int | None,
+    scheduler: str | None,
 ) -> None:
     from trainer.prepare.tabular import prepare_tabular
 
-    prepare_tabular(source, raw, out, schema, split, overwrite, seed, _command())
+    prepare_tabular(source, raw, out, schema, split, overwrite, seed, _command(), memory, workers, scheduler)
     _prepared(out)
 
 
@@ -413,7 +440,16 @@ def _launch(arguments: list[str], nproc: int) -> None:
 
 
 def _command() -> str:
-    return shlex.join(["cetnet", *sys.argv[1:]])
+    """The command, for the data card; without the options that say how it runs, not what comes out."""
+    words = iter(sys.argv[1:])
+    kept = []
+    for word in words:
+        name, _, value = word.partition("=")
+        if name not in ("--memory", "--workers", "--scheduler"):
+            kept.append(word)
+        elif not value:
+            next(words, None)
+    return shlex.join(["cetnet", *kept])
 
 
 def _prepared(out: Path) -> None:

@@ -171,7 +171,7 @@ def test_empty_split_is_refused(tmp_path: Path) -> None:
 def test_ids_outside_the_table_are_our_mistake(name: str, bad: int) -> None:
     value = pl.lit(bad) if name == "item" else pl.lit([bad])
     with pytest.raises(AssertionError, match=name):
-        dataset._check_table(
+        dataset.check_table(
             frame(3)
             .with_columns(value.alias(name))
             .select(dataset.arrow_schema(SCHEMA).names)

@@ -11,8 +11,9 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -22,10 +23,20 @@ import pyarrow.parquet as pq
 import yaml
 from pydantic import ValidationError
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 from models.schema import Feature, Schema
 from trainer.errors import UserError
+from trainer.prepare.published import Published
 
 SPLITS = ("train", "validation", "test")
 ROW_GROUP_ROWS = 16_384
@@ -145,35 +156,50 @@ def list_column(values: np.ndarray, lengths: np.ndarray) -> pl.Series:
 # ---------------------------------------------------------------------------------------------- output
 
 
+def check_out(out: Path, overwrite: bool) -> None:
+    """UserError if `out` exists, unless it may be overwritten; what is no prepared dataset never is."""
+    if not out.exists():
+        return
+    if not overwrite:
+        raise UserError(f"{out} exists already: give another directory, or overwrite it with --overwrite")
+    if not out.is_dir() or (any(out.iterdir()) and not (out / "card.json").is_file()):
+        raise UserError(
+            f"{out} is not a prepared dataset (no card.json), so it is not overwritten: "
+            "remove it, or give another directory"
+        )
+
+
+def publish(staged: Path, out: Path) -> None:
+    """Rename a finished directory to `out`, replacing what is there; `staged` has a parent of its own."""
+    replaced = staged.with_name("old")
+    if out.exists():
+        out.rename(replaced)
+    try:
+        staged.rename(out)
+    except BaseException:
+        if replaced.exists():
+            replaced.rename(out)
+        raise
+
+
 @contextmanager
 def staging(out: Path, overwrite: bool) -> Iterator[Path]:
     """A temporary sibling of `out`, renamed to `out` at the end and removed on any failure or Ctrl-C.
 
     An existing `out` is a UserError unless `overwrite`; what is not a prepared dataset is never removed.
     """
-    if out.exists():
-        if not overwrite:
-            raise UserError(f"{out} exists already: give another directory, or overwrite it with --overwrite")
-        if not out.is_dir() or (any(out.iterdir()) and not (out / "card.json").is_file()):
-            raise UserError(
-                f"{out} is not a prepared dataset (no card.json), so it is not overwritten: "
-                "remove it, or give another directory"
-            )
+    check_out(out, overwrite)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
     except OSError as error:
         raise UserError(f"cannot write beside {out}: {error.strerror}; give a writable directory") from error
-    staged, replaced = temporary / "new", temporary / "old"
     try:
+        staged = temporary / "new"
         staged.mkdir()
         yield staged
-        if out.exists():
-            out.rename(replaced)
-        staged.rename(out)
+        publish(staged, out)
     finally:
-        if replaced.exists() and not out.exists():
-            replaced.rename(out)
         shutil.rmtree(temporary, ignore_errors=True)
 
 
@@ -187,6 +213,7 @@ class Card:
     command: str
     seed: int | None
     notes: tuple[str, ...] = ()
+    published: Published | None = None
 
 
 @dataclass
@@ -197,6 +224,12 @@ class _IdStatistics:
     unknown: int = 0
     longest: int = 0
     empty: int = 0
+
+    def merge(self, other: "_IdStatistics") -> None:
+        self.ids += other.ids
+        self.unknown += other.unknown
+        self.longest = max(self.longest, other.longest)
+        self.empty += other.empty
 
     def add(self, column: pa.Array) -> None:
         ids = column.flatten() if pa.types.is_list(column.type) else column
@@ -211,8 +244,8 @@ class _IdStatistics:
 
 
 @dataclass
-class _SplitStatistics:
-    """Sums over one split, and the Parquet files it goes to."""
+class SplitStatistics:
+    """Sums over rows of one split; sums over all of them are merged from those over parts."""
 
     rows: int = 0
     positives: int = 0
@@ -222,6 +255,7 @@ class _SplitStatistics:
     ids: dict[str, _IdStatistics] = field(default_factory=dict)
 
     def add(self, table: pa.Table, schema: Schema) -> None:
+        """Add the sums over more rows of the split."""
         label = table[schema.label].to_numpy()
         self.rows += table.num_rows
         self.positives += int(label.sum())
@@ -230,16 +264,34 @@ class _SplitStatistics:
             self.log_loss -= float(np.where(label == 1, np.log(p), np.log1p(-p)).sum())
         if schema.timestamp:
             times = table[schema.timestamp].to_numpy()
-            first, last = int(times.min()), int(times.max())
-            self.first_timestamp = first if self.first_timestamp is None else min(first, self.first_timestamp)
-            self.last_timestamp = last if self.last_timestamp is None else max(last, self.last_timestamp)
+            self._add_times(int(times.min()), int(times.max()))
         for feature in schema.id_features:
             for chunk in table[feature.name].chunks:
                 if len(chunk):
                     self.ids.setdefault(feature.name, _IdStatistics()).add(chunk)
 
+    def _add_times(self, first: int, last: int) -> None:
+        self.first_timestamp = first if self.first_timestamp is None else min(first, self.first_timestamp)
+        self.last_timestamp = last if self.last_timestamp is None else max(last, self.last_timestamp)
+
+    def merge(self, other: "SplitStatistics") -> None:
+        """Add the sums over other rows of the split."""
+        self.rows += other.rows
+        self.positives += other.positives
+        self.log_loss += other.log_loss
+        if other.first_timestamp is not None and other.last_timestamp is not None:
+            self._add_times(other.first_timestamp, other.last_timestamp)
+        for name, ids in other.ids.items():
+            self.ids.setdefault(name, _IdStatistics()).merge(ids)
+
+    @classmethod
+    def from_dict(cls, facts: dict[str, Any]) -> "SplitStatistics":
+        """The inverse of `dataclasses.asdict`."""
+        return cls(**facts | {"ids": {name: _IdStatistics(**ids) for name, ids in facts["ids"].items()}})
+
     @property
     def positive_rate(self) -> float:
+        """Share of rows with label 1."""
         return self.positives / self.rows
 
     @property
@@ -249,41 +301,63 @@ class _SplitStatistics:
         return self.log_loss / self.rows / -(p * np.log(p) + (1 - p) * np.log1p(-p))
 
 
-class _Parts:
-    """Parquet files of one split, with row groups of exactly ROW_GROUP_ROWS rows (but the last)."""
+class PartWriter:
+    """One Parquet file whose row groups have exactly ROW_GROUP_ROWS rows (but the last), whatever it is given."""
 
-    def __init__(self, directory: Path, schema: pa.Schema) -> None:
+    def __init__(self, path: Path, columns: pa.Schema) -> None:
+        self._writer = pq.ParquetWriter(path, columns, compression="zstd")
+        self._pending = columns.empty_table()
+
+    def write(self, table: pa.Table) -> None:
+        """Add rows; memory: less than a row group besides `table`."""
+        table = pa.concat_tables([self._pending, table])
+        whole = table.num_rows // ROW_GROUP_ROWS * ROW_GROUP_ROWS
+        for start in range(0, whole, ROW_GROUP_ROWS):
+            self._write_group(table.slice(start, ROW_GROUP_ROWS))
+        self._pending = table.slice(whole).combine_chunks()
+
+    def close(self) -> None:
+        """Write the last row group and the footer."""
+        if self._pending.num_rows:
+            self._write_group(self._pending)
+        self._writer.close()
+
+    def _write_group(self, table: pa.Table) -> None:
+        # the bytes of a page depend on how a column is chunked
+        self._writer.write_table(table.combine_chunks(), row_group_size=ROW_GROUP_ROWS)
+
+
+def part_name(number: int) -> str:
+    """File name of a part of a split, which holds ROWS_PER_FILE rows (but the last)."""
+    return f"part-{number:05d}.parquet"
+
+
+class _Parts:
+    """The files of one split."""
+
+    def __init__(self, directory: Path, columns: pa.Schema) -> None:
         self._directory = directory
-        self._schema = schema
-        self._pending = schema.empty_table()
-        self._writer: pq.ParquetWriter | None = None
+        self._columns = columns
+        self._writer: PartWriter | None = None
         self._part = 0
         self._rows_in_file = 0
 
     def write(self, table: pa.Table) -> None:
-        self._pending = pa.concat_tables([self._pending, table])
-        whole = self._pending.num_rows // ROW_GROUP_ROWS * ROW_GROUP_ROWS
-        self._write(self._pending.slice(0, whole))
-        self._pending = self._pending.slice(whole)
-
-    def close(self) -> None:
-        self._write(self._pending)
-        if self._writer:
-            self._writer.close()
-
-    def _write(self, table: pa.Table) -> None:
         while table.num_rows:
             if self._writer is None:
                 self._directory.mkdir(exist_ok=True)
-                path = self._directory / f"part-{self._part:05d}.parquet"
-                self._writer = pq.ParquetWriter(path, self._schema, compression="zstd")
+                self._writer = PartWriter(self._directory / part_name(self._part), self._columns)
             rows = min(table.num_rows, ROWS_PER_FILE - self._rows_in_file)
-            self._writer.write_table(table.slice(0, rows), row_group_size=ROW_GROUP_ROWS)
+            self._writer.write(table.slice(0, rows))
             table = table.slice(rows)
             self._rows_in_file += rows
             if self._rows_in_file == ROWS_PER_FILE:
-                self._writer.close()
+                self.close()
                 self._writer, self._part, self._rows_in_file = None, self._part + 1, 0
+
+    def close(self) -> None:
+        if self._writer:
+            self._writer.close()
 
 
 def arrow_schema(schema: Schema) -> pa.Schema:
@@ -309,10 +383,23 @@ def _dtype(feature: Feature, schema: Schema) -> pa.DataType:
     return ids if feature.kind == "categorical" else pa.list_(ids)
 
 
+class _Rate(ProgressColumn):
+    """Units a second."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:,.0f}/s" if task.speed else "")
+
+
 def progress_bar() -> Progress:
     """A progress bar on stderr; nothing at all where stderr is not a terminal."""
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeRemainingColumn(),
+    )
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
@@ -332,19 +419,32 @@ def write_dataset(
     """
     columns = arrow_schema(schema)
     parts = {split: _Parts(directory / split, columns) for split in SPLITS}
-    statistics = {split: _SplitStatistics() for split in SPLITS}
+    statistics = {split: SplitStatistics() for split in SPLITS}
     with progress_bar() as progress:
         task = progress.add_task("rows", total=total_rows)
         for split, frame in frames:
             table = frame.select(columns.names).to_arrow().cast(columns)
-            _check_table(table, schema)
+            check_table(table, schema)
             parts[split].write(table)
             statistics[split].add(table, schema)
             progress.advance(task, frame.height)
     for split in SPLITS:
         parts[split].close()
-        if not statistics[split].rows:
+    return finish_dataset(directory, schema, statistics, card)
+
+
+def check_split_rows(rows: Mapping[str, int]) -> None:
+    """A split without rows is a UserError."""
+    for split, count in rows.items():
+        if not count:
             raise UserError(f"the {split} split has no rows: give more data or other split fractions")
+
+
+def finish_dataset(
+    directory: Path, schema: Schema, statistics: Mapping[str, SplitStatistics], card: Card
+) -> Schema:
+    """Write the schema and the data card beside the splits' files; returns the schema with mean lengths."""
+    check_split_rows({split: sums.rows for split, sums in statistics.items()})
     train = statistics["train"]
     features = tuple(
         feature.model_copy(update={"mean_length": round(train.ids[feature.name].ids / train.rows, 4)})
@@ -360,7 +460,7 @@ def write_dataset(
     return schema
 
 
-def _check_table(table: pa.Table, schema: Schema) -> None:
+def check_table(table: pa.Table, schema: Schema) -> None:
     """The contract between the preparations and the writer; a failure is our mistake, not the user's."""
     for name in table.column_names:
         assert table[name].null_count == 0, f"nulls in {name}"
@@ -376,7 +476,7 @@ def _check_table(table: pa.Table, schema: Schema) -> None:
                 assert longest is None or longest <= feature.max_length, f"{feature.name} is too long"
 
 
-def _facts(schema: Schema, statistics: Mapping[str, _SplitStatistics], card: Card) -> dict[str, object]:
+def _facts(schema: Schema, statistics: Mapping[str, SplitStatistics], card: Card) -> dict[str, object]:
     """The data card for machines."""
     splits: dict[str, dict[str, object]] = {}
     for split, sums in statistics.items():
@@ -412,7 +512,28 @@ def _facts(schema: Schema, statistics: Mapping[str, _SplitStatistics], card: Car
         "tables": schema.tables,
         "features": features,
         "notes": list(card.notes),
+        **({"published": asdict(card.published)} if card.published else {}),
     }
+
+
+def _comparison(
+    schema: Schema, statistics: Mapping[str, SplitStatistics], published: Published
+) -> list[list[str]]:
+    """Rows of the card's table that compares with the published counts; of tables, the values without spare rows."""
+    counts = [(f"rows of {split}", statistics[split].rows, rows) for split, rows in published.rows.items()]
+    counts += [
+        (f"values of `{table}`", schema.tables[table] - 1, rows - 2)
+        for table, rows in published.tables.items()
+    ]
+    if published.total is not None:
+        tables = len(schema.tables)
+        counts.append(
+            ("values of all tables", sum(schema.tables.values()) - tables, published.total - 2 * tables)
+        )
+    return [
+        [name, "equal" if ours == theirs else f"ours {ours:,}, published {theirs:,}"]
+        for name, ours, theirs in counts
+    ]
 
 
 def _markdown_table(header: list[str], rows: list[list[str]]) -> str:
@@ -420,7 +541,7 @@ def _markdown_table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _readme(schema: Schema, statistics: Mapping[str, _SplitStatistics], card: Card) -> str:
+def _readme(schema: Schema, statistics: Mapping[str, SplitStatistics], card: Card) -> str:
     """The data card for people."""
     header = ["split", "rows", "positives", "positive rate"]
     header += ["timestamps"] if schema.timestamp else []
@@ -472,6 +593,12 @@ def _readme(schema: Schema, statistics: Mapping[str, _SplitStatistics], card: Ca
         "## Tables",
         _markdown_table(["table", "rows (with id 0)"], tables),
     ]
+    if card.published:
+        sections += [
+            "## Published",
+            f"Compared with {card.published.source}:",
+            _markdown_table(["count", "ours"], _comparison(schema, statistics, card.published)),
+        ]
     if card.notes:
         sections += ["## Notes", "\n".join(f"- {note}" for note in card.notes)]
     return "\n\n".join(sections) + "\n"

@@ -1,147 +1,147 @@
-"""The user's own CSV or Parquet files, described by a raw schema (`RawSchema`, a YAML file)."""
+"""Click logs of any size, described by a raw schema (`RawSchema`), prepared within a memory limit.
 
-from collections.abc import Iterator, Mapping
+`prepare_table` reads top to bottom: a map over chunks, a small reduce, the next map. The maps are the tasks of
+`stages`, which run in processes of this machine or on a Dask cluster, and survive a kill (`tasks`).
+"""
+
+import math
+import shutil
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
+from fractions import Fraction
+from functools import partial
+from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import polars as pl
-import pyarrow.parquet as pq
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+import pyarrow as pa
 
-from models.schema import Feature, FeatureKind, Schema
+from models.schema import Schema
 from trainer.errors import UserError
+from trainer.prepare import stages
+from trainer.prepare.chunks import Format, Unit, is_compressed, units
 from trainer.prepare.dataset import (
+    ROWS_PER_FILE,
     SPLITS,
     Card,
-    Fractions,
-    build_vocabulary,
-    check_fractions,
-    encode,
-    random_split,
-    staging,
-    time_cuts,
-    write_dataset,
-    yaml_errors,
+    SplitStatistics,
+    check_split_rows,
+    finish_dataset,
+    part_name,
+    publish,
+)
+from trainer.prepare.published import Published
+from trainer.prepare.raw import RawFeature, RawSchema
+from trainer.prepare.splits import Split, parse_split
+from trainer.prepare.stages import GROUP, Chunk, Encoding, Numbered, Slice, Transform
+from trainer.prepare.tasks import (
+    Plan,
+    Resources,
+    Task,
+    dask_resources,
+    executor,
+    local_resources,
+    parse_memory,
+    run_tasks,
+    work_folder,
 )
 
-Format = Literal["csv", "parquet"]
+__all__ = ["Format", "RawFeature", "RawSchema", "Split", "parse_split", "prepare_table", "prepare_tabular"]
 
-BATCH_ROWS = 131_072
+FORMAT_VERSION = 1  # of the files in a work folder
 SUFFIXES = {"csv": (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz"), "parquet": (".parquet",)}
 
 
-class RawFeature(BaseModel):
-    """One raw column: a feature as in `models.schema`, whose ids may still be any values."""
+def prepare_table(
+    spec: RawSchema,
+    files: Mapping[str, Sequence[Path]],
+    format: Format,
+    out: Path,
+    *,
+    split: Split | None = None,
+    transform: Transform | None = None,
+    title: str,
+    source: str,
+    command: str,
+    notes: Sequence[str] = (),
+    seed: int | None = None,
+    published: Published | None = None,
+    memory: str | None = None,
+    workers: int | None = None,
+    scheduler: str | None = None,
+    overwrite: bool = False,
+) -> Schema:
+    """Prepare raw files of any size as `out`; the same bytes for any memory, workers, chunks and interruptions.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    Args:
+        spec: the raw columns.
+        files: {"all": files}, divided by `split`; or by the names of SPLITS, and a file may serve two of them.
+        format: "csv" (also gzipped) or "parquet".
+        out: directory to make; unfinished work lies in `.NAME.work` beside it, see `tasks.work_folder`.
+        split: for "all": `parse_split("time:0.8,0.1,0.1", spec, seed)`, or any `Split`.
+        transform: a module-level function from the raw columns of a chunk (CSV: text) to those that `spec` names,
+            with the same rows.
+        title, source, command, notes, seed, published: of the data card.
+        memory: limit for all processes together, such as "4GB"; default half of the machine's. With a scheduler the
+            limit of each of its workers; default: the one they were started with.
+        workers: processes; default: a core each, fewer if memory is short.
+        scheduler: address of a Dask scheduler whose workers see the same files and run the tasks.
+        overwrite: replace an existing dataset, and the unfinished work of another preparation.
 
-    name: str = Field(description="Column name in the raw files, and in the prepared ones.")
-    kind: FeatureKind
-    table: str | None = Field(None, description="Table, and vocabulary, of the values. Default: the name.")
-    max_length: int | None = Field(None, description="Sequences only: the most recent values kept.")
-    min_count: int | None = Field(
-        None, gt=0, description="Values seen less often in train, in the whole table, become id 0."
-    )
-    transform: Literal["none", "log1p", "standardize"] = Field(
-        "none",
-        description="Dense only: sign(x) log(1 + |x|), or mean 0 and standard deviation 1 over train.",
-    )
+    Columns: label float32 (raw 0 or 1); group int64 (raw integers as they are if all are, else all are numbered from
+    1 in sorted order); timestamp int64 seconds; weight float32; ids int32 in each table's vocabulary of train, in
+    the order of the values (compared as text, so 7 and "7" are one value), or hashes, or raw ids where `tables` gives
+    their rows; dense float32, transformed, missing values 0 after the transform.
 
-    @model_validator(mode="after")
-    def _check(self) -> "RawFeature":
-        if self.kind == "dense" and self.min_count is not None:
-            raise ValueError(f"feature {self.name!r} is dense and cannot have a min_count")
-        if self.kind != "dense" and self.transform != "none":
-            raise ValueError(f"feature {self.name!r} is not dense and cannot have a transform")
-        return self
-
-
-class RawSchema(BaseModel):
-    """What the raw columns are: `Schema` before vocabularies, and how a CSV file is written."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    label: str
-    group: str | None = Field(None, description="Any values; they become integers.")
-    timestamp: str | None = Field(None, description="Integer seconds, or dates and times in Parquet.")
-    weight: str | None = None
-    tables: dict[str, int | None] = Field(
-        {}, description="Rows of tables whose values are ids already; null or left out: build a vocabulary."
-    )
-    features: tuple[RawFeature, ...] = Field(min_length=1)
-    min_count: int = Field(1, gt=0, description="For tables none of whose features has its own.")
-    separator: str = Field("|", min_length=1, description="Between the values of a list in CSV.")
-    delimiter: str = Field(",", min_length=1, max_length=1, description="Between the columns of CSV.")
-    header: tuple[str, ...] | None = Field(
-        None, description="CSV column names, for files without a line of them."
-    )
-
-    @model_validator(mode="after")
-    def _check(self) -> "RawSchema":
-        for table in self.vocabulary_tables:
-            counts = {f.min_count for f in self.features if _table(f) == table and f.min_count}
-            if len(counts) > 1:
-                raise ValueError(f"features of table {table!r} have different min_counts")
-        return self
-
-    @property
-    def vocabulary_tables(self) -> list[str]:
-        """Tables whose rows are not given, in the order of the features."""
-        tables = dict.fromkeys(_table(feature) for feature in self.features if feature.kind != "dense")
-        return [table for table in tables if self.tables.get(table) is None]
-
-    def table_min_count(self, table: str) -> int:
-        """The min_count of the features of a table, or the general one."""
-        return next(
-            (f.min_count for f in self.features if _table(f) == table and f.min_count), self.min_count
-        )
-
-    def prepared(self, rows: Mapping[str, int]) -> Schema:
-        """The schema of the prepared files, given the rows of the tables without given ones.
-
-        A group or timestamp that is also a feature becomes a column of its own, `<name>_group` or
-        `<name>_timestamp`, because the feature's column holds ids.
-        """
-        names = {feature.name for feature in self.features}
-        return Schema(
-            label=self.label,
-            group=f"{self.group}_group" if self.group in names else self.group,
-            timestamp=f"{self.timestamp}_timestamp" if self.timestamp in names else self.timestamp,
-            weight=self.weight,
-            tables={name: size for name, size in self.tables.items() if size is not None} | dict(rows),
-            features=tuple(
-                Feature(name=f.name, kind=f.kind, table=f.table, max_length=f.max_length)
-                for f in self.features
+    Raises UserError with file, column and row (1 is the first data row) for values that are not what the schema says,
+    and for missing columns, an unusable split, too little memory or disk, and an existing `out`.
+    """
+    limit = parse_memory(memory) if memory else None
+    resources = dask_resources(scheduler, limit) if scheduler else local_resources(limit, workers)
+    _check_disk(files, format, out)
+    job = {
+        "version": [FORMAT_VERSION, pl.__version__, pa.__version__],
+        "files": {name: [_identity(path) for path in paths] for name, paths in files.items()},
+        "format": format,
+        "spec": spec.model_dump(mode="json"),
+        "split": repr(split),
+        "transform": f"{transform.__module__}.{transform.__qualname__}" if transform else None,
+    }
+    with work_folder(out, job, resources.plan(), overwrite) as (work, plan):
+        resources = resources.fit(plan)
+        if not resources.scheduler and sum(path.stat().st_size for path in _all(files)) <= plan.chunk_bytes:
+            resources = Resources(1, resources.share)
+        with executor(resources) as pool:
+            preparation = _Preparation(work, plan, pool, resources.workers, spec, format)
+            chunks, facts = preparation.read(files, transform)
+            assign = split.fit(partial(_frames, spec, chunks)) if split else None
+            counted = preparation.count(chunks, facts, assign)
+            tables = preparation.number(facts, counted)
+            in_time_order = split is not None and split.in_time_order
+            slices, schema = preparation.encode(chunks, facts, counted, tables, in_time_order)
+            statistics = preparation.write(slices, schema)
+        missing = {
+            f.name: sum(fact["missing"][f.name] for fact in facts) for f in spec.features if f.kind == "dense"
+        }
+        schema = finish_dataset(
+            work / "new",
+            schema,
+            statistics,
+            Card(
+                title=title,
+                source=source,
+                split_rule=split.rule if split else "the given files",
+                command=command,
+                seed=seed,
+                notes=(*notes, *_notes(spec, missing)),
+                published=published,
             ),
         )
-
-    @classmethod
-    def load(cls, path: Path) -> "RawSchema":
-        """Read and check a raw schema; every mistake in it is a UserError."""
-        with yaml_errors(path):
-            raw = cls.model_validate(yaml.safe_load(path.read_text()))
-            raw.prepared(dict.fromkeys(raw.vocabulary_tables, 1))
-        names = {feature.name for feature in raw.features}
-        if clash := names & {raw.label, raw.weight}:
-            raise UserError(f"{path}: {clash.pop()!r} is both a feature and the label or the weight")
-        return raw
-
-
-def _table(feature: RawFeature) -> str:
-    return feature.table or feature.name
-
-
-@dataclass(frozen=True)
-class _Column:
-    """How a raw column is read: its value, and which rows are mistakes."""
-
-    raw: str
-    name: str
-    value: pl.Expr
-    bad: pl.Expr | None
-    expected: str
+        publish(work / "new", out)
+    return schema
 
 
 def prepare_tabular(
@@ -153,301 +153,368 @@ def prepare_tabular(
     overwrite: bool = False,
     seed: int = 1,
     command: str | None = None,
+    memory: str | None = None,
+    workers: int | None = None,
+    scheduler: str | None = None,
 ) -> Schema:
-    """Prepare a CSV or Parquet file, or a directory of them (read in the order of their names).
+    """Prepare a CSV or Parquet file, or a directory of them (read in the order of their names): `prepare_table`.
 
     A directory with files or subdirectories named train, validation and test is used as split there, and
     `split` is not. Else `random:0.8,0.1,0.1` splits by a seeded hash of the group (of the row number, where
     there is no group), and `time:0.8,0.1,0.1` by the timestamp, with rows in time order.
-
-    Columns: label float32 (raw 0 or 1); group int64 (raw integers as they are, other values numbered from
-    1 in sorted order); timestamp int64 seconds; weight float32; ids int32 in each table's vocabulary of
-    train (raw values are compared as text, so 7 and "7" are one value; where `tables` gives the rows, raw
-    values are ids already); dense float32, transformed, missing values 0 after the transform.
-
-    In memory: vocabularies, distinct groups, timestamps for a split by time, and batches of BATCH_ROWS
-    rows; a time split of rows that are not in time order sorts all of them in memory. A typed copy of the
-    raw columns lies beside `out` while it runs. `command` is what the card names as its origin. Raises
-    UserError with file, column and row (1 is the first data row) for values that are not what the schema
-    says, and for missing files or columns, an unusable split and an existing `out`.
     """
     spec = RawSchema.load(schema_file)
     files = _input_files(raw, format)
-    with staging(out, overwrite) as directory:
-        typed = directory / "typed.parquet"
-        frames = [
-            _typed(file, format, spec).with_columns(pl.lit(number, pl.Int8).alias("#split"))
-            for number, paths in files.items()
-            for file in paths
-        ]
-        pl.concat(frames).with_row_index("#row").sink_parquet(typed)
-        index, rule = pl.col("#split"), "the given files"
-        if len(files) == 1:
-            index, rule = _split(split, spec, typed, seed)
-        groups = _group_codes(spec, typed)
-        rows = pl.scan_parquet(typed).with_columns(groups)
-        train = rows.with_columns(index.alias("#split")).filter(pl.col("#split") == 0)
-        vocabularies = {
-            table: build_vocabulary(_values(train, spec, table), spec.table_min_count(table))
-            for table in spec.vocabulary_tables
-        }
-        schema = spec.prepared({table: len(values) + 1 for table, values in vocabularies.items()})
-        outputs = [*groups, *_encoders(spec, vocabularies), *_dense(spec, train)]
-
-        def batches() -> Iterator[tuple[str, pl.DataFrame]]:
-            with pq.ParquetFile(typed) as file:
-                for batch in file.iter_batches(BATCH_ROWS):
-                    frame = pl.DataFrame(batch).with_columns(groups).with_columns(index.alias("#split"))
-                    for number, name in enumerate(SPLITS):
-                        part = frame.filter(pl.col("#split") == number)
-                        if part.height:
-                            yield name, part.with_columns(outputs[len(groups) :])
-
-        result = write_dataset(
-            directory,
-            schema,
-            batches(),
-            Card(
-                title=f"{raw.name} ({format})",
-                source=str(raw),
-                split_rule=rule,
-                command=command
-                or f"prepare_tabular({format!r}, raw={str(raw)!r}, out={str(out)!r}, "
-                f"schema_file={str(schema_file)!r}, split={split!r}, seed={seed})",
-                seed=seed if rule.startswith("random") else None,
-                notes=_notes(spec, rows),
-            ),
-            total_rows=pq.read_metadata(typed).num_rows,
-        )
-        typed.unlink()
-        return result
+    rule = parse_split(split, spec, seed) if "all" in files else None
+    return prepare_table(
+        spec,
+        files,
+        format,
+        out,
+        split=rule,
+        title=f"{raw.name} ({format})",
+        source=str(raw),
+        command=command
+        or f"prepare_tabular({format!r}, raw={str(raw)!r}, out={str(out)!r}, "
+        f"schema_file={str(schema_file)!r}, split={split!r}, seed={seed})",
+        seed=seed if rule is not None and not rule.in_time_order else None,
+        memory=memory,
+        workers=workers,
+        scheduler=scheduler,
+        overwrite=overwrite,
+    )
 
 
-def _input_files(raw: Path, format: Format) -> dict[int, list[Path]]:
-    """Files by index into SPLITS; only 0, with all of them, where there is nothing split already."""
+def _input_files(raw: Path, format: Format) -> dict[str, list[Path]]:
+    """Files by split; only "all" where there is nothing split already."""
     if raw.is_file():
-        return {0: [raw]}
+        return {"all": [raw]}
     if not raw.is_dir():
         raise UserError(f"{raw} does not exist: give a {format} file or a directory of them")
 
     def data_files(directory: Path) -> list[Path]:
         return sorted(path for path in directory.iterdir() if path.name.endswith(SUFFIXES[format]))
 
-    given: dict[int, list[Path]] = {}
-    for number, name in enumerate(SPLITS):
+    given: dict[str, list[Path]] = {}
+    for name in SPLITS:
         single = [raw / (name + suffix) for suffix in SUFFIXES[format] if (raw / (name + suffix)).is_file()]
         found = data_files(raw / name) if (raw / name).is_dir() else single
         if found:
-            given[number] = found
+            given[name] = found
     if len(given) == len(SPLITS):
         return given
     if given:
-        missing = ", ".join(name for number, name in enumerate(SPLITS) if number not in given)
+        missing = ", ".join(name for name in SPLITS if name not in given)
         raise UserError(f"{raw} is split, but has no {format} data for {missing}: add it, or give one file")
     if files := data_files(raw):
-        return {0: files}
+        return {"all": files}
     raise UserError(f"{raw} holds no {format} files ({', '.join(SUFFIXES[format])})")
 
 
-def _scan(path: Path, format: Format, spec: RawSchema) -> pl.LazyFrame:
-    if format == "parquet":
-        return pl.scan_parquet(path)
-    # every CSV value is read as text, so that a mistake can be named with its row
-    return pl.scan_csv(
-        path,
-        separator=spec.delimiter,
-        has_header=spec.header is None,
-        new_columns=list(spec.header) if spec.header else None,
-        infer_schema=False,
+def _all(files: Mapping[str, Sequence[Path]]) -> list[Path]:
+    return [path for paths in files.values() for path in paths]
+
+
+def _identity(path: Path) -> list[Any]:
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    return [str(path.resolve()), status.st_size, status.st_mtime_ns]
+
+
+def _check_disk(files: Mapping[str, Sequence[Path]], format: Format, out: Path) -> None:
+    """The work folder and the result take up to about 1.5 times the raw text, 6 times what is compressed."""
+    need = sum(
+        int(path.stat().st_size * (6 if format == "parquet" or is_compressed(path) else 1.5))
+        for path in _all(files)
+        if path.exists()
     )
-
-
-def _typed(path: Path, format: Format, spec: RawSchema) -> pl.LazyFrame:
-    """One raw file with text ids, numbers and integers as the schema says; raises UserError for others."""
-    try:
-        frame = _scan(path, format, spec)
-        dtypes = frame.collect_schema()
-        columns = list(_columns(path, dtypes, spec))
-        checks = [
-            pl.col("#row").filter(column.bad.fill_null(True)).min().alias(column.name)
-            for column in columns
-            if column.bad is not None
-        ]
-        found = frame.with_row_index("#row", offset=1).select(checks).collect(engine="streaming")
-    except pl.exceptions.PolarsError as error:
-        raise UserError(f"{path} is not readable as {format}: {str(error).splitlines()[0]}") from error
-    for column in columns:
-        if column.bad is not None and (row := found[column.name].item()) is not None:
-            raise UserError(f"{path}: column {column.raw!r}, row {row}: expected {column.expected}")
-    return frame.select(column.value.alias(column.name) for column in columns)
-
-
-def _columns(path: Path, dtypes: pl.Schema, spec: RawSchema) -> Iterator[_Column]:
-    """The columns to read from a file with these dtypes."""
-    schema = spec.prepared(dict.fromkeys(spec.vocabulary_tables, 1))
-    used = [spec.label, spec.group, spec.timestamp, spec.weight, *(f.name for f in spec.features)]
-    for name in used:
-        if name is not None and name not in dtypes:
-            raise UserError(f"{path} has no column {name!r}; it has {', '.join(dtypes.names())}")
-    number = pl.col(spec.label).cast(pl.Float64, strict=False)
-    yield _Column(spec.label, spec.label, number, ~number.is_in([0.0, 1.0]), "0 or 1")
-    if spec.group is not None and schema.group is not None:
-        value = pl.col(spec.group).cast(pl.String)
-        yield _Column(spec.group, schema.group, value, value.is_null(), "a value")
-    if spec.timestamp is not None and schema.timestamp is not None:
-        value = pl.col(spec.timestamp)
-        value = value.dt.epoch("s") if dtypes[spec.timestamp].is_temporal() else value
-        value = value.cast(pl.Int64, strict=False)
-        yield _Column(spec.timestamp, schema.timestamp, value, value.is_null(), "integer seconds")
-    if spec.weight is not None:
-        value = pl.col(spec.weight).cast(pl.Float64, strict=False)
-        bad = ~(value.is_finite() & (value >= 0))
-        yield _Column(spec.weight, spec.weight, value, bad, "a number from 0")
-    for feature in spec.features:
-        if feature.kind == "dense":
-            column = pl.col(feature.name)
-            value = column.cast(pl.Float64, strict=False).fill_nan(None)
-            kept = column.cast(pl.Float64, strict=False)
-            bad = (column.is_not_null() & kept.is_null()) | kept.is_infinite().fill_null(False)
-            yield _Column(feature.name, feature.name, value, bad, "a finite number or nothing")
-        else:
-            yield _id_column(path, feature, dtypes[feature.name], spec)
-
-
-def _id_column(path: Path, feature: RawFeature, dtype: pl.DataType, spec: RawSchema) -> _Column:
-    is_list = isinstance(dtype, pl.List)
-    column = pl.col(feature.name)
-    if feature.kind != "categorical" and dtype == pl.String:
-        # an empty cell is an empty list
-        column, is_list = column.str.split(spec.separator), True
-        dtype = pl.List(pl.String)
-    inner = dtype.inner if isinstance(dtype, pl.List) else dtype
-    if is_list != (feature.kind != "categorical"):
-        raise UserError(f"{path}: column {feature.name!r} is {dtype}, which is not {feature.kind}")
-    if not (inner == pl.String or inner == pl.Boolean or inner.is_integer() or inner == pl.Categorical):
+    parent = next(path for path in out.absolute().parents if path.exists())
+    work = out.with_name(f".{out.name}.work")
+    if not work.exists() and (free := shutil.disk_usage(parent).free) < need:
         raise UserError(
-            f"{path}: column {feature.name!r} holds {inner}, not ids: cast it to integer or text, or make "
-            "it dense"
+            f"{parent} has {free / 1e9:.1f} GB free, and the preparation may need {need / 1e9:.1f} GB: "
+            "give a directory on another disk"
         )
-    size = spec.tables.get(_table(feature))
-
-    def convert(values: pl.Expr) -> pl.Expr:
-        text = values.cast(pl.String)
-        text = pl.when(text != "").then(text)
-        return text if size is None else text.cast(pl.Int64, strict=False).fill_null(0)
-
-    def mistaken(values: pl.Expr) -> pl.Expr:
-        text = values.cast(pl.String)
-        ids = text.cast(pl.Int64, strict=False)
-        return text.is_not_null() & (text != "") & ~ids.is_between(0, (size or 1) - 1).fill_null(False)
-
-    bad = None
-    if not is_list:
-        value = convert(column)
-        bad = mistaken(column).fill_null(False)
-    else:
-        value = column.fill_null([]).list.eval(convert(pl.element()))
-        bad = column.list.eval(mistaken(pl.element()).fill_null(False)).list.any().fill_null(False)
-        if feature.max_length is not None:
-            value = value.list.tail(feature.max_length)
-    expected = f"ids from 0 to {(size or 1) - 1}"
-    return _Column(feature.name, feature.name, value, None if size is None else bad, expected)
 
 
-def _split(rule: str, spec: RawSchema, typed: Path, seed: int) -> tuple[pl.Expr, str]:
-    """The index into SPLITS of a row, and the rule in words; sorts `typed` for a split by time."""
-    kind, _, numbers = rule.partition(":")
-    try:
-        fractions: Fractions = tuple(float(number) for number in numbers.split(","))  # type: ignore[assignment]
-    except ValueError:
-        fractions = (0, 0, 0)
-    if kind not in ("random", "time"):
-        raise UserError(f"split {rule!r}: give random:0.8,0.1,0.1 or time:0.8,0.1,0.1")
-    check_fractions(fractions)
-    schema = spec.prepared(dict.fromkeys(spec.vocabulary_tables, 1))
-    if kind == "random":
-        key = schema.group or "#row"
-        index = pl.col(key).map_batches(
-            lambda keys: random_split(keys, seed, fractions), return_dtype=pl.Int8, is_elementwise=True
+def _frames(spec: RawSchema, chunks: Sequence[Chunk], columns: Sequence[str]) -> Iterator[pl.DataFrame]:
+    return (stages.split_rows(chunk, spec, columns) for chunk in chunks)
+
+
+@dataclass(frozen=True)
+class _Preparation:
+    """The stages of one preparation, which share these."""
+
+    work: Path
+    plan: Plan
+    pool: Executor
+    workers: int
+    spec: RawSchema
+    format: Format
+
+    def _run(self, stage: str, unit: str, function: Any, tasks: Sequence[Task]) -> list[Path]:
+        run_tasks(self.pool, self.workers, f"{stage} ({unit})", function, tasks)
+        return [task.out for task in tasks]
+
+    def read(
+        self, files: Mapping[str, Sequence[Path]], transform: Transform | None
+    ) -> tuple[list[Chunk], list[dict[str, Any]]]:
+        """Typed chunks in the order of the raw rows, and the facts of each."""
+        spec, plan = self.spec, self.plan
+        paths = [
+            (None if name == "all" else SPLITS.index(name), path) for name in files for path in files[name]
+        ]
+        to_cut = [
+            Task(self.work / "cut" / f"{number:06d}", path.stat().st_size >> 20, (path, spec, plan))
+            for number, (_, path) in enumerate(paths)
+            if self.format == "csv" and not is_compressed(path) and path.stat().st_size > plan.chunk_bytes
+        ]
+        cuts = {
+            int(folder.name): stages.facts(folder) for folder in self._run("cut", "MB", stages.cut, to_cut)
+        }
+        todo: list[Unit] = [
+            unit
+            for number, (split, path) in enumerate(paths)
+            for unit in units(path, number, split, self.format, spec, cuts.get(number, []), plan.chunk_bytes)
+        ]
+        tasks = [
+            Task(
+                self.work / "typed" / f"{number:06d}",
+                max(1, unit.size >> 20),
+                (unit, self.format, spec, transform, plan),
+            )
+            for number, unit in enumerate(todo)
+        ]
+        try:
+            folders = self._run("read", "MB", stages.typed, tasks)
+        except stages.BadValue as error:
+            unit, column, row, expected = error.args
+            # all units before it are whole
+            before = sum(
+                fact["rows"]
+                for task in tasks[: todo.index(unit)]
+                if task.arguments[0].file == unit.file
+                for fact in stages.facts(task.out)
+            )
+            raise stages.BadValue(unit, column, row + before, expected) from error
+        chunks, facts = [], []
+        row = 0
+        for unit, folder in zip(todo, folders, strict=True):
+            for number, fact in enumerate(stages.facts(folder)):
+                chunks.append(Chunk(folder / f"{number:06d}", unit.file, unit.split, row, fact["rows"]))
+                facts.append(fact)
+                row += fact["rows"]
+        if not chunks:
+            raise UserError(f"{paths[0][1]}: there are no rows")
+        return chunks, facts
+
+    def _splitters(self, facts: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+        """For each table, first values of all ranges but the first: quantiles that `number` can hold in memory."""
+        splitters = {}
+        for table in facts[0]["tables"]:
+            of_table = [fact["tables"][table] for fact in facts]
+            cost = sum(stages.ENTRY_BYTES * fact["distinct"] + 4 * fact["bytes"] for fact in of_table)
+            samples = sorted(value for fact in of_table for value in fact["samples"])
+            ranges = math.ceil(cost / self.plan.bucket_bytes)
+            splitters[table] = sorted(
+                {samples[len(samples) * i // ranges] for i in range(1, ranges) if samples}
+            )
+        return splitters
+
+    def count(
+        self, chunks: Sequence[Chunk], facts: Sequence[Mapping[str, Any]], assign: Any
+    ) -> tuple[list[Path], dict[str, int]]:
+        """The counted chunks, and the number of ranges of each table."""
+        splitters = self._splitters(facts)
+        tasks = [
+            Task(self.work / "count" / f"{i:06d}", chunk.rows, (chunk, self.spec, assign, splitters))
+            for i, chunk in enumerate(chunks)
+        ]
+        folders = self._run("count", "rows", stages.count, tasks)
+        return folders, {table: 1 + len(values) for table, values in splitters.items()}
+
+    def number(
+        self, facts: Sequence[Mapping[str, Any]], counted: tuple[list[Path], dict[str, int]]
+    ) -> dict[str, tuple[int, list[Numbered]]]:
+        """For each table the number of values kept, and the ranges with their first ids; not of integer groups."""
+        folders, ranges = counted
+        tasks: dict[str, list[Task]] = {}
+        batch = 0
+        for table, number in ranges.items():
+            entries = sum(fact["tables"][table]["distinct"] for fact in facts) // number
+            min_count = 1 if table == GROUP else self.spec.table_min_count(table)
+            if table != GROUP or not all(fact["integer_group"] for fact in facts):
+                tasks[table] = [
+                    Task(self.work / "number" / f"{i:06d}", entries, (folders, i, min_count))
+                    for i in range(batch, batch + number)
+                ]
+            batch += number
+        self._run(
+            "number", "values", stages.number, [task for of_table in tasks.values() for task in of_table]
         )
-        return index, f"random by {spec.group or 'row'} (seeded hash), {numbers}"
-    if schema.timestamp is None:
-        raise UserError("a split by time needs a timestamp column in the schema; or use a random split")
-    times = pl.read_parquet(typed, columns=[schema.timestamp])[schema.timestamp]
-    cuts = time_cuts(times, fractions)
-    if not times.is_sorted():
-        ordered = typed.with_name("sorted.parquet")
-        pl.scan_parquet(typed).sort(schema.timestamp, maintain_order=True).sink_parquet(ordered)
-        ordered.rename(typed)
-    index = sum(((pl.col(schema.timestamp) >= cut).cast(pl.Int8) for cut in cuts), pl.lit(0, pl.Int8))
-    return index, f"by time ({spec.timestamp}), {numbers}; rows in time order"
-
-
-def _group_codes(spec: RawSchema, typed: Path) -> list[pl.Expr]:
-    """The group as integers: as they are where all are integers, else numbered in sorted order."""
-    name = spec.prepared(dict.fromkeys(spec.vocabulary_tables, 1)).group
-    if name is None:
-        return []
-    distinct = build_vocabulary(pl.scan_parquet(typed).select(name))
-    if distinct.cast(pl.Int64, strict=False).null_count() == 0:
-        return [pl.col(name).cast(pl.Int64)]
-    return [encode(pl.col(name), distinct).cast(pl.Int64)]
-
-
-def _values(train: pl.LazyFrame, spec: RawSchema, table: str) -> pl.LazyFrame:
-    """All values of the features of a table, one a row."""
-    columns = []
-    for feature in spec.features:
-        if feature.kind != "dense" and _table(feature) == table:
-            column = pl.col(feature.name)
-            columns.append(
-                train.select((column if feature.kind == "categorical" else column.explode()).alias("value"))
+        numbered = {}
+        for table, of_table in tasks.items():
+            ends = list(accumulate((stages.facts(task.out)["kept"] for task in of_table), initial=0))
+            numbered[table] = (
+                ends[-1],
+                [Numbered(task.out, base) for task, base in zip(of_table, ends, strict=False)],
             )
-    return pl.concat(columns)
+        return numbered
+
+    def encode(
+        self,
+        chunks: Sequence[Chunk],
+        facts: Sequence[Mapping[str, Any]],
+        counted: tuple[list[Path], dict[str, int]],
+        tables: Mapping[str, tuple[int, list[Numbered]]],
+        in_time_order: bool,
+    ) -> tuple[dict[str, list[Slice]], Schema]:
+        """Where the rows of each split lie, in their order, and the schema of the result."""
+        counts = [stages.facts(folder) for folder in counted[0]]
+        check_split_rows({name: sum(count["splits"][i] for count in counts) for i, name in enumerate(SPLITS)})
+        schema = self.spec.prepared(
+            {table: 1 + kept for table, (kept, _) in tables.items() if table != GROUP}
+        )
+        splitters = self._time_splitters(chunks, facts) if in_time_order else None
+        encoding = Encoding(
+            schema,
+            {table: ranges for table, (_, ranges) in tables.items()},
+            {f.name: _moments(f, counts) for f in self.spec.features if f.transform == "standardize"},
+            in_time_order,
+            splitters,
+        )
+        encoded = self._run(
+            "encode",
+            "rows",
+            stages.encode,
+            [
+                Task(
+                    self.work / "encode" / f"{i:06d}",
+                    chunk.rows,
+                    (chunk, i, counted[0][i], self.spec, encoding),
+                )
+                for i, chunk in enumerate(chunks)
+            ],
+        )
+        slices: dict[str, list[Slice]] = {split: [] for split in SPLITS}
+        if splitters is None:
+            for folder, count in zip(encoded, counts, strict=True):
+                starts = accumulate(count["splits"], initial=0)
+                for split, start, rows in zip(SPLITS, starts, count["splits"], strict=False):
+                    slices[split].append(Slice(folder, start, start + rows))
+            return slices, schema
+        sizes = [sum(column) for column in zip(*(stages.facts(folder) for folder in encoded), strict=True)]
+        single = [False, *(b - a == 1 for a, b in pairwise(splitters)), False]
+        ordered = self._run(
+            "sort",
+            "rows",
+            stages.sort,
+            [
+                Task(self.work / "sort" / f"{i:06d}", rows, (encoded, i, schema, single[i]))
+                for i, rows in enumerate(sizes)
+            ],
+        )
+        # the rows of a split follow those of the split before
+        ends = list(accumulate(sum(count["splits"][i] for count in counts) for i in range(len(SPLITS))))
+        row = 0
+        for folder, rows in zip(ordered, sizes, strict=True):
+            for split, first, last in zip(SPLITS, [0, *ends], ends, strict=False):
+                start, stop = max(first - row, 0), min(last - row, rows)
+                if start < stop:
+                    slices[split].append(Slice(folder, start, stop))
+            row += rows
+        return slices, schema
+
+    def _time_splitters(
+        self, chunks: Sequence[Chunk], facts: Sequence[Mapping[str, Any]]
+    ) -> list[int] | None:
+        """First times of the ranges that are sorted one by one; None if the rows are in order already.
+
+        A time that alone fills a range and more is a range by itself, which needs no sorting.
+        """
+        times = [fact["times"] for fact in facts]
+        follows = all(a["last"] <= b["first"] for a, b in pairwise(times))
+        if follows and all(time["sorted"] for time in times):
+            return None
+        rows = sum(chunk.rows for chunk in chunks)
+        size = sum(fact["bytes"] for fact in facts)
+        ranges = math.ceil(stages.SORT_FACTOR * size / self.plan.bucket_bytes)
+        samples = sorted((value, time["every"]) for time in times for value in time["samples"])
+        ends = list(accumulate(every for _, every in samples))
+        quantiles = [
+            samples[min(bisect_right(ends, rows * i // ranges), len(samples) - 1)][0]
+            for i in range(1, ranges)
+            if samples
+        ]
+        heavy = {a for a, b in pairwise(quantiles) if a == b}
+        return sorted({*quantiles, *(time + 1 for time in heavy)})
+
+    def write(self, slices: Mapping[str, Sequence[Slice]], schema: Schema) -> dict[str, SplitStatistics]:
+        """The files of the result below `work`/new, and the statistics of each split."""
+        tasks = {
+            split: [
+                Task(
+                    self.work / "part" / f"{split}-{number:05d}",
+                    sum(piece.stop - piece.start for piece in pieces),
+                    (pieces, schema),
+                )
+                for number, pieces in enumerate(_parts(of_split))
+            ]
+            for split, of_split in slices.items()
+        }
+        self._run("write", "rows", stages.part, [task for of_split in tasks.values() for task in of_split])
+        statistics = {}
+        for split, of_split in tasks.items():
+            (self.work / "new" / split).mkdir(parents=True, exist_ok=True)
+            statistics[split] = SplitStatistics()
+            for number, task in enumerate(of_split):
+                statistics[split].merge(SplitStatistics.from_dict(stages.facts(task.out)))
+                target = self.work / "new" / split / part_name(number)
+                if not target.exists():
+                    (task.out / "part.parquet").rename(target)
+        return statistics
 
 
-def _encoders(spec: RawSchema, vocabularies: Mapping[str, pl.Series]) -> Iterator[pl.Expr]:
-    """Values to ids, for the features of tables with a vocabulary."""
-    for feature in spec.features:
-        if feature.kind == "dense" or _table(feature) not in vocabularies:
-            continue
-        vocabulary = vocabularies[_table(feature)]
-        if feature.kind == "categorical":
-            yield encode(pl.col(feature.name), vocabulary)
-        else:
-            yield pl.col(feature.name).list.eval(encode(pl.element(), vocabulary))
+def _parts(slices: Sequence[Slice]) -> Iterator[list[Slice]]:
+    """The rows of each file of a split."""
+    part: list[Slice] = []
+    room = ROWS_PER_FILE
+    for path, start, stop in slices:
+        while start < stop:
+            rows = min(room, stop - start)
+            part.append(Slice(path, start, start + rows))
+            start, room = start + rows, room - rows
+            if not room:
+                yield part
+                part, room = [], ROWS_PER_FILE
+    if part:
+        yield part
 
 
-def _dense(spec: RawSchema, train: pl.LazyFrame) -> Iterator[pl.Expr]:
-    """Dense columns transformed, then without nulls."""
-    for feature in spec.features:
-        if feature.kind != "dense":
-            continue
-        value = pl.col(feature.name)
-        if feature.transform == "log1p":
-            value = value.sign() * value.abs().log1p()
-        if feature.transform == "standardize":
-            mean, deviation = (
-                train.select(value.mean().alias("mean"), value.std(ddof=0).alias("deviation"))
-                .collect(engine="streaming")
-                .row(0)
-            )
-            value = (value - (mean or 0.0)) / (deviation or 1.0)
-        yield value.fill_null(0.0)
+def _moments(feature: RawFeature, counts: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+    """Mean and standard deviation over train; 0 and 1 where they are not defined or of no use."""
+    sums = [count["sums"][feature.name] for count in counts]
+    rows = sum(number for number, _, _ in sums)
+    if not rows:
+        return 0.0, 1.0
+    mean = sum((Fraction(*total) for _, total, _ in sums), Fraction(0)) / rows
+    square = sum((Fraction(*total) for _, _, total in sums), Fraction(0)) / rows
+    return float(mean), math.sqrt(max(0, square - mean**2)) or 1.0
 
 
-def _notes(spec: RawSchema, rows: pl.LazyFrame) -> tuple[str, ...]:
-    """Lines of the card: missing dense values, transforms and min_counts."""
-    dense = [feature for feature in spec.features if feature.kind == "dense"]
+def _notes(spec: RawSchema, missing: Mapping[str, int]) -> list[str]:
+    """Lines of the card: missing dense values, transforms, min_counts and hashes."""
     notes = []
-    if dense:
-        missing = rows.select(pl.col(f.name).null_count() for f in dense).collect(engine="streaming").row(0)
-        for feature, count in zip(dense, missing, strict=True):
-            if count:
-                notes.append(f"`{feature.name}`: {count:,} missing values became 0 (after the transform).")
-            if feature.transform != "none":
-                notes.append(f"`{feature.name}`: transform {feature.transform}.")
+    for feature in spec.features:
+        if count := missing.get(feature.name):
+            notes.append(f"`{feature.name}`: {count:,} missing values became 0 (after the transform).")
+        if feature.transform != "none":
+            notes.append(f"`{feature.name}`: transform {feature.transform}.")
+        if feature.hash is not None:
+            notes.append(f"`{feature.name}`: ids are hashes ({feature.hash_function}) of the values.")
     for table in spec.vocabulary_tables:
-        if (count := spec.table_min_count(table)) > 1:
-            notes.append(f"Table `{table}`: values seen less than {count} times in train became id 0.")
-    return tuple(notes)
+        if (least := spec.table_min_count(table)) > 1:
+            notes.append(f"Table `{table}`: values seen less than {least} times in train became id 0.")
+    return notes
