@@ -237,7 +237,7 @@ def _dask_client(address: str) -> Iterator[Any]:
             "--scheduler needs the package distributed, here and on the workers: pip install 'cetnet[distributed]'"
         ) from None
     try:
-        client = Client(address, timeout=10, set_as_default=False)
+        client = Client(address, timeout=5, set_as_default=False)
     except (OSError, ValueError) as error:
         raise UserError(
             f"--scheduler {address}: no Dask scheduler answers there; give its address, such as tcp://HOST:8786"
