@@ -28,7 +28,7 @@ from trainer.prepare import chunks, splits, stages
 from trainer.prepare.raw import RawFeature, RawSchema, hash_ids, hash_text
 from trainer.prepare.splits import TimeSplit, parse_split
 from trainer.prepare.tabular import prepare_table, prepare_tabular
-from trainer.prepare.tasks import Plan, Resources, parse_memory
+from trainer.prepare.tasks import PROCESS_BYTES, Plan, Resources, parse_memory
 
 SMALL = Plan(chunk_bytes=2_000, bucket_bytes=stages.ENTRY_BYTES * 40)
 
@@ -277,6 +277,36 @@ def test_memory_too_small(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=message):
             prepare_tabular("csv", tmp_path / "raw.csv", tmp_path / "out", schema, memory=memory)
     assert [parse_memory(text) for text in ("4GB", "1.5 GiB", "512mb")] == [4 * 10**9, 3 * 2**29, 512 * 10**6]
+
+
+def test_less_memory_than_the_work_was_begun_with() -> None:
+    begun = Resources(workers=4, share=10**9).plan()
+    fewer = Resources(workers=4, share=3 * 10**8).fit(begun)
+    assert fewer.workers == 1
+    assert fewer.workers * (fewer.share + PROCESS_BYTES) <= 4 * (3 * 10**8 + PROCESS_BYTES)
+    with pytest.raises(UserError, match="give --memory 1397MB, or remove it"):
+        Resources(workers=1, share=10**8).fit(begun)
+
+
+@pytest.mark.parametrize(
+    ("format", "name", "content"),
+    [
+        ("parquet", "a.parquet", b"PAR1 no"),
+        ("csv", "a.csv", b""),
+        ("csv", "a.csv.gz", b"no gzip"),
+        ("csv", "a.csv.gz", gzip.compress(b"click,user\n1,2\n" * 100)[:40]),
+        ("csv", "a.csv", b"click,user\n1,\xff\n"),
+    ],
+)
+def test_unreadable_files(tmp_path: Path, format: Any, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    schema = write_schema(
+        tmp_path / "raw.yaml", features=[{"name": "user", "kind": "categorical"}], tables={}, timestamp=None
+    )
+    with pytest.raises(UserError, match="is not readable as") as caught:
+        prepare_tabular(format, tmp_path / name, tmp_path / "out", schema)
+    assert "\n" not in str(caught.value)
+    assert {path.name for path in tmp_path.iterdir()} == {name, "raw.yaml"}
 
 
 # ------------------------------------------------------------------------------------------- small functions

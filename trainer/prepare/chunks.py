@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trainer.errors import UserError
 from trainer.prepare.raw import RawSchema
+from trainer.prepare.tasks import Unfinished
 
 Format = Literal["csv", "parquet"]
 
@@ -80,10 +82,12 @@ def units(
         raise _unreadable(path, format, error) from error
 
 
-_UNREADABLE = (pl.exceptions.PolarsError, OSError, EOFError)  # pyarrow's errors are OSErrors and ValueErrors
+_UNREADABLE = (pl.exceptions.PolarsError, pa.ArrowException, OSError, EOFError)
 
 
 def _unreadable(path: Path, format: Format, error: BaseException) -> UserError:
+    if isinstance(error, OSError) and error.errno is not None:  # of the disk, not of the content
+        return Unfinished(f"cannot read {path}: {error.strerror}; mend it, and the same command goes on")
     return UserError(
         f"{path} is not readable as {format}: {(str(error) or type(error).__name__).splitlines()[0]}"
     )

@@ -69,9 +69,10 @@ class Resources:
     def fit(self, plan: Plan) -> "Resources":
         """As many workers as may work at chunks of an earlier plan; UserError if not even one may."""
         need = plan.chunk_bytes * BYTES_PER_CHUNK_BYTE
-        if self.scheduler is not None or need <= self.share:
+        if need <= self.share:
             return self
-        workers = self.workers * (self.share + PROCESS_BYTES) // (need + PROCESS_BYTES)
+        together = self.workers if self.scheduler is None else 1
+        workers = together * (self.share + PROCESS_BYTES) // (need + PROCESS_BYTES)
         if workers < 1:
             total = (need + 2 * PROCESS_BYTES) // 10**6 + 1
             raise UserError(
