@@ -1,4 +1,4 @@
-"""The command line: `cetnet prepare | train | evaluate | predict | plan | calibrate | study | launch | config`.
+"""The command line: `cetnet prepare | generate | train | evaluate | predict | plan | calibrate | study | ...`.
 
 Heavy libraries are imported inside the commands, so that `--help` and mistakes answer at once.
 """
@@ -8,6 +8,7 @@ import os
 import shlex
 import sys
 import warnings
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,7 +26,12 @@ app = typer.Typer(
 prepare_app = typer.Typer(
     help="Turn raw click logs into Parquet, schema.yaml and a data card (README.md).", no_args_is_help=True
 )
+generate_app = typer.Typer(
+    help="Write files in exactly the raw format of a public dataset, for trying its preparation at any size.",
+    no_args_is_help=True,
+)
 app.add_typer(prepare_app, name="prepare")
+app.add_typer(generate_app, name="generate")
 app.add_typer(launch_app, name="launch")
 
 Out = Annotated[Path, typer.Option(help="Directory that receives the dataset; must not exist.")]
@@ -213,6 +219,37 @@ def _prepare_tabular(
 
     prepare_tabular(source, raw, out, schema, split, overwrite, seed, _command(), memory, workers, scheduler)
     _prepared(out)
+
+
+Rows = Annotated[int, typer.Option(min=1, help="Rows in all files together.")]
+NewDirectory = Annotated[Path, typer.Option(help="Directory that receives the files; must not exist.")]
+GeneratorSeed = Annotated[int, typer.Option(help="Seed of all that is drawn.")]
+# what `cetnet generate` can write: the format, the module in trainer/prepare/generate, and the help
+FORMATS = (
+    ("amazon_electronics_x1", "sequences", "AmazonElectronics_x1: reviews with histories, two CSV files."),
+    ("avazu", "avazu", "Avazu: the Kaggle train.csv."),
+    ("avazu_x1", "avazu", "Avazu_x1: three CSV files of numbered ids."),
+    ("avazu_x4", "avazu", "Avazu_x4: the Kaggle columns in three CSV files."),
+    ("criteo", "criteo", "Criteo: the Kaggle train.txt."),
+    ("criteo_1tb", "criteo", "Criteo's terabyte: day_0.gz to day_23.gz."),
+    ("criteo_x1", "criteo", "Criteo_x1: three CSV files of scaled counts and numbered ids."),
+    ("criteo_x4", "criteo", "Criteo_x4: the Kaggle columns in three CSV files."),
+    ("kuaivideo_x1", "sequences", "KuaiVideo_x1: clicks on short videos with histories, two CSV files."),
+    ("movielens_x1", "movielens", "MovielensLatest_x1: tags of films, three CSV files."),
+    ("taobao_ad_x1", "sequences", "TaobaoAd_x1: ads with profiles and histories, two CSV files."),
+)
+
+
+def _add_generator(name: str, module: str, description: str) -> None:
+    @generate_app.command(name, help=description)
+    def generate(rows: Rows, out: NewDirectory, seed: GeneratorSeed = 1) -> None:
+        generators = import_module(f"trainer.prepare.generate.{module}")
+        getattr(generators, f"generate_{name}")(out, rows, seed)
+        typer.echo(f"{out}: ready")
+
+
+for _format in FORMATS:
+    _add_generator(*_format)
 
 
 @app.command()
