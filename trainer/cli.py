@@ -95,6 +95,118 @@ def amazon(
     _prepared(out)
 
 
+Split = Annotated[
+    Literal["published", "time"],
+    typer.Option(
+        help="published: the protocol's own, at random. time: 80/10/10 in order of time, from the challenge's file "
+        "only; nothing later is known to train, or to what is tuned on validation."
+    ),
+]
+SequenceSplit = Annotated[
+    Literal["clean", "bars"],
+    typer.Option(
+        help="clean: validation is held out of train. bars: validation is the test rows again, which tunes on test: "
+        "only for parity with published results."
+    ),
+]
+
+
+@prepare_app.command("amazon_electronics")
+def amazon_electronics(
+    raw: Raw,
+    out: Out,
+    split: SequenceSplit = "clean",
+    keep: Annotated[
+        Literal["oldest", "recent"], typer.Option(help="Which 100 items of a history; published: oldest.")
+    ] = "oldest",
+    memory: Memory = None,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """AmazonElectronics_x1: train.csv and test.csv, a positive and a random negative row for each review."""
+    from trainer.prepare.repacked import prepare_amazon_electronics_x1
+
+    prepare_amazon_electronics_x1(raw, out, split, keep, **_engine(memory, workers, scheduler, overwrite))
+    _prepared(out)
+
+
+@prepare_app.command()
+def avazu(
+    raw: Annotated[
+        Path,
+        typer.Option(
+            help="train.csv of the Kaggle challenge, or the directory with train.csv, valid.csv and test.csv of "
+            "Avazu_x1 or Avazu_x4."
+        ),
+    ],
+    out: Out,
+    protocol: Annotated[
+        Literal["multi_embedding", "x4_001", "x4_002", "x1"] | None,
+        typer.Option(
+            help="multi_embedding: that of CETNet's tables 4 and 5, min_count 4, default for the challenge's file. "
+            "x4_001, x4_002: BARS, min_count 2 and 1; also from the challenge's file. x1: BARS, from its own files."
+        ),
+    ] = None,
+    split: Split = "published",
+    memory: Memory = None,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Avazu: clicks on mobile ads, 22 categorical fields (24 in x4)."""
+    from trainer.prepare.avazu import prepare_avazu
+
+    prepare_avazu(raw, out, protocol, split, **_engine(memory, workers, scheduler, overwrite))
+    _prepared(out)
+
+
+@prepare_app.command()
+def criteo(
+    raw: Annotated[
+        Path,
+        typer.Option(
+            help="train.txt of the Kaggle challenge, or the directory with train.csv, valid.csv and test.csv of "
+            "Criteo_x1 or Criteo_x4."
+        ),
+    ],
+    out: Out,
+    protocol: Annotated[
+        Literal["multi_embedding", "x4_001", "x4_002", "x1"] | None,
+        typer.Option(
+            help="multi_embedding: that of CETNet's tables 4 and 5, min_count 10, default for the challenge's file. "
+            "x4_001, x4_002: BARS, min_count 10 and 2; also from the challenge's file. x1: BARS, from its own files."
+        ),
+    ] = None,
+    split: Split = "published",
+    memory: Memory = None,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Criteo: clicks on display ads, 13 counts (in buckets, but for x1) and 26 categorical fields."""
+    from trainer.prepare.criteo import prepare_criteo
+
+    prepare_criteo(raw, out, protocol, split, **_engine(memory, workers, scheduler, overwrite))
+    _prepared(out)
+
+
+@prepare_app.command("criteo_1tb")
+def criteo_1tb(
+    raw: Annotated[Path, typer.Option(help="Directory with day_0.gz ... day_23.gz, packed or not.")],
+    out: Out,
+    memory: Memory = None,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Criteo's terabyte: days 0 to 22 train, the halves of day 23 validation and test; ids modulo table sizes."""
+    from trainer.prepare.criteo import prepare_criteo_1tb
+
+    prepare_criteo_1tb(raw, out, **_engine(memory, workers, scheduler, overwrite))
+    _prepared(out)
+
+
 @prepare_app.command()
 def ebnerd(
     raw: Raw,
@@ -118,10 +230,31 @@ def ebnerd(
 
 @prepare_app.command()
 def frappe(raw: Raw, out: Out, overwrite: Overwrite = False) -> None:
-    """Frappe_x1: app usage in 10 categorical fields, from the libfm files."""
-    from trainer.prepare.frappe import prepare_frappe
+    """Frappe_x1: app usage in 10 categorical fields, from the libfm or the CSV files."""
+    if (raw / "train.csv").exists():
+        from trainer.prepare.repacked import prepare_frappe_x1
 
-    prepare_frappe(raw, out, overwrite, _command())
+        prepare_frappe_x1(raw, out, overwrite=overwrite, command=_command())
+    else:
+        from trainer.prepare.frappe import prepare_frappe
+
+        prepare_frappe(raw, out, overwrite, _command())
+    _prepared(out)
+
+
+@prepare_app.command()
+def movielens(
+    raw: Raw,
+    out: Out,
+    memory: Memory = None,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """MovielensLatest_x1: tags of films in 3 categorical fields; train.csv, valid.csv and test.csv."""
+    from trainer.prepare.repacked import prepare_movielens
+
+    prepare_movielens(raw, out, **_engine(memory, workers, scheduler, overwrite))
     _prepared(out)
 
 
@@ -160,10 +293,27 @@ def random(
     _prepared(out)
 
 
+@prepare_app.command("taobao_ad")
+def taobao_ad(
+    raw: Raw,
+    out: Out,
+    split: SequenceSplit = "clean",
+    memory: Memory = None,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """TaobaoAd_x1: ads with profiles and histories; train.csv and test.csv."""
+    from trainer.prepare.repacked import prepare_taobao_ad_x1
+
+    prepare_taobao_ad_x1(raw, out, split, **_engine(memory, workers, scheduler, overwrite))
+    _prepared(out)
+
+
 RawSchema = Annotated[
     Path, typer.Option("--schema", help="YAML that names columns and kinds; see the README.")
 ]
-Split = Annotated[
+RowSplit = Annotated[
     str,
     typer.Option(
         help="random:0.8,0.1,0.1 or time:0.8,0.1,0.1; not used where RAW has train, validation and test files."
@@ -176,7 +326,7 @@ def csv(
     raw: Raw,
     out: Out,
     schema: RawSchema,
-    split: Split = "random:0.8,0.1,0.1",
+    split: RowSplit = "random:0.8,0.1,0.1",
     seed: Seed = 1,
     overwrite: Overwrite = False,
     memory: Memory = None,
@@ -192,7 +342,7 @@ def parquet(
     raw: Raw,
     out: Out,
     schema: RawSchema,
-    split: Split = "random:0.8,0.1,0.1",
+    split: RowSplit = "random:0.8,0.1,0.1",
     seed: Seed = 1,
     overwrite: Overwrite = False,
     memory: Memory = None,
@@ -487,6 +637,19 @@ def _command() -> str:
         elif not value:
             next(words, None)
     return shlex.join(["cetnet", *kept])
+
+
+def _engine(
+    memory: str | None, workers: int | None, scheduler: str | None, overwrite: bool
+) -> dict[str, Any]:
+    """The arguments that preparations hand on to `prepare_table`."""
+    return {
+        "memory": memory,
+        "workers": workers,
+        "scheduler": scheduler,
+        "overwrite": overwrite,
+        "command": _command(),
+    }
 
 
 def _prepared(out: Path) -> None:

@@ -40,6 +40,14 @@ class Unit:
     columns: tuple[str, ...] = ()
 
 
+class BadValue(UserError):
+    """A value that is not what the schema says. Args: unit, column, row (from 1, of the unit), expected."""
+
+    def __str__(self) -> str:
+        unit, column, row, expected = self.args
+        return f"{unit.path}: column {column!r}, row {row}: expected {expected}"
+
+
 def is_compressed(path: Path) -> bool:
     """Whether a CSV file can only be read from its start."""
     return path.suffix == ".gz"
@@ -167,11 +175,14 @@ def frames(
             yield from _parquet_frames(unit, chunk_bytes, needed)
             return
         blocks = _gz_blocks(unit, chunk_bytes, spec.quote) if is_compressed(unit.path) else _block(unit)
+        row = 0
         for block in blocks:
             if not block:  # nothing but the header
                 yield pl.DataFrame(schema=dict.fromkeys(unit.columns, pl.String))
                 continue
-            yield pl.read_csv(
+            if spec.quote is None:
+                _check_columns(block, unit, row, spec.delimiter.encode())
+            frame = pl.read_csv(
                 block,
                 separator=spec.delimiter,
                 quote_char=spec.quote,
@@ -179,8 +190,22 @@ def frames(
                 # every value is read as text, so that a mistake can be named with its row
                 schema=dict.fromkeys(unit.columns, pl.String),
             )
+            row += frame.height
+            yield frame
     except _UNREADABLE as error:
         raise _unreadable(unit.path, format, error) from error
+
+
+def _check_columns(block: bytes, unit: Unit, row: int, delimiter: bytes) -> None:
+    """BadValue for the first line of more or fewer columns than the unit has: polars fills up short lines."""
+    wanted = len(unit.columns)
+    lines = block.count(b"\n") + (not block.endswith(b"\n"))
+    if block.count(delimiter) == lines * (wanted - 1):
+        return
+    for number, line in enumerate(block.splitlines(), row + 1):
+        if (found := 1 + line.count(delimiter)) != wanted:
+            column = unit.columns[min(found, wanted) - 1]
+            raise BadValue(unit, column, number, f"{wanted} columns, and the line has {found}")
 
 
 def _parquet_frames(unit: Unit, chunk_bytes: int, needed: Sequence[str] | None) -> Iterator[pl.DataFrame]:

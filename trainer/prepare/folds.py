@@ -1,6 +1,16 @@
-"""Published random splits, row for row."""
+"""Published splits of the rows of one or two files: each row's split follows from its place."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import numpy as np
+import polars as pl
+
+from trainer.errors import UserError
+from trainer.prepare.dataset import Fractions
+from trainer.prepare.splits import Assign, Frames
 
 STRATIFIED_SEED = 2018
 
@@ -38,3 +48,176 @@ def torch_random_split(rows: int, seed: int = 0) -> np.ndarray:
     result[order[:train]] = 0
     result[order[train : train + validation]] = 1
     return result
+
+
+@dataclass(frozen=True)
+class StratifiedSplit:
+    """Tenths with equal shares of positives: fold 0 is test, fold 1 validation, as x4 has it."""
+
+    in_time_order: bool = False
+
+    @property
+    def rule(self) -> str:
+        """In words."""
+        return (
+            f"StratifiedKFold(10, shuffle=True, random_state={STRATIFIED_SEED}) of scikit-learn 0.19.1: fold 0 is "
+            "test, fold 1 validation; rows in their order"
+        )
+
+    def fit(self, frames: Frames) -> Assign:
+        """Memory: 14 bytes a row."""
+        labels = np.concatenate([frame["#label"].to_numpy().astype(np.int8) for frame in frames(["#label"])])
+        folds = stratified_folds(labels)
+        return _lookup(np.where(folds == 0, 2, np.where(folds == 1, 1, 0)))
+
+
+@dataclass(frozen=True)
+class TorchSplit:
+    """80 %, 10 % and the rest at random, as the multi-embedding study has it."""
+
+    in_time_order: bool = False
+
+    @property
+    def rule(self) -> str:
+        """In words."""
+        return (
+            "torch.utils.data.random_split into 80 %, 10 % and the rest, with the generator's seed 0; rows in "
+            "their order"
+        )
+
+    def fit(self, frames: Frames) -> Assign:
+        """Memory: 10 bytes a row."""
+        return _lookup(torch_random_split(_count_rows(frames)))
+
+
+@dataclass(frozen=True)
+class OrderSplit:
+    """The first rows are train, the next validation, the last test: where rows are in order of time."""
+
+    fractions: Fractions
+    in_time_order: bool = False
+
+    @property
+    def rule(self) -> str:
+        """In words."""
+        return f"in the order of the rows, which is that of time: {', '.join(f'{f:.0%}' for f in self.fractions)}"
+
+    def fit(self, frames: Frames) -> Assign:
+        """Count the rows."""
+        rows = _count_rows(frames)
+        return partial(_by_row, [round(rows * share) for share in np.cumsum(self.fractions)[:2]])
+
+
+@dataclass(frozen=True)
+class LastFileSplit:
+    """The last file is validation in its first half, test in its second; the others are train."""
+
+    in_time_order: bool = False
+
+    @property
+    def rule(self) -> str:
+        """In words."""
+        return "the last day's first half of the rows is validation, its second half test; the other days are train"
+
+    def fit(self, frames: Frames) -> Assign:
+        """Count the rows of the last file."""
+        before = total = last = 0
+        for frame in frames(["#file"]):
+            if frame["#file"][0] > last:
+                before, last = total, frame["#file"][0]
+            total += frame.height
+        return partial(_by_row, [before, before + (total - before + 1) // 2])
+
+
+@dataclass(frozen=True)
+class TailSplit:
+    """The second file is test; of the first, the last `share` of the rows is validation.
+
+    With `train`, the path of the first file, by its column `time` of integers; else in the order of the rows.
+    """
+
+    share: float
+    train: Path | None = None
+    time: str = ""
+    in_time_order: bool = False
+
+    @property
+    def rule(self) -> str:
+        """In words."""
+        how = f"by {self.time}; equal ones stay together" if self.train else "in the order of the rows"
+        return f"test.csv is test; the last {self.share:.0%} of train.csv is validation ({how})"
+
+    def fit(self, frames: Frames) -> Assign:
+        """Find the first row, or the first time, of validation. Memory: by time, 20 bytes a row of `train`."""
+        if self.train is None:
+            rows = sum(int((frame["#file"] == 0).sum()) for frame in frames(["#file"]))
+            return partial(_by_row, [rows - round(rows * self.share), rows])
+        times = _read_columns(self.train, pl.col(self.time).cast(pl.Int64, strict=False))[self.time]
+        if times.null_count():
+            row = 1 + (times.is_null().arg_max() or 0)
+            raise UserError(f"{self.train}: column {self.time!r}, row {row}: expected an integer")
+        cut = times.sort()[int(len(times) * (1 - self.share))]
+        if cut == times.min():
+            raise UserError(
+                f"{self.train} has too few distinct times to hold out the last: give --split bars"
+            )
+        return _lookup((times >= cut).to_numpy(), otherwise=2)
+
+
+@dataclass(frozen=True)
+class LastOfUserSplit:
+    """The second file is test; of the first, validation are the rows of each user's last, longest history.
+
+    Attributes:
+        train: the first file, with the columns `user_id` and `history`, a list of text.
+        history: as it is before it is truncated.
+        separator: of the list.
+    """
+
+    train: Path
+    history: str
+    separator: str
+    in_time_order: bool = False
+
+    @property
+    def rule(self) -> str:
+        """In words."""
+        return (
+            "test.csv is test; of train.csv, the last interaction of each user with two or more (the rows with "
+            "the longest history) is validation; rows in their order"
+        )
+
+    def fit(self, frames: Frames) -> Assign:  # noqa: ARG002
+        """Read the two columns. Memory: some 100 bytes a row of `train`."""
+        length = pl.col(self.history).fill_null("").str.count_matches(self.separator, literal=True)
+        rows = _read_columns(self.train, pl.col("user_id"), length.alias("length"))
+        lengths = pl.col("length")
+        last = (lengths == lengths.max().over("user_id")) & (lengths > lengths.min().over("user_id"))
+        return _lookup(rows.select(last).to_series().to_numpy(), otherwise=2)
+
+
+def _read_columns(path: Path, *columns: pl.Expr) -> pl.DataFrame:
+    return pl.scan_csv(path, infer_schema=False, quote_char=None).select(columns).collect(engine="streaming")
+
+
+def _count_rows(frames: Frames) -> int:
+    return sum(frame.height for frame in frames(["#row"]))
+
+
+def _by_row(cuts: Sequence[int], frame: pl.DataFrame) -> pl.Series:
+    return pl.Series(np.searchsorted(cuts, frame["#row"].to_numpy(), side="right").astype(np.int8))
+
+
+def _lookup(split: np.ndarray, otherwise: int = 0) -> Assign:
+    """The split of each of the first rows; of those after them, `otherwise`. Two bits a row go to each task."""
+    return partial(_looked_up, len(split), np.packbits(split == 1), np.packbits(split == 2), otherwise)
+
+
+def _looked_up(
+    rows: int, validation: np.ndarray, test: np.ndarray, otherwise: int, frame: pl.DataFrame
+) -> pl.Series:
+    row = frame["#row"].to_numpy()
+    known = np.minimum(row, rows - 1)
+    byte, shift = known >> 3, 7 - (known & 7)
+    index = (validation[byte] >> shift & 1) + 2 * (test[byte] >> shift & 1)
+    return pl.Series(np.where(row < rows, index, otherwise).astype(np.int8))

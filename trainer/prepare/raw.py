@@ -37,9 +37,11 @@ class RawFeature(BaseModel):
         description="text: 1 + a 64-bit hash of the text modulo N - 1, so that 0 is left to missing values. "
         "hex: the hexadecimal number as a signed int32 modulo N, as TorchRec reads Criteo's 1 TB set.",
     )
-    transform: Literal["none", "log1p", "standardize"] = Field(
+    transform: Literal["none", "log1p", "standardize", "log_from_lowest"] = Field(
         "none",
-        description="Dense only: sign(x) log(1 + |x|), or mean 0 and standard deviation 1 over train.",
+        description="Dense only. log1p: sign(x) log(1 + |x|). standardize: mean 0 and standard deviation 1 over "
+        "train. log_from_lowest: log(x - m + 2), m the lowest value of all such features in the file, where missing "
+        "values count as 0, as TorchRec reads Criteo's 1 TB set.",
     )
 
     @model_validator(mode="after")
@@ -156,6 +158,20 @@ class Column:
     value: pl.Expr
     bad: pl.Expr | None
     expected: str
+
+
+class Mistake(ValueError):
+    """What a transform raises for a value that is not what its column holds.
+
+    Attributes:
+        column: its name.
+        row: counts from 0 in the frame that the transform was given.
+        expected: what should be there, in words.
+    """
+
+    def __init__(self, column: str, row: int, expected: str) -> None:
+        super().__init__(f"column {column!r}, row {row}: expected {expected}")
+        self.column, self.row, self.expected = column, row, expected
 
 
 _MAX_FLOAT32 = float(np.finfo(np.float32).max)

@@ -28,10 +28,9 @@ import polars as pl
 import pyarrow as pa
 
 from models.schema import Schema
-from trainer.errors import UserError
-from trainer.prepare.chunks import Format, Unit, frames, line_cuts
+from trainer.prepare.chunks import BadValue, Format, Unit, frames, line_cuts
 from trainer.prepare.dataset import PartWriter, SplitStatistics, arrow_schema, check_table, list_column, mix64
-from trainer.prepare.raw import RawFeature, RawSchema, columns, hash_ids
+from trainer.prepare.raw import Mistake, RawFeature, RawSchema, columns, hash_ids
 from trainer.prepare.splits import Assign
 from trainer.prepare.tasks import Plan, write_json
 
@@ -42,14 +41,6 @@ BATCH_ROWS = 16_384
 ENTRY_BYTES = 150  # peak memory of `number` for a distinct value of a chunk, besides its text
 SORT_FACTOR = 5  # peak memory of `sort` over the bytes of its rows
 SAMPLES = 512  # of a range
-
-
-class BadValue(UserError):
-    """A value that is not what the schema says. Args: unit, column, row (from 1, of the unit), expected."""
-
-    def __str__(self) -> str:
-        unit, column, row, expected = self.args
-        return f"{unit.path}: column {column!r}, row {row}: expected {expected}"
 
 
 @dataclass(frozen=True)
@@ -92,7 +83,10 @@ def typed(
     ):
         height = frame.height
         if transform is not None:
-            frame = transform(frame)
+            try:
+                frame = transform(frame)
+            except Mistake as error:
+                raise BadValue(unit, error.column, row + error.row + 1, error.expected) from error
             assert frame.height == height, "a transform must keep the rows"
         chunk = folder / f"{len(facts):06d}"
         values = _checked(frame, unit, row, spec)
@@ -149,6 +143,7 @@ def _write_typed(
         "integer_group": integer_group,
         "missing": {f.name: values[f.name].null_count() for f in spec.features if f.kind == "dense"},
         "bytes": int(values.estimated_size()),
+        "lowest": _lowest(values, spec),
     }
     timestamp = spec.draft.timestamp
     if timestamp is not None:
@@ -162,6 +157,12 @@ def _write_typed(
             "samples": times.sort().gather_every(every, offset % every).to_list(),
         }
     return facts
+
+
+def _lowest(values: pl.DataFrame, spec: RawSchema) -> float:
+    """The lowest value of the features with the transform log_from_lowest; 0 without any."""
+    names = [f.name for f in spec.features if f.transform == "log_from_lowest"]
+    return min((float(values[name].fill_null(0).min()) for name in names), default=0.0)  # type: ignore[arg-type]
 
 
 def _flat(series: pl.Series) -> tuple[pl.Series, np.ndarray | None]:
@@ -218,15 +219,17 @@ def split_rows(chunk: Chunk, spec: RawSchema, wanted: Sequence[str] | None = Non
     read = {
         key: name for key, name in names.items() if name is not None and (wanted is None or key in wanted)
     }
-    file = chunk.path / "rows.arrow"
-    frame = pl.read_ipc(file, columns=list(read.values())).rename({v: k for k, v in read.items()})
+    rows = pl.int_range(chunk.first_row, chunk.first_row + chunk.rows, eager=True)
+    frame = pl.DataFrame({"#row": rows}).with_columns(pl.lit(chunk.file, pl.Int32).alias("#file"))
+    if read:
+        columns = pl.read_ipc(chunk.path / "rows.arrow", columns=list(read.values()))
+        frame = frame.hstack(columns.rename({v: k for k, v in read.items()}))
     if GROUP in read:
         values = pl.Series(
             _batch(chunk.path / "values.arrow", list(coded_columns(spec)).index(GROUP))["value"]
         )
         frame = frame.with_columns(values.gather(frame[GROUP] - 1).alias(GROUP))
-    rows = pl.int_range(chunk.first_row, chunk.first_row + chunk.rows, eager=True)
-    return frame.with_columns(rows.alias("#row"), pl.lit(chunk.file, pl.Int32).alias("#file"))
+    return frame
 
 
 def count(
@@ -314,6 +317,7 @@ class Encoding:
         schema: of the result.
         tables: the ranges of each table; without GROUP, groups are integers as they are.
         moments: mean and standard deviation of dense features to standardize.
+        lowest: of each file, for the transform log_from_lowest.
         in_time_order: order rows by time, else by split.
         time_splitters: first times of all ranges but the first, if rows must be sorted over chunks.
     """
@@ -321,6 +325,7 @@ class Encoding:
     schema: Schema
     tables: Mapping[str, Sequence[Numbered]]
     moments: Mapping[str, tuple[float, float]]
+    lowest: Mapping[int, float]
     in_time_order: bool
     time_splitters: Sequence[int] | None
 
@@ -346,7 +351,8 @@ def encode(
         for name in names:
             codes, lengths = _flat(rows[name])
             rows = rows.with_columns(_shape(name, id_of[codes.to_numpy()], lengths))
-    rows = rows.with_columns(_dense(f, encoding.moments) for f in spec.features if f.kind == "dense")
+    lowest = encoding.lowest[chunk.file]
+    rows = rows.with_columns(_dense(f, encoding.moments, lowest) for f in spec.features if f.kind == "dense")
     key = np.load(counted / "split.npy")
     if encoding.in_time_order:
         assert encoding.schema.timestamp is not None
@@ -367,7 +373,7 @@ def encode(
     write_json(folder / "facts.json", np.diff(bounds).tolist())
 
 
-def _dense(feature: RawFeature, moments: Mapping[str, tuple[float, float]]) -> pl.Expr:
+def _dense(feature: RawFeature, moments: Mapping[str, tuple[float, float]], lowest: float) -> pl.Expr:
     """Transformed, then without nulls."""
     value = pl.col(feature.name)
     if feature.transform == "log1p":
@@ -375,6 +381,8 @@ def _dense(feature: RawFeature, moments: Mapping[str, tuple[float, float]]) -> p
     if feature.transform == "standardize":
         mean, deviation = moments[feature.name]
         value = (value - mean) / deviation
+    if feature.transform == "log_from_lowest":
+        value = (value.fill_null(0.0) - lowest + 2).log()
     return value.fill_null(0.0)
 
 

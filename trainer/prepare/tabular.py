@@ -382,6 +382,7 @@ class _Preparation:
             schema,
             {table: ranges for table, (_, ranges) in tables.items()},
             {f.name: _moments(f, counts) for f in self.spec.features if f.transform == "standardize"},
+            _lowest(chunks, facts),
             in_time_order,
             splitters,
         )
@@ -504,17 +505,29 @@ def _moments(feature: RawFeature, counts: Sequence[Mapping[str, Any]]) -> tuple[
     return float(mean), math.sqrt(max(0, square - mean**2)) or 1.0
 
 
+def _lowest(chunks: Sequence[Chunk], facts: Sequence[Mapping[str, Any]]) -> dict[int, float]:
+    """The lowest value of each file, for the transform log_from_lowest."""
+    lowest: dict[int, float] = {}
+    for chunk, fact in zip(chunks, facts, strict=True):
+        lowest[chunk.file] = min(fact["lowest"], lowest.get(chunk.file, math.inf))
+    return lowest
+
+
 def _notes(spec: RawSchema, missing: Mapping[str, int]) -> list[str]:
     """Lines of the card: missing dense values, transforms, min_counts and hashes."""
-    notes = []
+    notes: dict[str, list[str]] = {}
     for feature in spec.features:
         if count := missing.get(feature.name):
-            notes.append(f"`{feature.name}`: {count:,} missing values became 0 (after the transform).")
+            when = "before" if feature.transform == "log_from_lowest" else "after"
+            became = f"{count:,} missing values became 0 ({when} the transform)"
+            notes.setdefault(became, []).append(feature.name)
         if feature.transform != "none":
-            notes.append(f"`{feature.name}`: transform {feature.transform}.")
+            notes.setdefault(f"transform {feature.transform}", []).append(feature.name)
         if feature.hash is not None:
-            notes.append(f"`{feature.name}`: ids are hashes ({feature.hash_function}) of the values.")
+            hashes = f"ids are hashes ({feature.hash_function}) of the values"
+            notes.setdefault(hashes, []).append(feature.name)
     for table in spec.vocabulary_tables:
         if (least := spec.table_min_count(table)) > 1:
-            notes.append(f"Table `{table}`: values seen less than {least} times in train became id 0.")
-    return notes
+            rare = f"values seen less than {least} times in train, in the whole table, became id 0"
+            notes.setdefault(rare, []).append(table)
+    return [f"{', '.join(f'`{name}`' for name in names)}: {note}." for note, names in notes.items()]

@@ -1,0 +1,84 @@
+"""What the readers of public datasets share: which files are there, and numbers in columns of text."""
+
+import gzip
+from collections.abc import Mapping, Sequence
+from hashlib import file_digest
+from pathlib import Path
+
+import polars as pl
+
+from trainer.errors import UserError
+from trainer.prepare.dataset import progress_bar
+from trainer.prepare.published import Published
+from trainer.prepare.raw import Mistake
+
+
+def first_line(path: Path) -> str:
+    """The first line of a text file, without its end; a missing, empty or binary file is a UserError."""
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            line = file.readline(1_000_000).decode()
+    except (OSError, EOFError) as error:
+        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not text: is it packed?") from error
+    if not line.strip():
+        raise UserError(f"{path} is empty")
+    return line.rstrip("\r\n")
+
+
+def check_header(path: Path, columns: Sequence[str], dataset: str) -> None:
+    """Raise UserError for a CSV file whose header is not these columns, in this order."""
+    found = first_line(path).split(",")
+    if found != list(columns):
+        where = next((i for i, (a, b) in enumerate(zip(found, columns, strict=False)) if a != b), None)
+        what = f"{len(found)} columns, not {len(columns)}"
+        if where is not None:
+            what = f"column {where + 1} named {found[where]!r}, not {columns[where]!r}"
+        raise UserError(f"{path} is not of {dataset}: its header has {what}")
+
+
+def given_files(directory: Path, dataset: str, validation: bool) -> dict[str, list[Path]]:
+    """`train.csv`, `valid.csv` and `test.csv` by split; without `validation` that is `test.csv` again."""
+    names = {
+        "train": "train.csv",
+        "validation": "valid.csv" if validation else "test.csv",
+        "test": "test.csv",
+    }
+    for name in names.values():
+        if not (directory / name).is_file():
+            raise UserError(f"{directory / name} is missing: give the directory with all files of {dataset}")
+    return {split: [directory / name] for split, name in names.items()}
+
+
+def check_md5(directory: Path, published: Published) -> tuple[str, ...]:
+    """Lines for the data card: whether the files in a directory are the published ones, byte by byte."""
+    sizes = {name: (directory / name).stat().st_size for name in published.md5}
+    lines = []
+    with progress_bar() as progress:
+        task = progress.add_task("md5", total=sum(sizes.values()))
+        for name, expected in published.md5.items():
+            with (directory / name).open("rb") as file:
+                found = file_digest(file, "md5").hexdigest()
+            progress.advance(task, sizes[name])
+            same = f"the published one ({expected})"
+            other = f"{found}, not the published {expected}: this is another file"
+            lines.append(f"md5 of {name}: {same if found == expected else other}.")
+    return tuple(lines)
+
+
+def converted(frame: pl.DataFrame, values: Mapping[str, pl.Expr], expected: str) -> pl.DataFrame:
+    """These columns with these values; raises Mistake where one is null, and the column's text is not."""
+    result = frame.select(**values)
+    for name in values:
+        if result[name].null_count() > frame[name].null_count():
+            row = (result[name].is_null() & frame[name].is_not_null()).arg_max()
+            assert row is not None
+            raise Mistake(name, row, expected)
+    return result
+
+
+def integers(frame: pl.DataFrame, columns: Sequence[str]) -> pl.DataFrame:
+    """Columns of text as Int64, nothing as null; raises Mistake for other text."""
+    values = {name: pl.col(name).cast(pl.Int64, strict=False) for name in columns}
+    return converted(frame, values, "an integer or nothing")
