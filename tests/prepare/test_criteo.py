@@ -76,10 +76,13 @@ def torch_split(rows: int) -> list[int]:
 
 @pytest.fixture(scope="module", params=["real", "generated"])
 def kaggle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if request.param == "real":
-        return Path(request.getfixturevalue("real_data") / "criteo_10k/train.txt")
     raw = tmp_path_factory.mktemp("criteo") / "raw"
-    generate_criteo(raw, 4_000)
+    if request.param == "real":
+        lines = (request.getfixturevalue("real_data") / "criteo_10k/train.txt").read_text().splitlines(True)
+        raw.mkdir()
+        (raw / "train.txt").write_text("".join(lines[:3_000]))
+    else:
+        generate_criteo(raw, 3_000)
     return raw / "train.txt"
 
 
@@ -88,6 +91,15 @@ def test_multi_embedding(kaggle: Path, tmp_path: Path) -> None:
     rows = slow_rows(kaggle, "label", study=True)
     check_prepared(tmp_path / "out", by_split(rows, torch_split(len(rows))), 10)
     check_like(schema, SCHEMAS / "criteo.yaml")
+
+
+def test_all_real_rows_in_several_chunks(real_data: Path, tmp_path: Path) -> None:
+    """The least memory cuts the file into three."""
+    file = real_data / "criteo_10k/train.txt"
+    prepare_criteo(file, tmp_path / "out", "x4_001", memory="515MB", **ENGINE)
+    rows = slow_rows(file, "Label", study=False)
+    folds = folds_of_0_19([int(row["Label"]) for row in rows], 10, 2018)
+    check_prepared(tmp_path / "out", by_split(rows, [{0: 2, 1: 1}.get(fold, 0) for fold in folds]), 10)
 
 
 @pytest.mark.parametrize(("protocol", "min_count"), [("x4_001", 10), ("x4_002", 2)])

@@ -1,0 +1,144 @@
+"""The re-packed files of MovieLens, Frappe and the sets with histories, against plain Python."""
+
+import csv
+import random
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.prepare.slow import Rows, check_like, check_prepared
+from trainer.errors import UserError
+from trainer.prepare.generate.movielens import generate_movielens_x1
+from trainer.prepare.generate.sequences import generate_amazon_electronics_x1, generate_taobao_ad_x1
+from trainer.prepare.repacked import (
+    FRAPPE,
+    PROFILE,
+    prepare_amazon_electronics_x1,
+    prepare_frappe_x1,
+    prepare_movielens,
+    prepare_taobao_ad_x1,
+)
+
+SCHEMAS = Path(__file__).parents[2] / "benchmarks/schemas"
+ENGINE: dict[str, Any] = {"command": "prepare", "workers": 1}
+FILES = {"train": "train.csv", "validation": "valid.csv", "test": "test.csv"}
+
+
+def read(path: Path) -> Rows:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_movielens(tmp_path: Path) -> None:
+    generate_movielens_x1(tmp_path / "raw", 3_000)
+    schema = prepare_movielens(tmp_path / "raw", tmp_path / "out", **ENGINE)
+    check_prepared(
+        tmp_path / "out", {split: read(tmp_path / "raw" / name) for split, name in FILES.items()}, 1
+    )
+    check_like(schema, SCHEMAS / "movielens.yaml")
+
+
+def test_frappe(tmp_path: Path) -> None:
+    draw = random.Random(1)
+    rows = {
+        split: [
+            {"label": str(draw.randint(0, 1))} | {name: str(draw.randint(0, 30)) for name in FRAPPE}
+            for _ in range(200)
+        ]
+        for split in FILES
+    }
+    for split, name in FILES.items():
+        lines = [",".join(row.values()) for row in rows[split]]
+        (tmp_path / name).write_text("\n".join([",".join(("label", *FRAPPE)), *lines]) + "\n")
+    schema = prepare_frappe_x1(tmp_path, tmp_path / "out", **ENGINE)
+    for split in rows:
+        rows[split] = [row | {"user_id": row["user"]} for row in rows[split]]
+    check_prepared(tmp_path / "out", rows, 1)
+    check_like(schema, SCHEMAS / "frappe.yaml")
+
+
+def amazon_rows(path: Path, keep: str) -> Rows:
+    rows = read(path)
+    for row in rows:
+        for name in ("item_history", "cate_history"):
+            events = row[name].split("^")
+            row[f"whole {name}"] = events
+            row[name] = events[:100] if keep == "oldest" else events[-100:]
+    return rows
+
+
+@pytest.mark.parametrize(("split", "keep"), [("bars", "oldest"), ("clean", "oldest"), ("clean", "recent")])
+def test_amazon_electronics(split: Any, keep: Any, tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    generate_amazon_electronics_x1(raw, 3_000)
+    long = "^".join(str(i) for i in range(150))
+    with (raw / "train.csv").open("a") as file:  # a user of many reviews, and one of a single one
+        for end in (149, 150):
+            history = "^".join(long.split("^")[:end])
+            file.write(f"1,99999,{end},3,{history},{history}\n0,99999,7,3,{history},{history}\n")
+        file.write("1,99998,5,3,9,3\n0,99998,6,3,9,3\n")
+    schema = prepare_amazon_electronics_x1(raw, tmp_path / "out", split, keep, **ENGINE)
+    train, test = amazon_rows(raw / "train.csv", keep), amazon_rows(raw / "test.csv", keep)
+    expected = {"train": train, "validation": test, "test": test}
+    if split == "clean":
+        lengths = defaultdict(set)
+        for row in train:
+            lengths[row["user_id"]].add(len(row["whole item_history"]))
+        last = [
+            len(lengths[row["user_id"]]) > 1
+            and len(row["whole item_history"]) == max(lengths[row["user_id"]])
+            for row in train
+        ]
+        expected["train"] = [row for row, held in zip(train, last, strict=True) if not held]
+        expected["validation"] = [row for row, held in zip(train, last, strict=True) if held]
+        assert len({row["user_id"] for row in expected["validation"]}) == len(lengths) - 1
+    check_prepared(tmp_path / "out", expected, 1)
+    check_like(schema, SCHEMAS / "amazon_electronics.yaml")
+    assert ("tuned on test" in (tmp_path / "out/README.md").read_text()) == (split == "bars")
+
+
+@pytest.mark.parametrize("split", ["bars", "clean"])
+def test_taobao_ad(split: Any, tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    generate_taobao_ad_x1(raw, 2_400)
+    schema = prepare_taobao_ad_x1(raw, tmp_path / "out", split, **ENGINE)
+    files: dict[str, Rows] = {}
+    for name in ("train", "test"):
+        files[name] = read(raw / f"{name}.csv")
+        for row in files[name]:
+            row["group_id"], row["price"] = row["userid"], float(row["price"])
+            histories = {
+                key: [v for v in row[key].split("^") if v] for key in ("cate_his", "brand_his", "btag_his")
+            }
+            longest = max(map(len, histories.values()))
+            row |= {key: [None] * (longest - len(events)) + events for key, events in histories.items()}
+            row |= {key: row[key] for key in PROFILE}
+    assert any(None in row["brand_his"] for row in files["train"])
+    assert any(row["cate_his"] == [] for row in files["train"])
+    assert any(row["pvalue_level"] == "0" for row in files["train"])
+    held = len(files["train"]) // 10 if split == "clean" else 0
+    check_prepared(
+        tmp_path / "out",
+        {
+            "train": files["train"][: len(files["train"]) - held],
+            "validation": files["train"][-held:] if held else files["test"],
+            "test": files["test"],
+        },
+        10,
+    )
+    check_like(schema, SCHEMAS / "taobao_ad.yaml")
+
+
+def test_mistakes(tmp_path: Path) -> None:
+    generate_amazon_electronics_x1(tmp_path / "amazon", 200)
+    with pytest.raises(
+        UserError, match="not of TaobaoAd_x1: its header has column 1 named 'label', not 'clk'"
+    ):
+        prepare_taobao_ad_x1(tmp_path / "amazon", tmp_path / "out", **ENGINE)
+    with pytest.raises(
+        UserError, match=r"valid.csv is missing: give the directory with all files of Movielens"
+    ):
+        prepare_movielens(tmp_path / "amazon", tmp_path / "out", **ENGINE)
+    assert not (tmp_path / "out").exists()
