@@ -49,8 +49,8 @@ _AVAZU_X4_MD5 = _md5(
     "3ebb774a9ca74d05919b84a3d402986d",
 )
 AVAZU = Published(
-    "40,428,967 rows and 1,544,250 values, CETNet's table 2, which gives the statistics of another preparation "
-    "with the multi-embedding study's",
+    "CETNet's table 2 (40,428,967 rows, 1,544,250 values, the latter of another preparation than the "
+    "multi-embedding study's)",
     _rows(32_343_173, 4_042_896, 4_042_898),
     total=1_544_250 + 2 * 22,  # values
 )
@@ -78,13 +78,13 @@ _CRITEO_X4_MD5 = _md5(
     "cfc37da0d75c4d2d8778e76997df2976",
 )
 CRITEO = Published(
-    "45,840,617 rows and 2,086,936 values, CETNet's table 2, which gives the statistics of another preparation "
-    "with the multi-embedding study's",
+    "CETNet's table 2 (45,840,617 rows, 2,086,936 values, the latter of another preparation than the "
+    "multi-embedding study's)",
     _rows(36_672_493, 4_584_061, 4_584_063),
     total=2_086_936 + 2 * 39,  # values
 )
 CRITEO_1TB = Published(
-    "torchrec: 4,195,197,692 rows in days 0 to 22; day 23 in halves",
+    "torchrec's reader of the 24 days",
     {"train": 4_195_197_692},
 )
 CRITEO_X1 = Published(

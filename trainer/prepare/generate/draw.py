@@ -19,7 +19,7 @@ from trainer.prepare.dataset import hashed_uniform, mix64, progress_bar, staging
 from trainer.prepare.synthetic import long_tail
 
 CHUNK_ROWS = 131_072
-PILOT_ROWS = 65_536
+PILOT_ROWS = 8_192
 PAIRS = np.frombuffer("".join(f"{byte:02x}" for byte in range(256)).encode(), np.uint16)
 
 
