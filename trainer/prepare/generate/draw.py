@@ -108,12 +108,18 @@ Draw = Callable[[np.ndarray], pl.DataFrame]
 
 
 def write_files(
-    out: Path, files: Mapping[str, int], draw: Draw, *, separator: str = ",", header: bool = True
+    out: Path,
+    files: Mapping[str, int],
+    draw: Draw,
+    *,
+    separator: str = ",",
+    header: bool = True,
+    more: Callable[[Path], None] | None = None,
 ) -> None:
     """Write files of so many rows each into the new directory `out`: row numbers go on from file to file.
 
-    `draw` makes the columns of rows [rows] of any numbers. Memory: CHUNK_ROWS rows. Raises UserError for an
-    existing `out` and for files without rows.
+    `draw` makes the columns of rows [rows] of any numbers; `more` writes further files. Memory: CHUNK_ROWS rows.
+    Raises UserError for an existing `out` and for files without rows.
     """
     empty = [name for name, rows in files.items() if rows < 1]
     if empty:
@@ -131,6 +137,8 @@ def write_files(
                     file.write(text.encode())
                     progress.advance(task, frame.height)
             first += rows
+        if more is not None:
+            more(directory)
 
 
 def by_shares(rows: int, shares: Mapping[str, float]) -> dict[str, int]:

@@ -12,12 +12,21 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from trainer.prepare.generate.draw import Law, by_shares, joined, shuffled, standardized, write_files
+from trainer.prepare.generate.draw import (
+    CHUNK_ROWS,
+    Law,
+    by_shares,
+    joined,
+    shuffled,
+    standardized,
+    write_files,
+)
 
 INTERESTS = 3
 INTEREST_SHARE = 0.8  # of the events are of an interest
 AMAZON_ITEMS, AMAZON_CATEGORIES, AMAZON_USERS_PER_ROW = 63_001, 801, 1 / 15.3
-KUAI_USERS, KUAI_ITEMS, KUAI_CATEGORIES, KUAI_HISTORY = 10_000, 3_242_315, 400, 100
+KUAI_USERS, KUAI_CATEGORIES, KUAI_HISTORY, KUAI_VECTOR = 10_000, 400, 100, 64
+KUAI_ITEMS_PER_ROW = 0.237  # 3,242,315 of 13,661,383 rows
 TAOBAO_USERS, TAOBAO_ADS, TAOBAO_HISTORY = 1_061_768, 846_811, 50
 TAOBAO_CATEGORIES, TAOBAO_BRANDS = 12_977, 461_497
 TAOBAO_PROFILE = {  # of a user: the number of values, and the share of missing ones, written 0
@@ -165,46 +174,69 @@ def generate_taobao_ad_x1(out: Path, rows: int, seed: int = 1) -> None:
     write_files(out, by_shares(rows, {"train.csv": 7, "test.csv": 1}), partial(_taobao, Law(seed)))
 
 
-def _kuai_shown(law: Law, rows: int, row: np.ndarray) -> Mapping[str, np.ndarray]:
-    user = law.rank("user", KUAI_USERS, row)
-    item = _item(law, "shown", KUAI_ITEMS, KUAI_CATEGORIES, user, row % 2**24)
-    per_user = rows / np.log(KUAI_USERS + 1) / (user + 1)  # rows of this user, about
-    lengths = {
-        name: (share * per_user * row / rows).astype(np.int64)
-        for name, share in (("pos", 0.25), ("neg", 0.75))
-    }
-    return {"user": user, "item": item} | {
-        name: np.minimum(length, KUAI_HISTORY) for name, length in lengths.items()
-    }
+@dataclass(frozen=True)
+class _Videos:
+    """A log of `rows` rows, whose videos have numbers below `items`."""
 
+    law: Law
+    rows: int
 
-def _kuai_effects(law: Law, rows: int, row: np.ndarray) -> np.ndarray:
-    shown = _kuai_shown(law, rows, row)
-    category = shown["item"] % KUAI_CATEGORIES
-    taste = law.effect("taste", (shown["user"] << 24) + category)
-    return law.effect("user", shown["user"]) + law.effect("category", category) + taste
+    @property
+    def items(self) -> int:
+        return max(2 * KUAI_CATEGORIES, round(self.rows * KUAI_ITEMS_PER_ROW))
 
+    def shown(self, row: np.ndarray) -> Mapping[str, np.ndarray]:
+        user = self.law.rank("user", KUAI_USERS, row)
+        item = _item(self.law, "shown", self.items, KUAI_CATEGORIES, user, row % 2**24)
+        per_user = self.rows / np.log(KUAI_USERS + 1) / (user + 1)  # rows of this user, about
+        lengths = {
+            name: np.minimum((share * per_user * row / self.rows).astype(np.int64), KUAI_HISTORY)
+            for name, share in (("pos", 0.25), ("neg", 0.75))
+        }
+        return {"user": user, "item": item} | lengths
 
-def _kuai(law: Law, rows: int, row: np.ndarray) -> pl.DataFrame:
-    shown = _kuai_shown(law, rows, row)
-    effects = partial(_kuai_effects, law, max(rows, 1))
-    click = law.label(-1.4 + 1.2 * standardized(effects, row), row)
-    columns = {
-        "timestamp": pl.Series(1_000_000 + row // 3),  # several rows a tick
-        "user_id": pl.Series(shuffled(shown["user"], KUAI_USERS)),
-        "item_id": pl.Series(shuffled(shown["item"], KUAI_ITEMS)),
-        "is_click": click,
-        "is_like": pl.Series((law.uniform("like", row) < 0.01).astype(np.int8)),
-        "is_follow": pl.Series((law.uniform("follow", row) < 0.003).astype(np.int8)),
-    }
-    for name in ("pos", "neg"):
-        person, number = _event_keys(shown["user"], np.zeros_like(row), shown[name])
-        events = _item(law, name, KUAI_ITEMS, KUAI_CATEGORIES, person, number)
-        columns[f"{name}_items"] = joined(shuffled(events, KUAI_ITEMS), shown[name], "^")
-    return pl.DataFrame(columns)
+    def effects(self, row: np.ndarray) -> np.ndarray:
+        shown = self.shown(row)
+        category = shown["item"] % KUAI_CATEGORIES
+        taste = self.law.effect("taste", (shown["user"] << 24) + category)
+        return self.law.effect("user", shown["user"]) + self.law.effect("category", category) + taste
+
+    def draw(self, row: np.ndarray) -> pl.DataFrame:
+        law, shown = self.law, self.shown(row)
+        columns = {
+            "timestamp": pl.Series(1_000_000 + row // 3),  # several rows a tick
+            "user_id": pl.Series(shuffled(shown["user"], KUAI_USERS)),
+            "item_id": pl.Series(shuffled(shown["item"], self.items)),
+            "is_click": law.label(-1.4 + 1.2 * standardized(self.effects, row), row),
+            "is_like": pl.Series((law.uniform("like", row) < 0.01).astype(np.int8)),
+            "is_follow": pl.Series((law.uniform("follow", row) < 0.003).astype(np.int8)),
+        }
+        for name in ("pos", "neg"):
+            person, number = _event_keys(shown["user"], np.zeros_like(row), shown[name])
+            events = _item(law, name, self.items, KUAI_CATEGORIES, person, number)
+            columns[f"{name}_items"] = joined(shuffled(events, self.items), shown[name], "^")
+        return pl.DataFrame(columns)
+
+    def write_vectors(self, directory: Path) -> None:
+        """`visual64_select.npy`: of each video, mostly its category's."""
+        path = directory / "visual64_select.npy"
+        vectors = np.lib.format.open_memmap(path, "w+", np.float32, (self.items, KUAI_VECTOR))
+        axis = np.arange(KUAI_VECTOR)
+        for start in range(0, self.items, CHUNK_ROWS):
+            item = np.arange(start, min(start + CHUNK_ROWS, self.items))
+            category = 0.7 * self.law.uniform(
+                "category vector", (item % KUAI_CATEGORIES)[:, None] << 8 | axis
+            )
+            own = 0.3 * self.law.uniform("vector", item[:, None] << 8 | axis)
+            vectors[shuffled(item, self.items)] = category + own - 0.5
+        vectors.flush()
 
 
 def generate_kuaivideo_x1(out: Path, rows: int, seed: int = 1) -> None:
-    """`train.csv` and `test.csv`, 4:1, in the order of time; histories are the oldest 100 events."""
+    """`train.csv` and `test.csv`, 4:1, in the order of time, and `visual64_select.npy`, the vectors of the videos.
+
+    Histories are the oldest 100 events.
+    """
+    videos = _Videos(Law(seed), rows)
     files = by_shares(rows, {"train.csv": 4, "test.csv": 1})
-    write_files(out, files, partial(_kuai, Law(seed), rows))
+    write_files(out, files, videos.draw, more=videos.write_vectors)
