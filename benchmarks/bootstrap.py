@@ -9,7 +9,7 @@ which groups were drawn for evaluation. With several training seeds they also co
 Student's t of the mean over the seeds is added to each resample.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,29 +56,29 @@ class Baseline:
     """A model that others are compared with.
 
     Args:
-        paths: Its predictions (Parquet) of one split, a file per training seed.
+        paths: Its predictions (Parquet) of one split, by training seed.
 
     Raises:
         UserError: a file cannot be read, holds a NaN, or was made from other rows than the first one.
     """
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self._path = paths[0]
-        self._rows = read_predictions(paths[0])
+    def __init__(self, paths: Mapping[int, Path]) -> None:
+        self._path = next(iter(paths.values()))
+        self._rows = read_predictions(self._path)
         self._unit = np.unique(self._rows.get("group", self._rows["row"]), return_inverse=True)[1]
         if not self._rows["weight"].sum() > 0:
             raise UserError(
-                f"{paths[0]}: no row has a weight, so there is nothing to compare; evaluate more rows"
+                f"{self._path}: no row has a weight, so there is nothing to compare; evaluate more rows"
             )
-        self._scores = [self._unit_scores(path, "fused") for path in paths]
+        self._scores = {seed: self._unit_scores(path, "fused") for seed, path in paths.items()}
 
     def gains(
-        self, paths: Sequence[Path], column: str = "fused", *, resamples: int = RESAMPLES, seed: int = 0
-    ) -> Gains:
-        """Gains of another model over this one.
+        self, paths: Mapping[int, Path], column: str = "fused", *, resamples: int = RESAMPLES, seed: int = 0
+    ) -> Gains | None:
+        """Gains of another model over this one on the seeds that both have; None if there is no such seed.
 
         Args:
-            paths: Its predictions on the same rows, a file per training seed, seeds in the same order.
+            paths: Its predictions on the same rows, by training seed.
             column: Its probabilities: `fused`, or a component.
             resamples: Number of bootstrap resamples.
             seed: Seed of the resampling.
@@ -87,10 +87,11 @@ class Baseline:
             UserError: as for the class.
         """
         sums = []
-        for base, path in zip(self._scores, paths, strict=True):
-            new = self._unit_scores(path, column)
-            sums.append(np.stack([base[0], *(new - base)[:3], base[3]]))
-        return intervals(np.stack(sums), resamples=resamples, seed=seed)
+        for training_seed, base in self._scores.items():
+            if training_seed in paths:
+                new = self._unit_scores(paths[training_seed], column)
+                sums.append(np.stack([base[0], *(new - base)[:3], base[3]]))
+        return intervals(np.stack(sums), resamples=resamples, seed=seed) if sums else None
 
     def _unit_scores(self, path: Path, column: str) -> Floats:
         """Of a predictions file, summed over the rows of each unit, `[4, G]`.

@@ -24,18 +24,19 @@ WARM_UP = 0.1
 
 
 class Curve(NamedTuple):
-    """A figure along training: number of examples `[T]`, values `[seeds, T]`."""
+    """A figure along training: number of examples `[T]`, values `[seeds, T]`, and which seeds these are."""
 
+    seeds: tuple[int, ...]
     rows: NDArray[np.float64]
     values: NDArray[np.float64]
 
 
-def read_curve(folders: Sequence[Path], key: str) -> Curve:
-    """`key` of metrics.jsonl where every seed has it, as one curve; empty if nowhere."""
-    seeds = [_read_series(folder / "metrics.jsonl", key) for folder in folders]
+def read_curve(folders: Mapping[int, Path], key: str) -> Curve:
+    """`key` of metrics.jsonl where every seed has it, as one curve; empty if nowhere. `folders` are by seed."""
+    seeds = [_read_series(folder / "metrics.jsonl", key) for folder in folders.values()]
     rows = sorted(set.intersection(*(set(series) for series in seeds)))
     values = np.array([[series[n] for n in rows] for series in seeds], dtype=np.float64)
-    return Curve(np.array(rows, dtype=np.float64), values)
+    return Curve(tuple(folders), np.array(rows, dtype=np.float64), values)
 
 
 def _read_series(path: Path, key: str) -> dict[int, float]:
@@ -72,8 +73,13 @@ def plot_gain(curves: Mapping[str, Curve], baseline: str, title: str, path: Path
         # Variants whose batches differ log at other points: compare where both are known.
         known = (curve.rows >= base.rows.min(initial=np.inf)) & (curve.rows <= base.rows.max(initial=0))
         rows = curve.rows[known]
-        expected = [np.interp(rows, base.rows, values) if len(rows) else rows for values in base.values]
-        gains[variant] = Curve(rows, 100 * (curve.values[:, known] / np.array(expected) - 1))
+        before = dict(zip(base.seeds, base.values, strict=True)) if len(rows) else {}
+        paired = {
+            seed: 100 * (values[known] / np.interp(rows, base.rows, before[seed]) - 1)
+            for seed, values in zip(curve.seeds, curve.values, strict=True)
+            if seed in before
+        }
+        gains[variant] = Curve(tuple(paired), rows, np.array(list(paired.values())))
     _plot(
         gains,
         title=f"{title}: NE gain over {baseline}",
@@ -102,7 +108,7 @@ def _plot(
         # 49 pairs of colour and line before one comes again.
         shifted = (index + index // 7) % 7
         color, line, marker = COLORS[index % 7], LINES[shifted], MARKERS[shifted]
-        if not len(curve.rows):
+        if not curve.values.size:
             continue
         mean, lowest, highest = (reduce(curve.values, axis=0) for reduce in (np.mean, np.min, np.max))
         axes.plot(

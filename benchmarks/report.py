@@ -62,6 +62,8 @@ class Row:
 
     variant: str
     component: str | None = None
+    seeds: int | None = None
+    paired_seeds: int | None = None  # those that the baseline has too, which gains are over
     metrics: dict[str, list[float]] = field(default_factory=dict)  # a value per seed, by METRICS' titles
     gains: Gains | None = None
     published: dict[str, float] = field(default_factory=dict)  # by METRICS' titles
@@ -77,7 +79,7 @@ class Column(NamedTuple):
 
 
 def write_report(
-    runs: Mapping[str, Sequence[Path]],
+    runs: Mapping[str, Mapping[int, Path]],
     *,
     sections: Mapping[str, Sequence[str]],
     split: str,
@@ -92,7 +94,7 @@ def write_report(
     """Print the tables; write report.md, table.csv and the plots into `out`.
 
     Args:
-        runs: Finished run folders of each variant, one per seed, seeds in the same order.
+        runs: Finished run folders of each variant by seed.
         sections: For each baseline, the variants that are compared with it, itself included.
         split: The evaluation split of the tables.
         components: Whether the tables list the components of ensembles.
@@ -120,7 +122,7 @@ def write_report(
         description.strip(),
         _markdown_table(rows, metrics),
         _markdown_table(gain_rows, gains) if gain_rows else "",
-        _reading(rows, next(iter(runs.values())), split, list(sections), paper),
+        _reading(rows, next(iter(next(iter(runs.values())).values())), split, list(sections), paper),
     ]
     paragraphs += _write_plots(runs, sections, rows, split, title, out)
     paragraphs.append(appendix.strip())
@@ -129,7 +131,7 @@ def write_report(
 
 
 def table_rows(
-    runs: Mapping[str, Sequence[Path]],
+    runs: Mapping[str, Mapping[int, Path]],
     sections: Mapping[str, Sequence[str]],
     split: str,
     components: bool,
@@ -137,12 +139,14 @@ def table_rows(
 ) -> list[Row]:
     """Each variant, its components if it has several, then the Bayes optimum where it is known."""
     results = {
-        variant: [_read_result(folder, split) for folder in folders] for variant, folders in runs.items()
+        variant: [_read_result(folder, split) for folder in folders.values()]
+        for variant, folders in runs.items()
     }
     rows = []
     for baseline, variants in sections.items():
         base = Baseline(_predictions(runs[baseline], split))
         for variant in variants:
+            paired = len(runs[variant].keys() & runs[baseline].keys())
             splits = [result["splits"][split] for result in results[variant]]
             outputs = [key.removeprefix("ne/") for key in splits[0] if key.startswith("ne/")]
             outputs.remove("fused")
@@ -156,6 +160,8 @@ def table_rows(
                     Row(
                         variant,
                         component,
+                        seeds=len(runs[variant]),
+                        paired_seeds=None if itself else paired,
                         metrics=_metrics(splits, output),
                         gains=None if itself else base.gains(_predictions(runs[variant], split), output),
                         published=published,
@@ -165,14 +171,14 @@ def table_rows(
                         else (parameters["tables"], parameters["dense"], speed),
                     )
                 )
-    truth = read_predictions(_predictions(next(iter(runs.values())), split)[0])
+    truth = read_predictions(next(iter(_predictions(next(iter(runs.values())), split).values())))
     if "true_probability" in truth:
         rows.append(_bayes_row(truth))
     return rows
 
 
-def _predictions(folders: Sequence[Path], split: str) -> list[Path]:
-    return [folder / "predictions" / f"{split}.parquet" for folder in folders]
+def _predictions(folders: Mapping[int, Path], split: str) -> dict[int, Path]:
+    return {seed: folder / "predictions" / f"{split}.parquet" for seed, folder in folders.items()}
 
 
 def _bayes_row(predictions: dict[str, NDArray[Any]]) -> Row:
@@ -242,8 +248,8 @@ def _read_result(folder: Path, split: str) -> dict[str, Any]:
 
 
 def metric_columns(rows: Sequence[Row]) -> list[Column]:
-    """Metrics, each followed by the published one where there is any; sizes and speed."""
-    columns = []
+    """Number of seeds if it differs; metrics, each followed by the published one if there is any; sizes and speed."""
+    columns = _seeds_column([row.seeds for row in rows])
     for title in METRICS:
         ours = [_spread(row.metrics.get(title, [])) for row in rows]
         columns += _beside_paper(title, ours, [row.published.get(title) for row in rows], _level)
@@ -253,14 +259,21 @@ def metric_columns(rows: Sequence[Row]) -> list[Column]:
 
 
 def gain_columns(rows: Sequence[Row]) -> list[Column]:
-    """Gains with their intervals, each followed by the published one where there is any."""
-    columns = []
+    """Number of seeds if it differs; gains with intervals, each followed by the published one if there is any."""
+    columns = _seeds_column([row.paired_seeds for row in rows])
     for title, name in GAINS.items():
         ours = [_interval(getattr(row.gains, name)) if row.gains else MISSING for row in rows]
         columns += _beside_paper(
             title, ours, [row.published_gains.get(title) for row in rows], "{:+.3f}".format
         )
     return columns
+
+
+def _seeds_column(seeds: Sequence[int | None]) -> list[Column]:
+    """Nothing where all are the same."""
+    if len(set(seeds) - {None}) <= 1:
+        return []
+    return [Column("seeds", [MISSING if number is None else str(number) for number in seeds])]
 
 
 def _beside_paper(
@@ -329,14 +342,18 @@ def _markdown_table(rows: Sequence[Row], columns: Sequence[Column]) -> str:
 
 
 def _reading(
-    rows: Sequence[Row], first_runs: Sequence[Path], split: str, baselines: Sequence[str], paper: Paper | None
+    rows: Sequence[Row], first_run: Path, split: str, baselines: Sequence[str], paper: Paper | None
 ) -> str:
     """How to read the tables, in Markdown."""
-    num_seeds = len(first_runs)
-    result = _read_result(first_runs[0], split)
+    seeds = {row.seeds for row in rows if row.seeds}
+    several = max(seeds) > 1
+    counted = (
+        f"{max(seeds)} seeds" if len(seeds) == 1 else "the seeds, of which column `seeds` has the number"
+    )
+    result = _read_result(first_run, split)
     sentences = [
         f"Split `{split}`, {result['splits'][split]['rows']:,} rows, after training on {result['rows']:,}.",
-        f"Metrics are the mean ± standard deviation of {num_seeds} seeds." if num_seeds > 1 else "One seed.",
+        f"Metrics are the mean ± standard deviation of {counted}." if several else "One seed.",
     ]
     if any(row.gains for row in rows):
         against = f"`{baselines[0]}`"
@@ -349,10 +366,12 @@ def _reading(
             "it covers the choice of the evaluation data"
             + (
                 " and the spread between seeds (Student's t)."
-                if num_seeds > 1
+                if several
                 else ", not the spread between seeds."
             ),
         ]
+    if len(seeds) > 1:
+        sentences.append("Gains are over the seeds that both the variant and the baseline have.")
     if paper:
         sentences.append(
             f"Columns `paper`: {paper.source}. Levels depend on data and protocol, so compare the gains."
@@ -361,7 +380,7 @@ def _reading(
         sentences.append("Indented rows are an ensemble's components on their own.")
     if rows[-1].variant == BAYES:
         sentences.append(f"{BAYES}: the probabilities that the synthetic labels were drawn from.")
-    if num_seeds > 1:
+    if several:
         sentences.append(
             "In the plots, lines are means over the seeds, bands reach from the lowest to the highest."
         )
@@ -397,7 +416,7 @@ def _write_csv(rows: Sequence[Row], path: Path) -> None:
 
 
 def _write_plots(
-    runs: Mapping[str, Sequence[Path]],
+    runs: Mapping[str, Mapping[int, Path]],
     sections: Mapping[str, Sequence[str]],
     rows: Sequence[Row],
     split: str,

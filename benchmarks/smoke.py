@@ -48,6 +48,7 @@ def smoke_study(path: Path, console: Console | None = None) -> None:
             "title": f"SMOKE RUN of {study.title or study.name}",
             "description": NOTE + study.description,
             "seeds": study.seeds[:1],
+            "more_seeds": None,
             "nproc": 1,
             "variants": {name: {**overrides, **smoked} for name, overrides in study.variants.items()},
         }

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 from datetime import timedelta
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -24,6 +25,18 @@ TRAIN = (sys.executable, "-m", "trainer.cli", "train")
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]
 """A name that is a folder too."""
+
+
+class MoreSeeds(BaseModel):
+    """Seeds that only the variants have that conclusions rest on."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    seeds: tuple[int, ...] = Field(min_length=1)
+    variants: tuple[str, ...] = Field(
+        min_length=1,
+        description="Names, or patterns such as `dnn_*`. Name the baseline too: gains pair seeds.",
+    )
 
 
 class Study(BaseModel):
@@ -45,7 +58,8 @@ class Study(BaseModel):
         description="Folder for runs and report, relative to the working directory. Default: runs/<name>.",
     )
     nproc: int = Field(gt=0, description="Processes of each run.")
-    seeds: tuple[int, ...] = Field(min_length=1)
+    seeds: tuple[int, ...] = Field(min_length=1, description="Of every variant.")
+    more_seeds: MoreSeeds | None = Field(None, description="Further seeds of some variants.")
     split: str = Field("test", description="The split that the table reports.")
     baseline: str | tuple[str, ...] = Field(
         description="The variant that gains are over. Several: each is the baseline of the variants from it to "
@@ -64,8 +78,14 @@ class Study(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> "Study":
-        if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds {list(self.seeds)} has a seed twice")
+        seeds = [*self.seeds, *(self.more_seeds.seeds if self.more_seeds else ())]
+        if len(set(seeds)) < len(seeds):
+            raise ValueError(f"seeds {seeds} has a seed twice")
+        for pattern in self.more_seeds.variants if self.more_seeds else ():
+            if not any(fnmatchcase(name, pattern) for name in self.variants):
+                raise ValueError(
+                    f"more_seeds.variants: {pattern!r} is none of the variants {', '.join(self.variants)}"
+                )
         if unknown := [name for name in self._baselines if name not in self.variants]:
             raise ValueError(f"baseline {unknown[0]!r} is not one of the variants {', '.join(self.variants)}")
         if len(self._baselines) > 1 and self._baselines[0] != next(iter(self.variants)):
@@ -79,6 +99,13 @@ class Study(BaseModel):
                     f"paper.numbers: {name!r} is not one of the variants {', '.join(self.variants)}"
                 )
         return self
+
+    def seeds_of(self, variant: str) -> tuple[int, ...]:
+        """The seeds that a variant is trained with."""
+        more = self.more_seeds
+        if more and any(fnmatchcase(variant, pattern) for pattern in more.variants):
+            return self.seeds + more.seeds
+        return self.seeds
 
     @property
     def sections(self) -> dict[str, list[str]]:
@@ -197,8 +224,10 @@ def runs_of(study: Study, path: Path) -> list[Run]:
     base_settings = _read_yaml(base)
     runs = []
     # Seed by seed: a study stopped half way has compared every variant at least once.
-    for seed in study.seeds:
+    for seed in [*study.seeds, *(study.more_seeds.seeds if study.more_seeds else ())]:
         for variant, overrides in study.variants.items():
+            if seed not in study.seeds_of(variant):
+                continue
             folder = study.folder / variant / f"seed{seed}"
             changes = {**study.common, **overrides, "training.seed": seed}
             flags = [
@@ -247,9 +276,12 @@ def _train(run: Run, command: Sequence[str], study: str) -> None:
 
 def report(study: Study, runs: Sequence[Run], console: Console) -> None:
     """Write the report of finished runs into the study's folder."""
-    folders = {variant: [run.folder for run in runs if run.variant == variant] for variant in study.variants}
+    folders = {
+        variant: {run.seed: run.folder for run in runs if run.variant == variant}
+        for variant in study.variants
+    }
     commands = [f"cetnet train {shlex.join(run.arguments)}" for run in runs if run.seed == study.seeds[0]]
-    others = " The other seeds likewise." if study.seeds[1:] else ""
+    others = " The other seeds likewise." if study.seeds[1:] or study.more_seeds else ""
     write_report(
         folders,
         sections=study.sections,

@@ -45,8 +45,8 @@ def test_agrees_with_resampling_rows_one_by_one(tmp_path: Path, num_groups: int 
     rng = np.random.default_rng(1)
     columns = evaluation(rng, 300, num_groups)
     base, new = (rng.uniform(0.05, 0.7, 300) for _ in range(2))
-    baseline = Baseline([write(tmp_path / "base.parquet", **columns, fused=base)])
-    gains = baseline.gains([write(tmp_path / "new.parquet", **columns, fused=new)], resamples=50, seed=3)
+    baseline = Baseline({1: write(tmp_path / "base.parquet", **columns, fused=base)})
+    gains = baseline.gains({1: write(tmp_path / "new.parquet", **columns, fused=new)}, resamples=50, seed=3)
 
     label, weight = columns["label"], columns["weight"].astype(np.float64)
     group = columns.get("group", columns["row"])
@@ -101,10 +101,10 @@ def test_seeds_are_averaged_before_they_are_compared(tmp_path: Path) -> None:
     columns = evaluation(rng, 500, 50)
     base, new = ([rng.uniform(0.05, 0.7, 500) for _ in range(3)] for _ in range(2))
     paths = {
-        name: [
-            write(tmp_path / f"{name}{seed}.parquet", **columns, fused=p)
+        name: {
+            seed: write(tmp_path / f"{name}{seed}.parquet", **columns, fused=p)
             for seed, p in enumerate(predictions)
-        ]
+        }
         for name, predictions in (("base", base), ("new", new))
     }
     label, weight = columns["label"], columns["weight"]
@@ -122,21 +122,27 @@ def test_interval_of_several_seeds_covers_their_spread(tmp_path: Path) -> None:
     columns = evaluation(rng, 20_000, None)
     base = rng.uniform(0.2, 0.4, 20_000)
     paths = {
-        name: [
-            write(tmp_path / f"{name}{seed}.parquet", **columns, fused=np.clip(base + shift, 0.01, 0.99))
+        name: {
+            seed: write(
+                tmp_path / f"{name}{seed}.parquet", **columns, fused=np.clip(base + shift, 0.01, 0.99)
+            )
             for seed, shift in enumerate(shifts)
-        ]
+        }
         for name, shifts in (("base", (0, 0, 0)), ("new", (0, 0.1, 0.2)))
     }
     baseline = Baseline(paths["base"])
     gain = baseline.gains(paths["new"]).ne
-    single = [Baseline([b]).gains([n]).ne for b, n in zip(paths["base"], paths["new"], strict=True)]
+    single = [Baseline({1: paths["base"][seed]}).gains({1: paths["new"][seed]}).ne for seed in range(3)]
     half = 4.303 * np.std([one.point for one in single], ddof=1) / 3**0.5
     assert gain.point == pytest.approx(np.mean([one.point for one in single]))
     assert gain.high - gain.low == pytest.approx(2 * half, rel=0.05)
     assert gain.high - gain.low > 5 * max(one.high - one.low for one in single)
     same = baseline.gains(paths["base"])
     assert same == ((0, 0, 0), (0, 0, 0), same.gauc)
+    # Only seeds that both have count, in whatever order.
+    fewer = Baseline({seed: paths["base"][seed] for seed in (2, 0)}).gains(paths["new"]).ne
+    assert fewer.point == pytest.approx((single[0].point + single[2].point) / 2)
+    assert Baseline({7: paths["base"][0]}).gains(paths["new"]) is None
 
 
 def test_interval_covers_seeds_and_groups_about_95_times_in_100() -> None:
@@ -155,14 +161,14 @@ def test_identical_predictions_gain_exactly_nothing(tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
     columns = evaluation(rng, 1000, 70)
     path = write(tmp_path / "base.parquet", **columns, fused=rng.uniform(0.1, 0.9, 1000))
-    assert Baseline([path]).gains([path]) == ((0, 0, 0),) * 3
+    assert Baseline({1: path}).gains({1: path}) == ((0, 0, 0),) * 3
 
 
 def test_certain_predictions_have_a_finite_gain(tmp_path: Path) -> None:
     columns = evaluation(np.random.default_rng(4), 100, None)
     base = write(tmp_path / "base.parquet", **columns, fused=np.full(100, 0.3, np.float32))
     certain = write(tmp_path / "new.parquet", **columns, fused=np.ones(100, np.float32))
-    assert np.isfinite(Baseline([base]).gains([certain], resamples=20).ne).all()
+    assert np.isfinite(Baseline({1: base}).gains({1: certain}, resamples=20).ne).all()
 
 
 def bootstrap_gain(base: np.ndarray, new: np.ndarray, **options: int) -> np.ndarray:
@@ -218,7 +224,7 @@ def test_runs_that_cannot_be_compared(tmp_path: Path, change: dict[str, np.ndarr
     base = write(tmp_path / "base.parquet", **columns)
     new = write(tmp_path / "new.parquet", **(columns | change))
     with pytest.raises(UserError, match=message) as raised:
-        Baseline([base]).gains([new])
+        Baseline({1: base}).gains({1: new})
     assert "new.parquet" in str(raised.value)
     assert "\n" not in str(raised.value)
 
@@ -227,7 +233,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "cut.parquet").write_bytes(b"PAR1 and no more")
     for name in ("cut.parquet", "absent.parquet"):
         with pytest.raises(UserError, match=name) as raised:
-            Baseline([tmp_path / name])
+            Baseline({1: tmp_path / name})
         assert "\n" not in str(raised.value)
 
 
@@ -237,6 +243,6 @@ def test_other_column(tmp_path: Path) -> None:
     path = write(tmp_path / "base.parquet", **columns, fused=np.full(100, 0.2), dhen=np.full(100, 0.3))
     before, after = (normalized_entropy(label, np.full(100, p), weight) for p in (0.2, 0.3))
     change = after / before
-    assert Baseline([path]).gains([path], "dhen").ne.point == pytest.approx(100 * (change - 1))
+    assert Baseline({1: path}).gains({1: path}, "dhen").ne.point == pytest.approx(100 * (change - 1))
     with pytest.raises(UserError, match=r"no column 'din'; it has row, label, weight, fused, dhen"):
-        Baseline([path]).gains([path], "din")
+        Baseline({1: path}).gains({1: path}, "din")

@@ -115,6 +115,28 @@ def test_runs_only_what_is_missing_and_resumes_what_was_cut_short(make: Make) ->
     ]
 
 
+def test_more_seeds_of_some_variants(make: Make) -> None:
+    variants = {"single": {}, "pair": {"components": ["left", "right"]}, "third": {"skill": 0.4}}
+    path = make(seeds=[1], more_seeds={"seeds": [5, 3], "variants": ["single", "p*"]}, variants=variants)
+    run(path)
+    seeds = [re.findall(r"run_dir=runs/small/(\w+)/seed(\d)", " ".join(call))[0] for call in calls()]
+    assert seeds == [
+        *[("single", "1"), ("pair", "1"), ("third", "1")],
+        *[("single", "5"), ("pair", "5"), ("single", "3"), ("pair", "3")],
+    ]
+    report = Path("runs/small/report.md").read_text()
+    assert re.search(r"\| variant \| seeds \| NE ", report)
+    assert re.search(r"\| single \| 3 \| [\d.]+ ± ", report)
+    assert re.search(r"\| third \| 1 \| [\d.]+ \|", report)
+    assert re.search(r"\| pair \| 3 \| [+-][\d.]+ \[", report)
+    # Gains are over the seeds that both have.
+    with Path("runs/small/table.csv").open() as file:
+        third = {row["variant"]: row for row in csv.DictReader(file)}["third"]
+    run(make(seeds=[1], variants=variants))
+    with Path("runs/small/table.csv").open() as file:
+        assert {row["variant"]: row for row in csv.DictReader(file)}["third"] == third
+
+
 def test_a_failing_run_is_named(make: Make) -> None:
     path = make(variants={"single": {}, "bad": {"fail": True}})
     with pytest.raises(UserError, match=r"^study small: run bad, seed 1 failed \(exit code 3; .*bad/seed1"):
@@ -294,6 +316,11 @@ def test_unknown_split(make: Make) -> None:
         ({"sedes": [1]}, "sedes: Extra inputs are not permitted"),
         ({"seeds": []}, "seeds: "),
         ({"seeds": [1, 1]}, "seeds [1, 1] has a seed twice"),
+        ({"more_seeds": {"seeds": [2], "variants": ["pair"]}}, "seeds [1, 2, 2] has a seed twice"),
+        (
+            {"more_seeds": {"seeds": [3], "variants": ["pair", "dubl*"]}},
+            "more_seeds.variants: 'dubl*' is none of the variants single, pair",
+        ),
         ({"baseline": "double"}, "baseline 'double' is not one of the variants single, pair"),
         ({"variants": {"single": {"run_dir": "x"}}}, "'single' sets 'run_dir', which the study sets"),
         ({"variants": {"single": {}, "../up": {}}}, "variants.../up"),
