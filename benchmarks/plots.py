@@ -22,6 +22,9 @@ MARKERS = "os^DvPX"
 WARM_UP = 0.1
 """First share of the examples that left out of a plot's range: NE falls steeply there, and hides the rest."""
 
+MOST_POINTS = 500
+"""Most points of a curve that are drawn, so that a page with plots stays small."""
+
 
 class Curve(NamedTuple):
     """A figure along training: number of examples `[T]`, values `[seeds, T]`, and which seeds these are."""
@@ -53,19 +56,18 @@ def _read_series(path: Path, key: str) -> dict[int, float]:
     return series
 
 
-def plot_ne(curves: Mapping[str, Curve], references: Mapping[str, float], title: str, path: Path) -> None:
+def draw_ne(curves: Mapping[str, Curve], references: Mapping[str, float], title: str) -> Figure:
     """Windowed NE of each variant, every batch scored before it is learned from; `references` are levels."""
-    _plot(
+    return _draw(
         curves,
         title=f"{title}: progressive NE",
         ylabel="NE over the last window (lower is better)",
         label="{name}  {value:.4f}".format,
         references=references,
-        path=path,
     )
 
 
-def plot_gain(curves: Mapping[str, Curve], baseline: str, title: str, path: Path) -> None:
+def draw_gain(curves: Mapping[str, Curve], baseline: str, title: str) -> Figure:
     """NE gain of each variant's lifetime NE over the baseline's with the same seed."""
     base = curves[baseline]
     gains = {}
@@ -80,25 +82,23 @@ def plot_gain(curves: Mapping[str, Curve], baseline: str, title: str, path: Path
             if seed in before
         }
         gains[variant] = Curve(tuple(paired), rows, np.array(list(paired.values())))
-    _plot(
+    return _draw(
         gains,
         title=f"{title}: NE gain over {baseline}",
         ylabel="NE gain since the start (%, negative is better)",
         label="{name}  {value:+.3f} %".format,
         references={},
-        path=path,
     )
 
 
-def _plot(
+def _draw(
     curves: Mapping[str, Curve],
     *,
     title: str,
     ylabel: str,
     label: Callable[..., str],
     references: Mapping[str, float],
-    path: Path,
-) -> None:
+) -> Figure:
     """Lines with bands, labelled at their ends; `references` are horizontal lines."""
     figure = Figure(figsize=(9, max(5, 0.3 * len(curves))), dpi=150, layout="constrained")
     axes = figure.add_subplot()
@@ -110,9 +110,11 @@ def _plot(
         color, line, marker = COLORS[index % 7], LINES[shifted], MARKERS[shifted]
         if not curve.values.size:
             continue
-        mean, lowest, highest = (reduce(curve.values, axis=0) for reduce in (np.mean, np.min, np.max))
+        drawn = np.unique(np.linspace(0, len(curve.rows) - 1, MOST_POINTS).round().astype(int))
+        rows, values = curve.rows[drawn], curve.values[:, drawn]
+        mean, lowest, highest = (reduce(values, axis=0) for reduce in (np.mean, np.min, np.max))
         axes.plot(
-            curve.rows,
+            rows,
             mean,
             color=color,
             linestyle=line,
@@ -122,10 +124,10 @@ def _plot(
             markersize=5,
             linewidth=1.6,
         )
-        axes.fill_between(curve.rows, lowest, highest, color=color, alpha=0.18, linewidth=0)
-        settled = curve.rows >= WARM_UP * curve.rows[-1]
+        axes.fill_between(rows, lowest, highest, color=color, alpha=0.18, linewidth=0)
+        settled = rows >= WARM_UP * rows[-1]
         shown += [lowest[settled].min(), highest[settled].max()]
-        ends.append((curve.rows[-1], mean[-1], label(name=name, value=mean[-1]), color))
+        ends.append((rows[-1], mean[-1], label(name=name, value=mean[-1]), color))
     for name, value in references.items():
         axes.axhline(value, color="0.35", linestyle=(0, (6, 4)), linewidth=1)
         ends.append((axes.get_xlim()[1], value, label(name=name, value=value), "0.35"))
@@ -140,7 +142,7 @@ def _plot(
         margin = 0.06 * (max(shown) - min(shown)) or 0.01
         axes.set_ylim(min(shown) - margin, max(shown) + margin)
     label_ends(axes, ends, figure.get_figheight())
-    figure.savefig(path)
+    return figure
 
 
 def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]], inches: float) -> None:

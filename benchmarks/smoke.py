@@ -12,7 +12,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks.study import Run, Study, report, runs_of
+from benchmarks.report import write_report
+from benchmarks.study import Run, Study, runs_of
 from trainer.errors import UserError
 from trainer.progress import output
 
@@ -66,7 +67,7 @@ def smoke_study(path: Path, console: Console | None = None) -> None:
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    report(study, runs, console)
+    write_report(study, runs, console)
 
 
 def _prepare(schema: Path, out: Path) -> None:

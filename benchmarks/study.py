@@ -1,30 +1,42 @@
-"""Studies: variants of one configuration x seeds, trained one after the other, then compared in a report."""
+"""Study files: variants of one configuration x seeds, and the runs that they ask for."""
 
 import json
 import os
-import shlex
-import subprocess
 import sys
-import time
 from collections.abc import Sequence
-from datetime import timedelta
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from rich.console import Console
 
-from benchmarks.report import Paper, write_report
 from trainer.errors import UserError
-from trainer.progress import output
-
-TRAIN = (sys.executable, "-m", "trainer.cli", "train")
-"""The command that trains one run: `cetnet train`, in this interpreter."""
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]
 """A name that is a folder too."""
+
+
+class Numbers(BaseModel):
+    """Published numbers of a variant."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    gauc: float | None = None
+    auc: float | None = None
+    logloss: float | None = None
+    ne_gain: float | None = Field(None, description="In percent. Default: from `logloss`.")
+
+
+class Paper(BaseModel):
+    """Published numbers that a report shows beside its own."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    source: str = Field(description="Where they are published, and what they were measured on.")
+    numbers: dict[str, Numbers] = Field(
+        description="Of variants; `<variant>/<component>` is a component inside of an ensemble."
+    )
 
 
 class MoreSeeds(BaseModel):
@@ -66,6 +78,14 @@ class Study(BaseModel):
         "the next."
     )
     components: bool = Field(True, description="Whether the tables list the components of ensembles.")
+    scaling: dict[str, str] = Field(
+        {},
+        description="Methods of making embeddings larger, and patterns of their variants: `SE: '*_se_*'`. The report "
+        "then plots metrics against embedding parameters, a line per method from each baseline on.",
+    )
+    embeddings: bool = Field(
+        False, description="Whether the report analyses the singular values of the embedding tables."
+    )
     paper: Paper | None = Field(None, description="Published numbers, shown beside ours.")
     common: dict[str, Any] = Field(
         {}, description="Dotted configuration keys, and their values, that all variants change."
@@ -81,11 +101,12 @@ class Study(BaseModel):
         seeds = [*self.seeds, *(self.more_seeds.seeds if self.more_seeds else ())]
         if len(set(seeds)) < len(seeds):
             raise ValueError(f"seeds {seeds} has a seed twice")
-        for pattern in self.more_seeds.variants if self.more_seeds else ():
+        patterns = [("scaling", pattern) for pattern in self.scaling.values()]
+        if self.more_seeds:
+            patterns += [("more_seeds.variants", pattern) for pattern in self.more_seeds.variants]
+        for key, pattern in patterns:
             if not any(fnmatchcase(name, pattern) for name in self.variants):
-                raise ValueError(
-                    f"more_seeds.variants: {pattern!r} is none of the variants {', '.join(self.variants)}"
-                )
+                raise ValueError(f"{key}: {pattern!r} is none of the variants {', '.join(self.variants)}")
         if unknown := [name for name in self._baselines if name not in self.variants]:
             raise ValueError(f"baseline {unknown[0]!r} is not one of the variants {', '.join(self.variants)}")
         if len(self._baselines) > 1 and self._baselines[0] != next(iter(self.variants)):
@@ -106,6 +127,10 @@ class Study(BaseModel):
         if more and any(fnmatchcase(variant, pattern) for pattern in more.variants):
             return self.seeds + more.seeds
         return self.seeds
+
+    def method_of(self, variant: str) -> str | None:
+        """Which method of `scaling` a variant belongs to; the first, if several."""
+        return next((name for name, pattern in self.scaling.items() if fnmatchcase(variant, pattern)), None)
 
     @property
     def sections(self) -> dict[str, list[str]]:
@@ -174,50 +199,6 @@ class Run(NamedTuple):
         return (self.folder / "result.json").exists()
 
 
-def run_study(path: Path, *, command: Sequence[str] = TRAIN, console: Console | None = None) -> None:
-    """Train every run of the study that is missing, one after the other, then write its report.
-
-    A run that was cut short is resumed. Interrupted or failed, the study goes on where it was when it is
-    started again.
-
-    Args:
-        path: The study file.
-        command: What trains one run, called with the arguments of `cetnet train`.
-        console: Where progress and the table are printed. Default: the terminal.
-
-    Raises:
-        UserError: the study is wrong, a run folder was made with other settings, or a run failed.
-    """
-    console = console or output
-    study = Study.load(path)
-    runs = runs_of(study, path)
-    refuse_changed(runs, path)
-    started = time.monotonic()
-    for number, run in enumerate(runs, 1):
-        label = f"run {number} of {len(runs)}: {run.variant}, seed {run.seed}"
-        if run.finished:
-            console.print(f"{label}: finished before", highlight=False)
-            continue
-        elapsed = timedelta(seconds=round(time.monotonic() - started))
-        action = "resuming" if run.folder.exists() else "training"
-        console.rule(f"{study.name}, {label}: {action} · {elapsed} elapsed")
-        _train(run, command, study.name)
-    report(study, runs, console)
-
-
-def report_study(path: Path, *, console: Console | None = None) -> None:
-    """Write the report of a finished study again; raises UserError if a run is missing or was changed."""
-    study = Study.load(path)
-    runs = runs_of(study, path)
-    refuse_changed(runs, path)
-    if missing := [run.folder for run in runs if not run.finished]:
-        raise UserError(
-            f"study {study.name}: {len(missing)} of {len(runs)} runs are not finished, first {missing[0]}; "
-            "run the study to train them"
-        )
-    report(study, runs, console or output)
-
-
 def runs_of(study: Study, path: Path) -> list[Run]:
     """Every run of the study, all variants of a seed before the next seed."""
     base = Path(os.path.normpath(path.parent / study.base))
@@ -253,49 +234,6 @@ def refuse_changed(runs: Sequence[Run], path: Path) -> None:
                 f"{run.folder}: made with other settings than {path} and its base have now (they are in "
                 f"{run.settings_file}); restore them, delete the folder to repeat the run, or change `out`"
             )
-
-
-def _train(run: Run, command: Sequence[str], study: str) -> None:
-    """Run the child on our own terminal; raises UserError if it does not leave a finished run."""
-    resume = ["--resume"] if run.folder.exists() else []
-    run.write_settings()
-    with subprocess.Popen([*command, *run.arguments, *resume]) as child:
-        try:
-            code = child.wait()
-        except KeyboardInterrupt:
-            # The terminal sent it to the child as well, which may be saving a checkpoint: don't kill it.
-            child.wait()
-            raise
-    if code or not run.finished:
-        outcome = f"exit code {code}" if code else "no result.json"
-        raise UserError(
-            f"study {study}: run {run.variant}, seed {run.seed} failed ({outcome}; its messages are above, "
-            f"its folder is {run.folder}); mend it and start the study again, which goes on from here"
-        )
-
-
-def report(study: Study, runs: Sequence[Run], console: Console) -> None:
-    """Write the report of finished runs into the study's folder."""
-    folders = {
-        variant: {run.seed: run.folder for run in runs if run.variant == variant}
-        for variant in study.variants
-    }
-    commands = [f"cetnet train {shlex.join(run.arguments)}" for run in runs if run.seed == study.seeds[0]]
-    others = " The other seeds likewise." if study.seeds[1:] or study.more_seeds else ""
-    write_report(
-        folders,
-        sections=study.sections,
-        split=study.split,
-        components=study.components,
-        paper=study.paper,
-        out=study.folder,
-        title=study.title or study.name,
-        description=study.description,
-        appendix="\n".join(
-            [f"## Commands\n\nSeed {study.seeds[0]} of each variant.{others}\n\n```sh", *commands, "```"]
-        ),
-        console=console,
-    )
 
 
 def _flow_yaml(value: Any) -> str:

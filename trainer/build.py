@@ -35,13 +35,14 @@ class Session:
     plan: Plan
     outputs: list[str]
     num_parameters: dict[str, int]
+    table_bytes: int
 
 
 def build_session(config: RunConfig, schema: Schema, processes: Processes) -> Session:
     """Build, plan, shard; every rank calls it. Raises UserError if the planner finds no place for the tables."""
     torch.manual_seed(config.training.seed)
     model = build_model(config, schema, processes.device)
-    num_parameters = count_parameters(model)
+    num_parameters, table_bytes = count_parameters(model), count_table_bytes(model)
     plan = plan_model(
         model, config, schema, processes.device.type, processes.world_size, processes.local_world_size
     )
@@ -57,7 +58,7 @@ def build_session(config: RunConfig, schema: Schema, processes: Processes) -> Se
     # Without a sharded table there is no sparse data to distribute ahead, and nothing for the trace to find.
     pipeline_class = TrainPipelineSparseDist if plan.placements else TrainPipelineBase
     pipeline = pipeline_class(parallel, optimizer, processes.device)
-    return Session(parallel, optimizer, pipeline, plan, outputs, num_parameters)
+    return Session(parallel, optimizer, pipeline, plan, outputs, num_parameters, table_bytes)
 
 
 def build_model(config: RunConfig, schema: Schema, device: torch.device | str) -> CETNet:
@@ -138,3 +139,8 @@ def count_parameters(model: CETNet) -> dict[str, int]:
     trained = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
     tables = sum(numel for name, numel in trained.items() if name.startswith("tables."))
     return {"tables": tables, "dense": sum(trained.values()) - tables}
+
+
+def count_table_bytes(model: CETNet) -> int:
+    """Bytes of the trained tables, without their optimizer's state."""
+    return sum(p.numel() * p.element_size() for p in model.tables.parameters() if p.requires_grad)

@@ -6,12 +6,15 @@ published by one rename.
 """
 
 import io
+import itertools
 import json
 import pickle
+import re
 import shutil
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -20,8 +23,15 @@ from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
-from torch.distributed.checkpoint.planner import ReadItem
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    StorageMeta,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.planner import LoadPlan, ReadItem
+from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import KeyedOptimizer
 
@@ -166,6 +176,62 @@ def load_checkpoint(
         optimizer.load_state_dict(state["optim"])
 
 
+class SavedTable(NamedTuple):
+    """An embedding table of a checkpoint: the component it belongs to (or `shared`, `pretrained`), its name there,
+    its key in the checkpoint, and its size."""
+
+    owner: str
+    name: str
+    key: str
+    rows: int
+    dim: int
+
+
+class SavedTables:
+    """The embedding tables of a checkpoint, sharded or dense, to be read without the model.
+
+    Raises:
+        UserError: the checkpoint cannot be read.
+    """
+
+    _KEY = re.compile(
+        r"model\.tables\.(?P<owner>[^.]+)\.collections\.[^.]+\.embedding(_bag)?s\.(?P=owner)__(?P<name>[^.]+)\.weight"
+    )
+
+    def __init__(self, checkpoint: Path) -> None:
+        self._reader = SafeReader(checkpoint)
+        try:
+            metadata = self._reader.read_metadata()
+        except Exception as error:  # unpickling a damaged file may raise anything
+            raise UserError(f"{checkpoint}: damaged ({type(error).__name__}: {error}); remove it") from None
+        self._reader.set_up_storage_reader(metadata, is_coordinator=True)
+        self._metadata: dict[str, TensorStorageMetadata] = {}
+        self.tables: list[SavedTable] = []
+        for key, tensor in metadata.state_dict_metadata.items():
+            if (match := self._KEY.fullmatch(key)) and isinstance(tensor, TensorStorageMetadata):
+                self._metadata[key] = tensor
+                self.tables.append(SavedTable(match["owner"], match["name"], key, *tensor.size))
+
+    def blocks(self, tables: Sequence[SavedTable]) -> Iterator[torch.Tensor]:
+        """The rows of tables of equal length side by side, `[block, sum of dims]`, from the first to the last.
+
+        A block ends where a shard of one of the tables does, so that it takes twice the memory of these shards.
+        """
+        ends = {tables[0].rows}
+        for table in tables:
+            ends.update(int(chunk.offsets[0]) for chunk in self._metadata[table.key].chunks)
+        bounds = sorted(ends | {0})
+        for start, end in itertools.pairwise(bounds):
+            parts, items = {}, []
+            for table in tables:
+                chunk = ChunkStorageMetadata(torch.Size([start, 0]), torch.Size([end - start, table.dim]))
+                metadata = self._metadata[table.key]
+                parts[table.key] = torch.empty(chunk.sizes, dtype=metadata.properties.dtype)
+                items += create_read_items_for_chunk_list(table.key, metadata, [chunk])
+            self._reader.read_data(LoadPlan(items), _PartsPlanner(parts)).wait()
+            yield torch.cat(list(parts.values()), dim=1)
+
+
 class SafeReader(FileSystemReader):
     """Reads a checkpoint's metadata, a pickle, with an unpickler that knows only its own data classes."""
 
@@ -211,3 +277,14 @@ class _SafePlanner(DefaultLoadPlanner):
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:  # noqa: ARG002
         """Our checkpoints hold tensors only; anything else would be unpickled."""
         raise pickle.UnpicklingError(f"{read_item.dest_index.fqn} is not a tensor")
+
+
+class _PartsPlanner(_SafePlanner):
+    """Reads into given tensors, by key."""
+
+    def __init__(self, parts: dict[str, torch.Tensor]) -> None:
+        super().__init__()
+        self._parts = parts
+
+    def lookup_tensor(self, index: MetadataIndex) -> torch.Tensor:
+        return self._parts[index.fqn]

@@ -582,7 +582,7 @@ def study(
 
         smoke_study(file)
         return
-    from benchmarks.study import report_study, run_study
+    from benchmarks.run_study import report_study, run_study
 
     (report_study if report_only else run_study)(file)
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from resource import RUSAGE_SELF, getrusage
 from typing import Any
 
 import torch
@@ -255,6 +256,9 @@ def _finish(trainer: Trainer) -> dict[str, Any] | None:
     splits = {split: _evaluate(trainer, split, write=True) for split in config.evaluation.splits}
     progressive = trainer.ne.compute()
     trainer.checkpoints.close()
+    # Of the hosts, in bytes: what was resident at most, summed over the processes.
+    peak_memory = torch.tensor(getrusage(RUSAGE_SELF).ru_maxrss * 1024)
+    dist.all_reduce(peak_memory, group=trainer.processes.cpu_group)
     if trainer.folder is None:
         return None
     rows = _rows_seen(trainer)
@@ -264,6 +268,8 @@ def _finish(trainer: Trainer) -> dict[str, Any] | None:
         "seconds": progress.seconds,
         "rows_per_second": rows / progress.seconds if progress.seconds else 0.0,
         "parameters": trainer.session.num_parameters,
+        "table_bytes": trainer.session.table_bytes,
+        "peak_memory": int(peak_memory),
         "train": progressive,
         "splits": splits,
     }

@@ -12,7 +12,8 @@ import pytest
 import yaml
 from rich.console import Console
 
-from benchmarks.study import Study, report_study, run_study
+from benchmarks.run_study import report_study, run_study
+from benchmarks.study import Study
 from trainer.errors import UserError
 
 FAKE_TRAINER = [sys.executable, str(Path(__file__).with_name("fake_trainer.py"))]
@@ -361,5 +362,5 @@ def test_study_that_is_not_there() -> None:
 
 
 def test_does_not_import_torch() -> None:
-    code = "import sys, benchmarks.study; sys.exit('torch' in sys.modules)"
+    code = "import sys, benchmarks.run_study; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

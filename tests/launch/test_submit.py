@@ -9,7 +9,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from benchmarks.study import report_study
+from benchmarks.run_study import report_study
 from launch.cli import app
 from tests.benchmarks.fake_trainer import write_run
 from trainer.errors import UserError

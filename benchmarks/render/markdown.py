@@ -1,0 +1,50 @@
+"""A report as Markdown, with its plots as PNG files beside it."""
+
+from pathlib import Path
+from urllib.parse import quote
+
+from benchmarks.document import Block, Cell, Commands, Document, Folded, Plot, Table, Text
+
+
+def write_markdown(document: Document, out: Path) -> None:
+    """Write report.md and the plots into the folder `out`."""
+    parts = [
+        f"# {document.title}",
+        document.description.strip(),
+        document.warning and f"**{document.warning}**",
+    ]
+    parts.append(" · ".join(document.facts))
+    for section in document.sections:
+        parts.append(f"{'#' * section.level} {section.title}")
+        parts += [_block(block, out) for block in section.blocks]
+    (out / "report.md").write_text("\n\n".join(filter(None, parts)) + "\n")
+
+
+def _block(block: Block, out: Path) -> str:
+    match block:
+        case Text():
+            return block.markdown.strip()
+        case Table():
+            return _table(block)
+        case Folded():
+            return f"{block.summary}:\n\n{_table(block.table)}"
+        case Commands():
+            return "\n".join([f"{block.summary}:\n\n```sh", *block.lines, "```"])
+        case Plot():
+            block.figure.savefig(out / f"{block.name}.png")
+            return f"![{block.caption}]({quote(block.name)}.png)"
+
+
+def _table(table: Table) -> str:
+    rules = "".join(":--|" if column.is_text else "--:|" for column in table.columns)
+    headings = [table.heading, *(column.heading for column in table.columns)]
+    lines = [f"| {' | '.join(headings)} |", f"|:--|{rules}"]
+    for name, cells in table.rows:
+        head = f"&emsp;{name.text}" if name.is_component else name.text
+        lines.append(f"| {' | '.join([head, *map(_cell, cells)])} |")
+    return "\n".join(lines)
+
+
+def _cell(cell: Cell) -> str:
+    links = [f"[{link.text}]({link.href})" for link in cell.links]
+    return " ".join(filter(None, [cell.text, cell.interval, *links]))
