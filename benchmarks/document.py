@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from matplotlib.figure import Figure
@@ -123,4 +123,3 @@ class Document:
     facts: Sequence[str]
     sections: Sequence[Section]
     warning: str = ""
-    notes: Sequence[str] = field(default_factory=tuple)

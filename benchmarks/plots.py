@@ -18,6 +18,7 @@ from trainer.errors import UserError
 COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"]
 LINES = ["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (1, 1))]
 MARKERS = "os^DvPX"
+SIGNS = "●■▲◆▼✚✖"  # the markers, as text
 
 WARM_UP = 0.1
 """First share of the examples that left out of a plot's range: NE falls steeply there, and hides the rest."""
@@ -127,7 +128,8 @@ def _draw(
         axes.fill_between(rows, lowest, highest, color=color, alpha=0.18, linewidth=0)
         settled = rows >= WARM_UP * rows[-1]
         shown += [lowest[settled].min(), highest[settled].max()]
-        ends.append((rows[-1], mean[-1], label(name=name, value=mean[-1]), color))
+        text = f"{SIGNS[shifted]} {label(name=name, value=mean[-1])}"
+        ends.append((rows[-1], mean[-1], text, color))
     for name, value in references.items():
         axes.axhline(value, color="0.35", linestyle=(0, (6, 4)), linewidth=1)
         ends.append((axes.get_xlim()[1], value, label(name=name, value=value), "0.35"))

@@ -255,6 +255,7 @@ def _how_to_read(study: Study, rows: Sequence[Row], bayes: Row | None) -> Sectio
                 if several
                 else ", not the spread between seeds."
             ),
+            "Bold: the interval is without 0; of many gains, some are so by chance.",
         ]
     if len(seeds) > 1:
         sentences.append("Gains are over the seeds that both the variant and the baseline have.")
@@ -314,7 +315,7 @@ def _runs(runs: Sequence[Run], out: Path) -> Section:
         Column("files", [_files(run.folder, out) for run in runs], True),
     ]
     if len(kinds) > 1:
-        each.insert(2, Column("environment", [Cell(str(kind_of[i]), kind_of[i]) for i in range(len(runs))]))
+        each.insert(1, Column("environment", [Cell(str(kind_of[i]), kind_of[i]) for i in range(len(runs))]))
     commands = [f"cetnet train {shlex.join(run.arguments)}" for run in runs]
     return Section(
         "Runs",

@@ -47,14 +47,13 @@ def draw_scaling(study: Study, sections: Mapping[str, Sequence[Row]]) -> Figure 
     )
     panels = figure.subplots(len(levels), len(columns), squeeze=False, sharex="col")
     for axes_row, (metric, of_paper) in zip(panels, levels, strict=True):
-        for axes, (name, lines) in zip(axes_row, columns.items(), strict=True):
+        for axes, lines in zip(axes_row, columns.values(), strict=True):
             _draw_panel(axes, study, lines, metric, of_paper)
-            if axes_row is panels[0]:
-                axes.set_title(name, loc="left")
-            if axes_row is panels[-1]:
-                axes.set_xlabel(SIZE)
         better = "lower" if metric == "NE" else "higher"
         axes_row[0].set_ylabel(f"{metric}, published" if of_paper else f"{metric} ({better} is better)")
+    for first, last, name in zip(panels[0], panels[-1], columns, strict=True):
+        first.set_title(name, loc="left")
+        last.set_xlabel(SIZE)
     known = {line.get_label(): line for axes in panels[0] for line in axes.containers}
     figure.legend(known.values(), known.keys(), loc="outside upper left", ncols=len(known), frameon=False)
     return figure
@@ -69,12 +68,13 @@ def _draw_panel(
         shift = 1.03 ** (index - (len(study.scaling) - 1) / 2)
         points = []
         for row in lines.get(method, []):
+            size = row.costs[SIZE][0] * (1 if row.is_baseline else shift)
             values = row.metrics.get(metric, [])
             if of_paper and metric in row.published:
-                points.append((row.costs[SIZE][0] * shift, row.published[metric], 0.0))
+                points.append((size, row.published[metric], 0.0))
             elif not of_paper and values:
                 deviation = stdev(values) if len(values) > 1 else 0.0
-                points.append((row.costs[SIZE][0] * shift, fmean(values), deviation))
+                points.append((size, fmean(values), deviation))
         if points:
             x, y, error = zip(*points, strict=True)
             axes.errorbar(x, y, error if any(error) else None, label=method, capsize=2, **_style(index))
@@ -82,10 +82,10 @@ def _draw_panel(
     axes.xaxis.set_major_locator(FixedLocator(sizes))
     axes.xaxis.set_minor_locator(NullLocator())
     shown: list[float] = []
-    for size in sizes:
-        if not shown or math.log10(size / shown[-1]) > 0.22:
-            shown.append(size)
-    axes.set_xticklabels([short_number(size) if size in shown else "" for size in sizes])
+    for tick in sizes:
+        if not shown or math.log10(tick / shown[-1]) > 0.22:
+            shown.append(tick)
+    axes.set_xticklabels([short_number(tick) if tick in shown else "" for tick in sizes])
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
 
@@ -106,13 +106,16 @@ def _style(index: int) -> dict:
 def summary_columns(summaries: Sequence[Sequence[Summary]]) -> list[Column]:
     """How much of their width the tables of each variant use; a row per variant, a summary per seed."""
 
+    def fixed(heading: str, of: Callable[[Summary], float]) -> Column:
+        return Column(heading, [spread([of(run) for run in runs[:1]], "{:.0f}") for runs in summaries])
+
     def column(heading: str, of: Callable[[Summary], float], form: str) -> Column:
         values = [[of(run) for run in runs if math.isfinite(of(run))] for runs in summaries]
         return Column(heading, [spread(each, form) for each in values])
 
     return [
-        column("tables side by side", lambda run: run.copies, "{:.0f}"),
-        column("width", lambda run: run.width, "{:.0f}"),
+        fixed("tables side by side", lambda run: run.copies),
+        fixed("width", lambda run: run.width),
         column("IA", lambda run: run.abundance, "{:.2f}"),
         column("IA / width (%)", lambda run: 100 * run.abundance / run.width, "{:.1f}"),
         column("effective rank", lambda run: run.rank, "{:.2f}"),
@@ -154,7 +157,7 @@ def draw_spectra(study: Study, spectra: Mapping[str, Sequence[Spectra]], tables:
                 if sigma.max() > 0:
                     of_width = widths.setdefault(spectrum.width, {})
                     of_width.setdefault(label, []).append(np.log10((sigma / sigma[0]).clip(1e-9)))
-    labels = list(dict.fromkeys(study.method_of(variant) or variant for variant in spectra))
+    labels = list(dict.fromkeys([*study.scaling, *(study.method_of(name) or name for name in spectra)]))
     count = max(1, len(widths))
     figure = Figure(figsize=(max(7, 2.7 * count), 3.6), dpi=150, layout="constrained")
     panels = figure.subplots(1, count, squeeze=False, sharey=True)[0]

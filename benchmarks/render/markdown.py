@@ -47,4 +47,5 @@ def _table(table: Table) -> str:
 
 def _cell(cell: Cell) -> str:
     links = [f"[{link.text}]({link.href})" for link in cell.links]
-    return " ".join(filter(None, [cell.text, cell.interval, *links]))
+    text = f"**{cell.text}**" if cell.significant else cell.text
+    return " ".join(filter(None, [text, cell.interval, *links]))

@@ -88,6 +88,16 @@ def write_run(
         "parameters": {"tables": 12_345_678, "dense": 234_567 * len(components)},
         "splits": {"test": {"rows": ROWS, **scores}},
     }
+    environment = {
+        "time": f"2026-01-0{seed % 9 + 1}T10:00:00+00:00",
+        "host": "here",
+        "machine": "x86_64, 2 cores",
+        "python": "3.11",
+        "versions": {"torch": "2.13.0"},
+        "commit": "abc",
+        "world_size": 1,
+    }
+    (folder / "environment.json").write_text(json.dumps(environment))
     (folder / "result.json").write_text(json.dumps(result))
 
 

@@ -90,7 +90,7 @@ def test_trains_every_variant_with_every_seed_and_reports(make: Make) -> None:
     assert float(table["pair", "left"]["gAUC gain (pp)"]) == pytest.approx(0)  # the same model as `single`
 
     report = (out / "report.md").read_text()
-    assert f"{gain:+.3f} [" in report
+    assert f"| **{gain:+.3f}** [" in report
     assert "the spread between seeds" in report
     assert "| 0.75150 ± 0.00071 |" in report
     assert "| &emsp;left |" in report
@@ -129,7 +129,7 @@ def test_more_seeds_of_some_variants(make: Make) -> None:
     assert re.search(r"\| variant \| seeds \| NE ", report)
     assert re.search(r"\| single \| 3 \| [\d.]+ ± ", report)
     assert re.search(r"\| third \| 1 \| [\d.]+ \|", report)
-    assert re.search(r"\| pair \| 3 \| [+-][\d.]+ \[", report)
+    assert re.search(r"\| pair \| 3 \| \**[+-][\d.]+\** \[", report)
     # Gains are over the seeds that both have.
     with Path("runs/small/table.csv").open() as file:
         third = {row["variant"]: row for row in csv.DictReader(file)}["third"]
@@ -143,8 +143,26 @@ def test_a_failing_run_is_named(make: Make) -> None:
     with pytest.raises(UserError, match=r"^study small: run bad, seed 1 failed \(exit code 3; .*bad/seed1"):
         run(path)
     assert len(calls()) == 2
-    with pytest.raises(UserError, match="3 of 4 runs are not finished, first runs/small/bad/seed1"):
+    # Half of a study has half of a report.
+    report_study(path, console=Console(file=io.StringIO()))
+    report = Path("runs/small/report.md").read_text()
+    assert "3 of 4 runs are not finished: bad (seed 1, 2), single (seed 2)." in report
+    assert "| single | 0.4" in report
+    Path("runs/small/single/seed1/result.json").unlink()
+    with pytest.raises(UserError, match="none of its 4 runs is finished, first runs/small/single/seed1"):
         report_study(path)
+
+
+def test_variants_that_are_finished_before_their_baseline_have_no_gains(make: Make) -> None:
+    path = make(seeds=[1])
+    run(path)
+    Path("runs/small/single/seed1/result.json").unlink()
+    shown = io.StringIO()
+    report_study(path, console=Console(file=shown, width=100))
+    report = Path("runs/small/report.md").read_text()
+    assert "1 of 2 runs are not finished: single (seed 1)." in report
+    assert "| pair | 0." in report
+    assert "NE gain" not in report + shown.getvalue()
 
 
 def test_refuses_runs_made_with_other_settings(make: Make) -> None:
@@ -238,7 +256,12 @@ def test_several_baselines_each_head_their_section(make: Make) -> None:
         assert rows[baseline]["NE gain (%)"] == ""
         for plot in ("ne_curves", "gain"):
             assert Path(f"runs/small/{plot}_{baseline}.png").read_bytes().startswith(PNG)
-    assert "nearest baseline above (`a`, `c`)" in Path("runs/small/report.md").read_text()
+    report = Path("runs/small/report.md").read_text()
+    assert "each section's baseline (`a`, `c`)" in report
+    assert re.findall(r"### Compared with (\w)\n\n.*\n.*\n\| (\w) .*\n\| (\w) ", report) == [
+        ("a", "a", "b"),
+        ("c", "c", "d"),
+    ]
 
 
 def test_published_numbers_stand_beside_ours(make: Make) -> None:
@@ -266,10 +289,9 @@ def test_published_numbers_stand_beside_ours(make: Make) -> None:
     assert rows["single", ""]["paper NE gain (%)"] == rows["pair", "right"]["paper AUC"] == ""
 
     lines = Path("runs/small/report.md").read_text().splitlines()
-    assert (
-        "| variant | NE | AUC | paper | gAUC | paper | LogLoss | paper | embedding parameters |" in lines[2]
-    )
-    assert "| 0.74565 | 0.70000 ± 0.00000 | 0.6700 |" in lines[5]
+    table = next(index for index, line in enumerate(lines) if line.startswith("| variant | NE |"))
+    assert "| AUC | paper | gAUC | paper | LogLoss | paper | embedding parameters |" in lines[table]
+    assert "| 0.74565 | 0.70000 ± 0.00000 | 0.6700 |" in lines[table + 3]
     assert any(line.startswith("| third |") and "| -0.062 |" in line for line in lines)
     assert any("Somebody (2024), table 1" in line for line in lines)
     assert "0.6700" in shown

@@ -5,9 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import torch.distributed.checkpoint as dcp
 
-from tests.data import write_dataset
+from tests.data import make_schema, write_dataset
 from tests.processes import run_processes, run_settings, train_all
+from trainer.checkpoint import SavedTables, latest_checkpoint
+from trainer.run import CHECKPOINTS
 
 # Column shards are at least 128 wide: a grid over two hosts needs 256.
 MODEL = {
@@ -116,3 +120,19 @@ def test_half_precision_tables_train_alike_on_any_world_size(runs: Path) -> None
     np.testing.assert_allclose(losses(runs / "fp16-4"), losses(runs / "fp16-1"), rtol=1e-3)
     np.testing.assert_allclose(losses(runs / "fp16-1"), losses(runs / "fp32-1"), rtol=2e-2)
     assert losses(runs / "fp16-1") != losses(runs / "fp32-1")
+
+
+def test_tables_are_read_from_shards_as_they_are(runs: Path) -> None:
+    """By rows and columns at once, some whole on one rank and some on all."""
+    for run in ("grid_shard-4", "mixed-4"):
+        checkpoint = latest_checkpoint(runs / run / CHECKPOINTS)
+        assert checkpoint
+        saved = SavedTables(checkpoint)
+        state = {table.key: torch.zeros(table.rows, table.dim) for table in saved.tables}
+        dcp.load(state, checkpoint_id=checkpoint, no_dist=True)
+        for name, rows in make_schema().tables.items():
+            tables = [table for table in saved.tables if table.name == name]
+            assert sorted(table.dim for table in tables) == [8, 256]
+            together = torch.cat(list(saved.blocks(tables)))
+            assert len(together) == rows
+            assert torch.equal(together, torch.cat([state[table.key] for table in tables], dim=1))
