@@ -118,9 +118,9 @@ def _facts(study: Study, finished: Sequence[Run], runs: Sequence[Run]) -> list[s
     """The report's head: what was trained on what, and when."""
     result = read_result(finished[0].folder, study.split)
     return [
-        f"{len(finished)} of {len(runs)} runs" if len(finished) < len(runs) else f"{len(runs)} runs",
-        f"{len({run.variant for run in runs})} variants",
-        f"seeds {', '.join(map(str, sorted({run.seed for run in runs})))}",
+        f"runs: {len(finished)} of {len(runs)}" if len(finished) < len(runs) else f"runs: {len(runs)}",
+        f"variants: {len({run.variant for run in runs})}",
+        f"seeds: {', '.join(map(str, sorted({run.seed for run in runs})))}",
         f"trained on {result['rows']:,} rows",
         f"split {study.split}: {result['splits'][study.split]['rows']:,} rows",
         f"written on {date.today()}",
@@ -323,7 +323,7 @@ def _runs(runs: Sequence[Run], out: Path) -> Section:
             Text(text),
             Table("environment", [Name(str(number)) for number in range(1, len(kinds) + 1)], columns),
             Table("variant", names, each),
-            Commands(f"Commands of the {len(runs)} runs", commands),
+            Commands("Commands, one for each run", commands),
         ],
     )
 

@@ -76,15 +76,18 @@ def section_rows(
     Raises:
         UserError: a run lacks the split, or its files cannot be read or compared.
     """
+    all_results = {
+        variant: [read_result(folder, split) for folder in folders.values()]
+        for variant, folders in runs.items()
+    }
     rows: dict[str, list[Row]] = {}
     for baseline, variants in sections.items():
         rows[baseline] = []
         base = Baseline(predictions(runs[baseline], split)) if baseline in runs else None
         for variant in variants:
-            folders = runs.get(variant, {})
-            results = [read_result(folder, split) for folder in folders.values()]
-            if not results:
+            if variant not in runs:
                 continue
+            folders, results = runs[variant], all_results[variant]
             splits = [result["splits"][split] for result in results]
             outputs = [key.removeprefix("ne/") for key in splits[0] if key.startswith("ne/")]
             outputs.remove("fused")

@@ -565,7 +565,7 @@ def calibrate(
 def study(
     file: Annotated[Path, typer.Argument(help="Study file (YAML): a base configuration, variants, seeds.")],
     report_only: Annotated[
-        bool, typer.Option("--report-only", help="Rebuild the report; train nothing.")
+        bool, typer.Option("--report-only", help="Report what is finished; train nothing.")
     ] = False,
     smoke: Annotated[
         bool,
@@ -574,7 +574,7 @@ def study(
         ),
     ] = False,
 ) -> None:
-    """Train variants x seeds (only what is missing) and write their tables and plots."""
+    """Train variants x seeds (only what is missing) and write their report."""
     if smoke and report_only:
         raise UserError("--smoke and --report-only exclude each other")
     if smoke:

@@ -136,3 +136,12 @@ def test_tables_are_read_from_shards_as_they_are(runs: Path) -> None:
             together = torch.cat(list(saved.blocks(tables)))
             assert len(together) == rows
             assert torch.equal(together, torch.cat([state[table.key] for table in tables], dim=1))
+
+
+def test_results_tell_bytes_and_memory(runs: Path) -> None:
+    single, half, parallel = (
+        json.loads((runs / run / "result.json").read_text()) for run in ("fp32-1", "fp16-1", "fp16-4")
+    )
+    assert single["table_bytes"] == 4 * single["parameters"]["tables"]
+    assert half["table_bytes"] == parallel["table_bytes"] == 2 * half["parameters"]["tables"]
+    assert parallel["peak_memory"] > 2 * half["peak_memory"] > 100e6
