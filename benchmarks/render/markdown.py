@@ -32,6 +32,7 @@ def _block(block: Block, out: Path) -> str:
             return "\n".join([f"{block.summary}:\n\n```sh", *block.lines, "```"])
         case Plot():
             block.figure.savefig(out / f"{block.name}.png")
+            block.figure.set_layout_engine("none")  # it is laid out now; the page's SVG need not do it again
             return f"![{block.caption}]({quote(block.name)}.png)"
 
 
