@@ -276,6 +276,23 @@ def synthetic(
 
 
 @prepare_app.command()
+def synthetic_fields(
+    out: Out,
+    rows: Annotated[int, typer.Option(min=1, help="Rows in all splits together.")] = 1_250_000,
+    seed: Seed = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Processes; the result doesn't depend on it.")] = (
+        os.cpu_count() or 1
+    ),
+    overwrite: Overwrite = False,
+) -> None:
+    """A click log of a dozen long-tailed id fields, for studies of embedding sizes."""
+    from trainer.prepare.synthetic_fields import prepare_synthetic_fields
+
+    prepare_synthetic_fields(out, rows, seed, workers=workers, overwrite=overwrite, command=_command())
+    _prepared(out)
+
+
+@prepare_app.command()
 def random(
     schema: Annotated[Path, typer.Option(help="A schema.yaml: of a prepared dataset, or your own.")],
     rows: Annotated[int, typer.Option(min=10, help="Rows in all splits together.")],

@@ -8,7 +8,7 @@ and the dense values; `matches` counts the sequences that hold the shown id of t
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from math import gcd, inf
+from math import inf
 from pathlib import Path
 from typing import NamedTuple
 from zlib import crc32
@@ -28,7 +28,7 @@ from trainer.prepare.dataset import (
     write_dataset,
     yaml_errors,
 )
-from trainer.prepare.synthetic import START, long_tail
+from trainer.prepare.synthetic import START, long_tail, scattered
 
 CHUNK_ROWS = 16_384
 BIAS, EFFECTS, MATCHES = -1.0, 1.0, 0.7
@@ -75,10 +75,7 @@ class World:
     def ids(self, table: str, rng: np.random.Generator, count: int) -> np.ndarray:
         """Long-tailed ids over the whole table, the frequent ones spread over it."""
         size = self.schema.tables[table]
-        stride = max(1, min(int(0.618 * size), 10**9))  # a rank times this stays within 64 bits
-        while gcd(stride, size) > 1:
-            stride += 1
-        return (long_tail(rng.random(count), size) * stride + size // 2) % size
+        return scattered(long_tail(rng.random(count), size), size)
 
     def effect(self, table: str, ids: np.ndarray) -> np.ndarray:
         """What each id adds to the log-odds: mean 0 and variance 1 over the ids of the table."""

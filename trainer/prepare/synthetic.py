@@ -15,11 +15,12 @@ anywhere, and the result does not depend on the number of workers.
 
 import signal
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache, partial
 from hashlib import blake2b
+from math import gcd
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -80,24 +81,16 @@ def _name_key(name: str) -> int:
 
 
 @dataclass(frozen=True)
-class World:
-    """The known model: a pure function of its fields. Cheap to send to a process."""
+class Drawn:
+    """A log of `rows` rows whose numbers are hashes of `seed`, what they are, and ids."""
 
     seed: int
     rows: int
-    users: int
-    items: int
-    categories: int
-    means: tuple[float, ...] = (0.0,) * len(TERM_SCALES)
-    scales: tuple[float, ...] = (1.0,) * len(TERM_SCALES)
-    bias: float = 0.0
 
     @property
     def sizes(self) -> dict[str, int]:
         """Ids of each table: 1 to this."""
-        return {"user": self.users, "item": self.items, "category": self.categories} | FIELD_SIZES
-
-    # ------------------------------------------------------------------------------------ randomness
+        raise NotImplementedError
 
     def uniform(self, name: str, *keys: np.ndarray | int) -> np.ndarray:
         """Uniform in [0, 1): a hash of the seed, what the number is for, and integer keys (broadcast)."""
@@ -114,6 +107,36 @@ class World:
     def choice(self, name: str, size: int, *keys: np.ndarray | int) -> np.ndarray:
         """Uniform over the ids 1 to `size`."""
         return 1 + (self.uniform(name, *keys) * size).astype(np.int64)
+
+    def latent(self, cross: tuple[str, ...], name: str, ids: np.ndarray) -> np.ndarray:
+        """Latent number of each id of a field in a cross; of a multi-valued field the mean over the list."""
+        numbers = _latents(self, cross, name)[ids]
+        if ids.ndim == 1:
+            return numbers
+        return numbers.sum(axis=1) / np.maximum((ids > 0).sum(axis=1), 1)
+
+    def cross_term(self, crosses: Iterable[tuple[str, ...]], columns: Columns) -> np.ndarray:
+        """Sum over crosses of the product of the fields' latent numbers."""
+        products = [
+            np.prod([self.latent(cross, name, columns[name]) for name in cross], axis=0) for cross in crosses
+        ]
+        return np.sum(products, axis=0)
+
+
+@dataclass(frozen=True)
+class World(Drawn):
+    """The known model: a pure function of its fields. Cheap to send to a process."""
+
+    users: int
+    items: int
+    categories: int
+    means: tuple[float, ...] = (0.0,) * len(TERM_SCALES)
+    scales: tuple[float, ...] = (1.0,) * len(TERM_SCALES)
+    bias: float = 0.0
+
+    @property
+    def sizes(self) -> dict[str, int]:  # noqa: D102
+        return {"user": self.users, "item": self.items, "category": self.categories} | FIELD_SIZES
 
     # ------------------------------------------------------------------------------- who meets which item
 
@@ -198,20 +221,6 @@ class World:
 
     # ------------------------------------------------------------------------------------------ the model
 
-    def latent(self, cross: tuple[str, ...], name: str, ids: np.ndarray) -> np.ndarray:
-        """Latent number of each id of a field in a cross; of a multi-valued field the mean over the list."""
-        numbers = _latents(self, cross, name)[ids]
-        if ids.ndim == 1:
-            return numbers
-        return numbers.sum(axis=1) / np.maximum((ids > 0).sum(axis=1), 1)
-
-    def cross_term(self, crosses: Iterable[tuple[str, ...]], columns: Columns) -> np.ndarray:
-        """Sum over crosses of the product of the fields' latent numbers."""
-        products = [
-            np.prod([self.latent(cross, name, columns[name]) for name in cross], axis=0) for cross in crosses
-        ]
-        return np.sum(products, axis=0)
-
     def attention(self, item: np.ndarray, history: np.ndarray) -> np.ndarray:
         """Mean cosine of the shown item with the history under softmax weights; 0 for no history."""
         vectors = _item_vectors(self)
@@ -237,21 +246,17 @@ class World:
         terms = pilot.scaled_terms(pilot.draw(np.arange(PILOT_ROWS)))
         scales = np.array(list(TERM_SCALES.values())) / terms.std(axis=0)
         log_odds = ((terms - terms.mean(axis=0)) * scales).sum(axis=1)
-        low, high = -20.0, 20.0
-        for _ in range(50):  # bisection: the mean rate rises with the bias
-            middle = (low + high) / 2
-            too_low = (1 / (1 + np.exp(-(middle + log_odds)))).mean() < POSITIVE_RATE
-            low, high = (middle, high) if too_low else (low, middle)
+        bias = bias_for(log_odds, POSITIVE_RATE)
         return replace(
-            self, means=tuple(terms.mean(axis=0).tolist()), scales=tuple(scales.tolist()), bias=low
+            self, means=tuple(terms.mean(axis=0).tolist()), scales=tuple(scales.tolist()), bias=bias
         )
 
 
 # Cached per process by the world's fields: what is sent to a worker stays small.
 
 
-@lru_cache(maxsize=256)
-def _latents(world: World, cross: tuple[str, ...], name: str) -> np.ndarray:
+@lru_cache(maxsize=512)
+def _latents(world: Drawn, cross: tuple[str, ...], name: str) -> np.ndarray:
     """Numbers of the ids of a field, 0 for id 0: mean 0 and variance 1 over the ids, mostly within 1.7.
 
     So, on independent uniform fields, a product says nothing about any subset of its fields.
@@ -270,10 +275,28 @@ def _item_vectors(world: World) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
+def scattered(rank: np.ndarray, size: int) -> np.ndarray:
+    """A bijection of [0, size) that spreads neighbouring ranks over it."""
+    stride = max(1, min(int(0.618 * size), 10**9))  # a rank times this stays within 64 bits
+    while gcd(stride, size) > 1:
+        stride += 1
+    return (rank * stride + size // 2) % size
+
+
 def long_tail(u: np.ndarray, size: np.ndarray | int) -> np.ndarray:
     """Rank in [0, size) with probability about proportional to 1 / (rank + 1)."""
     rank = np.power(np.asarray(size) + 1.0, u).astype(np.int64) - 1
     return np.minimum(rank, np.asarray(size) - 1)
+
+
+def bias_for(log_odds: np.ndarray, rate: float) -> float:
+    """What to add to the log-odds so that the mean probability is `rate`."""
+    low, high = -20.0, 20.0
+    for _ in range(50):  # bisection: the mean rises with the bias
+        middle = (low + high) / 2
+        too_low = (1 / (1 + np.exp(-(middle + log_odds)))).mean() < rate
+        low, high = (middle, high) if too_low else (low, middle)
+    return low
 
 
 def draw_chunk(world: World, first: int, last: int) -> pa.Table:
@@ -297,11 +320,28 @@ def _arrow(values: np.ndarray) -> pa.Array:
     return pa.ListArray.from_arrays(offsets, values[present].astype(np.int32))
 
 
-def _chunks(world: World, workers: int) -> Iterator[pa.Table]:
+def draw_in_order(
+    draw: Callable[[int, int], pa.Table], rows: int, fractions: Fractions, workers: int
+) -> Iterator[tuple[str, pl.DataFrame]]:
+    """Rows 0 to `rows` as `write_dataset` wants them: the first are train, the next validation, then test.
+
+    `draw` draws rows [first, last), CHUNK_ROWS at a time, in `workers` processes, which it must be picklable for.
+    """
+    ends = [round(rows * share) for share in np.cumsum(fractions)]
+    first = 0
+    for chunk in _chunks(draw, rows, workers):
+        for split, start, end in zip(SPLITS, [0, *ends], ends, strict=False):
+            low, high = max(start - first, 0), min(end - first, chunk.num_rows)
+            if low < high:
+                yield split, pl.DataFrame(chunk.slice(low, high - low))
+        first += chunk.num_rows
+
+
+def _chunks(draw: Callable[[int, int], pa.Table], rows: int, workers: int) -> Iterator[pa.Table]:
     """All rows in order, from `workers` processes, with at most two chunks in flight for each."""
-    bounds = [(first, min(first + CHUNK_ROWS, world.rows)) for first in range(0, world.rows, CHUNK_ROWS)]
+    bounds = [(first, min(first + CHUNK_ROWS, rows)) for first in range(0, rows, CHUNK_ROWS)]
     if workers == 1:
-        yield from (draw_chunk(world, *bound) for bound in bounds)
+        yield from (draw(*bound) for bound in bounds)
         return
     # spawn: forking a process with polars' or arrow's threads can deadlock; Ctrl-C is the parent's to handle
     ignore_interrupts = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)
@@ -311,7 +351,7 @@ def _chunks(world: World, workers: int) -> Iterator[pa.Table]:
             for bound in bounds:
                 if len(flying) == 2 * workers:
                     yield flying.popleft().result()
-                flying.append(pool.submit(draw_chunk, world, *bound))
+                flying.append(pool.submit(draw, *bound))
             while flying:
                 yield flying.popleft().result()
         finally:
@@ -366,23 +406,12 @@ def prepare_synthetic(
                 Feature(name="relevance", kind="dense"),
             ),
         )
-        ends = [round(rows * share) for share in np.cumsum(fractions)]
-
-        def frames() -> Iterator[tuple[str, pl.DataFrame]]:
-            first = 0
-            for chunk in _chunks(world, workers):
-                for split, start, end in zip(SPLITS, [0, *ends], ends, strict=False):
-                    low, high = max(start - first, 0), min(end - first, chunk.num_rows)
-                    if low < high:
-                        yield split, pl.DataFrame(chunk.slice(low, high - low))
-                first += chunk.num_rows
-
         shares = ", ".join(f"{fraction:.0%}" for fraction in fractions)
         scales = ", ".join(f"{name} {scale}" for name, scale in TERM_SCALES.items())
         return write_dataset(
             directory,
             schema,
-            frames(),
+            draw_in_order(partial(draw_chunk, world), rows, fractions, workers),
             Card(
                 title="Synthetic click log",
                 source="drawn from a known model (trainer/prepare/synthetic.py)",
