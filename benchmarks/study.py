@@ -86,7 +86,9 @@ class Study(BaseModel):
     embeddings: bool = Field(
         False, description="Whether the report analyses the singular values of the embedding tables."
     )
-    paper: Paper | None = Field(None, description="Published numbers, shown beside ours.")
+    paper: Paper | None = Field(
+        None, description="Published numbers, shown beside ours; or a YAML file with them, as for `variants`."
+    )
     common: dict[str, Any] = Field(
         {}, description="Dotted configuration keys, and their values, that all variants change."
     )
@@ -157,8 +159,9 @@ class Study(BaseModel):
     def load(cls, path: Path) -> "Study":
         """Read a study file; raises UserError naming the file, the key and what is wrong with it."""
         content = _read_yaml(path)
-        if isinstance(content, dict) and isinstance(content.get("variants"), str):
-            content["variants"] = _read_yaml(path.parent / content["variants"])
+        for key in ("variants", "paper"):
+            if isinstance(content, dict) and isinstance(content.get(key), str):
+                content[key] = _read_yaml(path.parent / content[key])
         try:
             return cls.model_validate(content)
         except ValidationError as error:
