@@ -246,7 +246,7 @@ def interrupted(tmp_path: Path, schema: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
 
         def interrupt(*_: object) -> None:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)  # in this thread, so before the task can end
 
         patch.setattr(stages, "encode", interrupt)
         prepare_tabular("csv", tmp_path / "raw.csv", tmp_path / "out", schema, workers=1)
