@@ -147,9 +147,11 @@ def encode(values: pl.Expr, vocabulary: pl.Series) -> pl.Expr:
     return values.replace_strict(vocabulary, ids, default=0, return_dtype=pl.Int32).fill_null(0)
 
 
-def list_column(values: np.ndarray, lengths: np.ndarray) -> pl.Series:
+def list_column(values: np.ndarray | pl.Series, lengths: np.ndarray) -> pl.Series:
     """Lists of these lengths, cut from `values` one after the other."""
     offsets = np.concatenate([[0], lengths.cumsum()])
+    if isinstance(values, pl.Series):
+        values = values.to_arrow()
     return pl.Series(pa.LargeListArray.from_arrays(offsets.astype(np.int64), values))
 
 

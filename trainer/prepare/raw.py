@@ -69,6 +69,11 @@ class RawSchema(BaseModel):
     tables: dict[str, int | None] = Field(
         {}, description="Rows of tables whose values are ids already; null or left out: build a vocabulary."
     )
+    pretrained: dict[str, Path] = Field(
+        {},
+        description="Files of given vectors (.npy, .parquet, .h5; see `vectors.open_vectors`) by table, whose "
+        "vocabulary are their keys. Paths are relative to this file.",
+    )
     features: tuple[RawFeature, ...] = Field(min_length=1)
     min_count: int = Field(1, gt=0, description="For tables none of whose features has its own.")
     separator: str = Field("|", min_length=1, description="Between the values of a list in CSV.")
@@ -92,6 +97,11 @@ class RawSchema(BaseModel):
                 raise ValueError(f"features of table {_table(feature)!r} have different hashes")
             if feature.hash is not None and self.tables.get(_table(feature)) is not None:
                 raise ValueError(f"table {_table(feature)!r} has both hash and given rows")
+        for table in self.pretrained:
+            if table not in self.vocabulary_tables or any(f.min_count for f in self.features_of(table)):
+                raise ValueError(
+                    f"pretrained {table!r}: no feature has values of this table, or rows or min_count are given too"
+                )
         if clash := {feature.name for feature in self.features} & {self.label, self.weight}:
             raise ValueError(f"{clash.pop()!r} is both a feature and the label or the weight")
         assert self.draft  # its own checks
@@ -117,8 +127,8 @@ class RawSchema(BaseModel):
         """The min_count of the features of a table, or the general one."""
         return next((f.min_count for f in self.features_of(table) if f.min_count), self.min_count)
 
-    def prepared(self, rows: Mapping[str, int]) -> Schema:
-        """The schema of the prepared files, given the rows of the tables without given ones.
+    def prepared(self, rows: Mapping[str, int], vector_sizes: Mapping[str, int] | None = None) -> Schema:
+        """The schema of the prepared files, given the rows of the tables without given ones, and vectors' sizes.
 
         A group or timestamp that is also a feature becomes a column of its own, `<name>_group` or
         `<name>_timestamp`, because the feature's column holds ids.
@@ -132,6 +142,7 @@ class RawSchema(BaseModel):
             tables={name: size for name, size in self.tables.items() if size is not None}
             | {_table(f): f.hash for f in self.features if f.hash is not None}
             | dict(rows),
+            pretrained=dict.fromkeys(self.pretrained, 1) | dict(vector_sizes or {}),
             features=tuple(
                 Feature(name=f.name, kind=f.kind, table=f.table, max_length=f.max_length, behavior=f.behavior)
                 for f in self.features
@@ -142,7 +153,9 @@ class RawSchema(BaseModel):
     def load(cls, path: Path) -> "RawSchema":
         """Read and check a raw schema; every mistake in it is a UserError."""
         with yaml_errors(path):
-            return cls.model_validate(yaml.safe_load(path.read_text()))
+            spec = cls.model_validate(yaml.safe_load(path.read_text()))
+        paths = {table: path.parent / vectors for table, vectors in spec.pretrained.items()}
+        return spec.model_copy(update={"pretrained": paths})
 
 
 def _table(feature: RawFeature) -> str:

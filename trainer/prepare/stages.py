@@ -9,6 +9,7 @@
     encode   a chunk -> its rows as they will be written, in the order of their splits (or of time)
     sort     a range of time, over all chunks -> its rows in order; only if the raw rows are not
     part     the rows of one file of the result -> that file
+    vectors  a file of given vectors -> the rows of their table
 
 No task looks a value up among all values kept: `number` sorts a range of them once, and hands every chunk the numbers
 of its own distinct values. The ranges are quantiles of samples of all chunks' distinct values, so their size is known
@@ -33,6 +34,7 @@ from trainer.prepare.dataset import PartWriter, SplitStatistics, arrow_schema, c
 from trainer.prepare.raw import Mistake, RawFeature, RawSchema, columns, hash_ids
 from trainer.prepare.splits import Assign
 from trainer.prepare.tasks import Plan, write_json
+from trainer.prepare.vectors import open_vectors, write_vectors
 
 Transform = Callable[[pl.DataFrame], pl.DataFrame]
 
@@ -283,20 +285,49 @@ def _exact_sum(values: np.ndarray) -> Fraction:
     return sum(sums, Fraction(0))
 
 
-def number(folder: Path, counted: Sequence[Path], batch: int, min_count: int) -> None:
-    """ids.arrow (a batch a chunk: 1 + the position of each of its values among those kept, or 0); facts.json."""
+class Keys(NamedTuple):
+    """The keys of given vectors that are in a range of values, [first, last)."""
+
+    path: Path
+    first: str | None
+    last: str | None
+
+    def read(self) -> pl.Series:
+        """The keys, text in order."""
+        keys = open_vectors(self.path).keys
+        start = 0 if self.first is None else int(keys.search_sorted(self.first, "left"))
+        stop = len(keys) if self.last is None else int(keys.search_sorted(self.last, "left"))
+        return keys[start:stop]
+
+
+def number(
+    folder: Path, counted: Sequence[Path], batch: int, min_count: int, given: Keys | None = None
+) -> None:
+    """ids.arrow (a batch a chunk: 1 + the position of each of its values among those kept, or 0); facts.json.
+
+    Kept are the given keys, or the values seen at least `min_count` times in train.
+    """
     parts = [_batch(path / "entries.arrow", batch) for path in counted]
     entries = pl.DataFrame(pa.Table.from_batches(parts))
     lengths = [part.num_rows for part in parts]
     del parts
-    kept = entries.group_by("value").agg(pl.col("count").sum()).filter(pl.col("count") >= min_count)
-    kept = kept.select("value").sort("value").with_row_index("id", offset=1)
+    if given is None:
+        kept = entries.group_by("value").agg(pl.col("count").sum()).filter(pl.col("count") >= min_count)
+        kept = kept.select("value").sort("value")
+    else:
+        kept = given.read().alias("value").to_frame()
+    kept = kept.with_row_index("id", offset=1)
     ids = entries.select("value").join(kept, on="value", how="left", maintain_order="left")["id"]
     array = ids.fill_null(0).cast(pl.Int32).to_numpy()
     with pa.ipc.new_file(folder / "ids.arrow", _IDS, options=_OPTIONS) as writer:
         for part in np.split(array, np.cumsum(lengths)[:-1]):
             writer.write_batch(pa.record_batch([part], _IDS))
-    write_json(folder / "facts.json", {"kept": kept.height})
+    of_number = {"kept": kept.height}
+    if given is not None:
+        distinct = entries.select("value").unique()
+        common = distinct.join(kept, on="value", how="semi").height
+        of_number |= {"without_key": distinct.height - common, "without_value": kept.height - common}
+    write_json(folder / "facts.json", of_number)
 
 
 # --------------------------------------------------------------------------------------- encode, sort, part
@@ -426,6 +457,11 @@ def part(folder: Path, slices: Sequence[Slice], schema: Schema) -> None:
                 writer.write(table)
     writer.close()
     write_json(folder / "facts.json", asdict(statistics))
+
+
+def vectors(folder: Path, path: Path) -> None:
+    """vectors.npy: the rows of a table of given vectors."""
+    write_vectors(open_vectors(path), folder / "vectors.npy")
 
 
 # ---------------------------------------------------------------------------------------------------- files

@@ -41,13 +41,13 @@ from trainer.prepare.tasks import (
     Plan,
     Resources,
     Task,
-    dask_resources,
     executor,
-    local_resources,
-    parse_memory,
+    find_resources,
+    identity,
     run_tasks,
     work_folder,
 )
+from trainer.prepare.vectors import open_vectors
 
 __all__ = ["Format", "RawFeature", "RawSchema", "Split", "parse_split", "prepare_table", "prepare_tabular"]
 
@@ -62,6 +62,7 @@ def prepare_table(
     out: Path,
     *,
     split: Split | None = None,
+    split_rule: str = "the given files",
     transform: Transform | None = None,
     title: str,
     source: str,
@@ -82,6 +83,7 @@ def prepare_table(
         format: "csv" (also gzipped) or "parquet".
         out: directory to make; unfinished work lies in `.NAME.work` beside it, see `tasks.work_folder`.
         split: for "all": `parse_split("time:0.8,0.1,0.1", spec, seed)`, or any `Split`.
+        split_rule: in words, how the files are split, for the data card.
         transform: a module-level function from the raw columns of a chunk (CSV: text) to those that `spec` names,
             with the same rows.
         title, source, command, notes, seed, published: of the data card.
@@ -99,23 +101,24 @@ def prepare_table(
     Raises UserError with file, column and row (1 is the first data row) for values that are not what the schema says,
     and for missing columns, an unusable split, too little memory or disk, and an existing `out`.
     """
-    limit = parse_memory(memory) if memory else None
-    resources = dask_resources(scheduler, limit) if scheduler else local_resources(limit, workers)
+    resources = find_resources(memory, workers, scheduler)
     _check_disk(files, format, out)
     job = {
         "version": [FORMAT_VERSION, pl.__version__, pa.__version__],
-        "files": {name: [_identity(path) for path in paths] for name, paths in files.items()},
+        "files": {name: [identity(path) for path in paths] for name, paths in files.items()},
+        "vectors": {table: identity(path) for table, path in spec.pretrained.items()},
         "format": format,
         "spec": spec.model_dump(mode="json"),
         "split": repr(split),
         "transform": f"{transform.__module__}.{transform.__qualname__}" if transform else None,
     }
+    vector_sizes = {table: open_vectors(path).size for table, path in spec.pretrained.items()}
     with work_folder(out, job, resources.plan(), overwrite) as (work, plan):
         resources = resources.fit(plan)
         if not resources.scheduler and sum(path.stat().st_size for path in _all(files)) <= plan.chunk_bytes:
             resources = Resources(1, resources.share)
         with executor(resources) as pool:
-            preparation = _Preparation(work, plan, pool, resources.workers, spec, format)
+            preparation = _Preparation(work, plan, pool, resources.workers, spec, format, vector_sizes)
             chunks, facts = preparation.read(files, transform)
             assign = split.fit(partial(_frames, spec, chunks)) if split else None
             counted = preparation.count(chunks, facts, assign)
@@ -123,6 +126,7 @@ def prepare_table(
             in_time_order = split is not None and split.in_time_order
             slices, schema = preparation.encode(chunks, facts, counted, tables, in_time_order)
             statistics = preparation.write(slices, schema)
+            preparation.write_vectors()
         missing = {
             f.name: sum(fact["missing"][f.name] for fact in facts) for f in spec.features if f.kind == "dense"
         }
@@ -133,10 +137,10 @@ def prepare_table(
             Card(
                 title=title,
                 source=source,
-                split_rule=split.rule if split else "the given files",
+                split_rule=split.rule if split else split_rule,
                 command=command,
                 seed=seed,
-                notes=(*notes, *_notes(spec, missing)),
+                notes=(*notes, *_vector_notes(schema, tables), *_notes(spec, missing)),
                 published=published,
             ),
         )
@@ -215,14 +219,6 @@ def _all(files: Mapping[str, Sequence[Path]]) -> list[Path]:
     return [path for paths in files.values() for path in paths]
 
 
-def _identity(path: Path) -> list[Any]:
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    return [str(path.resolve()), status.st_size, status.st_mtime_ns]
-
-
 def _check_disk(files: Mapping[str, Sequence[Path]], format: Format, out: Path) -> None:
     """The work folder and the result take up to about 1.5 times the raw text, 6 times what is compressed."""
     need = sum(
@@ -253,6 +249,7 @@ class _Preparation:
     workers: int
     spec: RawSchema
     format: Format
+    vector_sizes: Mapping[str, int]
 
     def _run(self, stage: str, unit: str, function: Any, tasks: Sequence[Task]) -> list[Path]:
         run_tasks(self.pool, self.workers, f"{stage} ({unit})", function, tasks)
@@ -325,30 +322,36 @@ class _Preparation:
 
     def count(
         self, chunks: Sequence[Chunk], facts: Sequence[Mapping[str, Any]], assign: Any
-    ) -> tuple[list[Path], dict[str, int]]:
-        """The counted chunks, and the number of ranges of each table."""
+    ) -> tuple[list[Path], dict[str, list[str]]]:
+        """The counted chunks, and for each table the first values of all ranges but the first."""
         splitters = self._splitters(facts)
         tasks = [
             Task(self.work / "count" / f"{i:06d}", chunk.rows, (chunk, self.spec, assign, splitters))
             for i, chunk in enumerate(chunks)
         ]
         folders = self._run("count", "rows", stages.count, tasks)
-        return folders, {table: 1 + len(values) for table, values in splitters.items()}
+        return folders, splitters
 
     def number(
-        self, facts: Sequence[Mapping[str, Any]], counted: tuple[list[Path], dict[str, int]]
+        self, facts: Sequence[Mapping[str, Any]], counted: tuple[list[Path], dict[str, list[str]]]
     ) -> dict[str, tuple[int, list[Numbered]]]:
         """For each table the number of values kept, and the ranges with their first ids; not of integer groups."""
-        folders, ranges = counted
+        folders, splitters = counted
         tasks: dict[str, list[Task]] = {}
         batch = 0
-        for table, number in ranges.items():
+        for table, firsts in splitters.items():
+            number = 1 + len(firsts)
             entries = sum(fact["tables"][table]["distinct"] for fact in facts) // number
             min_count = 1 if table == GROUP else self.spec.table_min_count(table)
             if table != GROUP or not all(fact["integer_group"] for fact in facts):
+                path = self.spec.pretrained.get(table)
                 tasks[table] = [
-                    Task(self.work / "number" / f"{i:06d}", entries, (folders, i, min_count))
-                    for i in range(batch, batch + number)
+                    Task(
+                        self.work / "number" / f"{i:06d}",
+                        entries,
+                        (folders, i, min_count, stages.Keys(path, first, last) if path else None),
+                    )
+                    for i, (first, last) in enumerate(pairwise([None, *firsts, None]), start=batch)
                 ]
             batch += number
         self._run(
@@ -367,7 +370,7 @@ class _Preparation:
         self,
         chunks: Sequence[Chunk],
         facts: Sequence[Mapping[str, Any]],
-        counted: tuple[list[Path], dict[str, int]],
+        counted: tuple[list[Path], dict[str, list[str]]],
         tables: Mapping[str, tuple[int, list[Numbered]]],
         in_time_order: bool,
     ) -> tuple[dict[str, list[Slice]], Schema]:
@@ -375,7 +378,7 @@ class _Preparation:
         counts = [stages.facts(folder) for folder in counted[0]]
         check_split_rows({name: sum(count["splits"][i] for count in counts) for i, name in enumerate(SPLITS)})
         schema = self.spec.prepared(
-            {table: 1 + kept for table, (kept, _) in tables.items() if table != GROUP}
+            {table: 1 + kept for table, (kept, _) in tables.items() if table != GROUP}, self.vector_sizes
         )
         splitters = self._time_splitters(chunks, facts) if in_time_order else None
         encoding = Encoding(
@@ -477,6 +480,19 @@ class _Preparation:
                     (task.out / "part.parquet").rename(target)
         return statistics
 
+    def write_vectors(self) -> None:
+        """The tables of given vectors below `work`/new/pretrained."""
+        tasks = {
+            table: Task(self.work / "vectors" / table, path.stat().st_size >> 20, (path,))
+            for table, path in self.spec.pretrained.items()
+        }
+        self._run("vectors", "MB", stages.vectors, list(tasks.values()))
+        for table, task in tasks.items():
+            target = self.work / "new" / "pretrained" / f"{table}.npy"
+            target.parent.mkdir(exist_ok=True)
+            if not target.exists():
+                (task.out / "vectors.npy").rename(target)
+
 
 def _parts(slices: Sequence[Slice]) -> Iterator[list[Slice]]:
     """The rows of each file of a split."""
@@ -513,6 +529,20 @@ def _lowest(chunks: Sequence[Chunk], facts: Sequence[Mapping[str, Any]]) -> dict
     return lowest
 
 
+def _vector_notes(schema: Schema, tables: Mapping[str, tuple[int, list[Numbered]]]) -> list[str]:
+    """Lines of the card: given vectors, and what has no partner."""
+    notes = []
+    for table, size in schema.pretrained.items():
+        kept, ranges = tables[table]
+        of_ranges = [stages.facts(numbered.path) for numbered in ranges]
+        without = [sum(fact[key] for fact in of_ranges) for key in ("without_value", "without_key")]
+        notes.append(
+            f"`{table}`: given vectors of {size} numbers, of {kept:,} values; {without[0]:,} of them are in no row, "
+            f"and {without[1]:,} values of rows have no vector (id 0)."
+        )
+    return notes
+
+
 def _notes(spec: RawSchema, missing: Mapping[str, int]) -> list[str]:
     """Lines of the card: missing dense values, transforms, min_counts and hashes."""
     notes: dict[str, list[str]] = {}
@@ -527,7 +557,7 @@ def _notes(spec: RawSchema, missing: Mapping[str, int]) -> list[str]:
             hashes = f"ids are hashes ({feature.hash_function}) of the values"
             notes.setdefault(hashes, []).append(feature.name)
     for table in spec.vocabulary_tables:
-        if (least := spec.table_min_count(table)) > 1:
+        if table not in spec.pretrained and (least := spec.table_min_count(table)) > 1:
             rare = f"values seen less than {least} times in train, in the whole table, became id 0"
             notes.setdefault(rare, []).append(table)
     return [f"{', '.join(f'`{name}`' for name in names)}: {note}." for note, names in notes.items()]

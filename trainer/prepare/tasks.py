@@ -106,7 +106,22 @@ def local_resources(memory: int | None, workers: int | None) -> Resources:
     return Resources(workers, (memory - PROCESS_BYTES) // workers - PROCESS_BYTES)
 
 
+def find_resources(memory: str | None, workers: int | None, scheduler: str | None) -> Resources:
+    """The Dask cluster's, or this machine's; see `prepare_table`."""
+    limit = parse_memory(memory) if memory else None
+    return dask_resources(scheduler, limit) if scheduler else local_resources(limit, workers)
+
+
 # ---------------------------------------------------------------------------------------------- work folder
+
+
+def identity(path: Path) -> list[Any]:
+    """What a job knows a raw file by; a file that isn't there is a UserError."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    return [str(path.resolve()), status.st_size, status.st_mtime_ns]
 
 
 @contextmanager
