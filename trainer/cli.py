@@ -47,6 +47,16 @@ Overrides = Annotated[
 NumProcesses = Annotated[int, typer.Option("--nproc", min=1, help="Processes to start on this machine.")]
 
 
+SequenceSplit = Annotated[
+    Literal["clean", "bars"],
+    typer.Option(
+        help="clean: validation is held out of train. bars: validation is the test rows again, which tunes on test: "
+        "only for parity with published results."
+    ),
+]
+Keep = Annotated[
+    Literal["oldest", "recent"], typer.Option(help="Which 100 items of a history; published: oldest.")
+]
 Memory = Annotated[
     str | None,
     typer.Option(
@@ -68,15 +78,9 @@ Scheduler = Annotated[
 @prepare_app.command()
 def amazon(
     raw: Raw,
-    category: Annotated[str, typer.Option(help="Sports_and_Outdoors or Toys_and_Games: the files' name.")],
+    category: Annotated[str, typer.Option(help="Such as Electronics: it is in the files' names.")],
     out: Out,
-    split: Annotated[
-        Literal["clean", "din"],
-        typer.Option(
-            help="A user's last item is test. clean: the one before it is validation. din: validation is the "
-            "test rows again, which tunes on test: only for parity with published results."
-        ),
-    ] = "clean",
+    split: SequenceSplit = "clean",
     max_length: Annotated[int, typer.Option(min=1, help="Items of a history that are kept.")] = 50,
     keep: Annotated[
         Literal["recent", "oldest"],
@@ -86,12 +90,20 @@ def amazon(
         bool, typer.Option("--attributes", help="Add all attributes of the item, multi-valued.")
     ] = False,
     seed: Seed = 1,
+    memory: Memory = None,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Amazon 5-core sequences: a positive and a random negative row for each item of each user."""
+    """Amazon reviews of any category: a positive and a random negative row for each item of each user.
+
+    RAW has reviews_<category>_5.json and meta_<category>.json (or .json.gz), or
+    <category>.txt and <category>_item2attributes.json.
+    """
     from trainer.prepare.amazon import prepare_amazon
 
-    prepare_amazon(raw, category, out, split, max_length, keep, attributes, overwrite, seed, _command())
+    engine = _engine(memory, workers, scheduler, overwrite)
+    prepare_amazon(raw, category, out, split, max_length, keep, attributes, seed, **engine)
     _prepared(out)
 
 
@@ -102,13 +114,6 @@ Split = Annotated[
         "only; nothing later is known to train, or to what is tuned on validation."
     ),
 ]
-SequenceSplit = Annotated[
-    Literal["clean", "bars"],
-    typer.Option(
-        help="clean: validation is held out of train. bars: validation is the test rows again, which tunes on test: "
-        "only for parity with published results."
-    ),
-]
 
 
 @prepare_app.command("amazon_electronics")
@@ -116,18 +121,27 @@ def amazon_electronics(
     raw: Raw,
     out: Out,
     split: SequenceSplit = "clean",
-    keep: Annotated[
-        Literal["oldest", "recent"], typer.Option(help="Which 100 items of a history; published: oldest.")
-    ] = "oldest",
+    keep: Keep = "oldest",
+    seed: Seed = 1,
     memory: Memory = None,
     workers: Workers = None,
     scheduler: Scheduler = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """AmazonElectronics_x1: train.csv and test.csv, a positive and a random negative row for each review."""
-    from trainer.prepare.repacked import prepare_amazon_electronics_x1
+    """Amazon Electronics with published settings: a positive and a random negative row for each review.
 
-    prepare_amazon_electronics_x1(raw, out, split, keep, **_engine(memory, workers, scheduler, overwrite))
+    RAW has reviews_Electronics_5.json and meta_Electronics.json (or .json.gz), or
+    train.csv and test.csv of AmazonElectronics_x1.
+    """
+    engine = _engine(memory, workers, scheduler, overwrite)
+    if (raw / "train.csv").exists():
+        from trainer.prepare.repacked import prepare_amazon_electronics_x1
+
+        prepare_amazon_electronics_x1(raw, out, split, keep, **engine)
+    else:
+        from trainer.prepare.amazon import prepare_amazon
+
+        prepare_amazon(raw, "Electronics", out, split, 100, keep, seed=seed, **engine)
     _prepared(out)
 
 
@@ -243,6 +257,36 @@ def frappe(raw: Raw, out: Out, overwrite: Overwrite = False) -> None:
 
 
 @prepare_app.command()
+def kuaivideo(
+    raw: Raw,
+    out: Out,
+    split: SequenceSplit = "clean",
+    keep: Keep = "oldest",
+    memory: Memory = None,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """KuaiVideo: clicks on short videos with two histories and vectors of the pictures.
+
+    RAW has dataset.pkl and visual64_select.npy of ALPINE, or train.csv, test.csv
+    and item_visual_emb_dim64.h5 of KuaiVideo_x1.
+    """
+    engine = _engine(memory, workers, scheduler, overwrite)
+    if (raw / "train.csv").exists():
+        from trainer.prepare.repacked import prepare_kuaivideo_x1
+
+        if keep == "recent":
+            raise UserError("--keep recent: KuaiVideo_x1 has the oldest 100 items only; use ALPINE's files")
+        prepare_kuaivideo_x1(raw, out, split, **engine)
+    else:
+        from trainer.prepare.kuaivideo import prepare_kuaivideo
+
+        prepare_kuaivideo(raw, out, split, keep, **engine)
+    _prepared(out)
+
+
+@prepare_app.command()
 def movielens(
     raw: Raw,
     out: Out,
@@ -320,10 +364,20 @@ def taobao_ad(
     scheduler: Scheduler = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """TaobaoAd_x1: ads with profiles and histories; train.csv and test.csv."""
-    from trainer.prepare.repacked import prepare_taobao_ad_x1
+    """TaobaoAd: ads with profiles and the user's last 50 behaviours.
 
-    prepare_taobao_ad_x1(raw, out, split, **_engine(memory, workers, scheduler, overwrite))
+    RAW has raw_sample.csv, ad_feature.csv, user_profile.csv and behavior_log.csv, or
+    train.csv and test.csv of TaobaoAd_x1.
+    """
+    engine = _engine(memory, workers, scheduler, overwrite)
+    if (raw / "train.csv").exists():
+        from trainer.prepare.repacked import prepare_taobao_ad_x1
+
+        prepare_taobao_ad_x1(raw, out, split, **engine)
+    else:
+        from trainer.prepare.taobao import prepare_taobao_ad
+
+        prepare_taobao_ad(raw, out, split, **engine)
     _prepared(out)
 
 
@@ -394,6 +448,7 @@ GeneratorSeed = Annotated[int, typer.Option(help="Seed of all that is drawn.")]
 # what `cetnet generate` can write: the format, the module in trainer/prepare/generate, and the help
 FORMATS = (
     ("amazon_electronics_x1", "sequences", "AmazonElectronics_x1: reviews with histories, two CSV files."),
+    ("amazon_reviews", "amazon", "Amazon: reviews_Electronics_5.json and meta_Electronics.json."),
     ("avazu", "avazu", "Avazu: the Kaggle train.csv."),
     ("avazu_x1", "avazu", "Avazu_x1: three CSV files of numbered ids."),
     ("avazu_x4", "avazu", "Avazu_x4: the Kaggle columns in three CSV files."),
@@ -401,8 +456,10 @@ FORMATS = (
     ("criteo_1tb", "criteo", "Criteo's terabyte: day_0.gz to day_23.gz."),
     ("criteo_x1", "criteo", "Criteo_x1: three CSV files of scaled counts and numbered ids."),
     ("criteo_x4", "criteo", "Criteo_x4: the Kaggle columns in three CSV files."),
+    ("kuaivideo", "kuaivideo", "KuaiVideo: dataset.pkl, visual64_select.npy and user_like.npy of ALPINE."),
     ("kuaivideo_x1", "sequences", "KuaiVideo_x1: clicks on short videos with histories, two CSV files."),
     ("movielens_x1", "movielens", "MovielensLatest_x1: tags of films, three CSV files."),
+    ("taobao_ad", "taobao", "TaobaoAd: samples, ads, users, and 27 behaviours a sample, four CSV files."),
     ("taobao_ad_x1", "sequences", "TaobaoAd_x1: ads with profiles and histories, two CSV files."),
 )
 

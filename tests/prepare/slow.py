@@ -21,10 +21,16 @@ def values_of(row: Mapping[str, Any], feature: str) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def check_prepared(out: Path, expected: Mapping[str, Rows], min_counts: Mapping[str, int] | int) -> Schema:
+def check_prepared(
+    out: Path,
+    expected: Mapping[str, Rows],
+    min_counts: Mapping[str, int] | int,
+    keys: Mapping[str, Sequence[str]] | None = None,
+) -> Schema:
     """Compare a prepared dataset with rows by split, in their order; `min_counts` by table.
 
-    Which id a value gets is free, but 0 is for missing and rare values and for those that train lacks.
+    Which id a value gets is free, but 0 is for missing and rare values and for those that train lacks. In tables with
+    `keys` these have ids, in their order, and no other values.
     """
     schema = Schema.load(out / "schema.yaml")
     card = json.loads((out / "card.json").read_text())
@@ -46,8 +52,11 @@ def check_prepared(out: Path, expected: Mapping[str, Rows], min_counts: Mapping[
         counts = Counter(v for name in names for row in expected["train"] for v in values_of(row, name))
         least = min_counts if isinstance(min_counts, int) else min_counts[table]
         kept = {value for value, count in counts.items() if count >= least and value is not None}
-        assert size == len(kept) + 1, table
         ids: dict[Any, int] = {}
+        if keys and table in keys:
+            ids = {key: number for number, key in enumerate(sorted(keys[table]), start=1)}
+            kept = set(ids)
+        assert size == len(kept) + 1, table
         for name in names:
             for split in SPLITS:
                 for found, row in zip(tables[split][name], expected[split], strict=True):

@@ -6,17 +6,24 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import h5py
+import numpy as np
 import pytest
 
 from tests.prepare.slow import Rows, check_like, check_prepared
 from trainer.errors import UserError
 from trainer.prepare.generate.movielens import generate_movielens_x1
-from trainer.prepare.generate.sequences import generate_amazon_electronics_x1, generate_taobao_ad_x1
+from trainer.prepare.generate.sequences import (
+    generate_amazon_electronics_x1,
+    generate_kuaivideo_x1,
+    generate_taobao_ad_x1,
+)
 from trainer.prepare.repacked import (
     FRAPPE,
     PROFILE,
     prepare_amazon_electronics_x1,
     prepare_frappe_x1,
+    prepare_kuaivideo_x1,
     prepare_movielens,
     prepare_taobao_ad_x1,
 )
@@ -131,6 +138,39 @@ def test_taobao_ad(split: Any, tmp_path: Path) -> None:
     check_like(schema, SCHEMAS / "taobao_ad.yaml")
 
 
+@pytest.mark.parametrize(("split", "vectors"), [("bars", "h5"), ("clean", "npy")])
+def test_kuaivideo(split: Any, vectors: str, tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    generate_kuaivideo_x1(raw, 3_000)
+    files = {name: read(raw / f"{name}.csv") for name in ("train", "test")}
+    items = sorted({int(row["item_id"]) for name in files for row in files[name]})
+    numbers = np.random.default_rng(0).normal(size=(len(items), 64)).astype(np.float32)
+    keys = [str(item) for item in items[::2]]
+    if vectors == "h5":
+        with h5py.File(raw / "item_visual_emb_dim64.h5", "w") as file:
+            file["key"], file["value"] = items[::2], numbers[::2]
+    else:
+        keys = [str(number) for number in range(50_000)]
+        np.save(raw / "visual64_select.npy", np.ones((50_000, 64), np.float32))
+    schema = prepare_kuaivideo_x1(raw, tmp_path / "out", split, **ENGINE)
+    for rows in files.values():
+        for row in rows:
+            row["group_id"], row["item_emb"] = row["user_id"], row["item_id"]
+            for name in ("pos_items", "neg_items"):
+                row[name] = row[f"{name}_emb"] = row[name].split("^") if row[name] else []
+    expected = {"train": files["train"], "validation": files["test"], "test": files["test"]}
+    if split == "clean":
+        cut = sorted(int(row["timestamp"]) for row in files["train"])[int(0.9 * len(files["train"]))]
+        expected["train"] = [row for row in files["train"] if int(row["timestamp"]) < cut]
+        expected["validation"] = [row for row in files["train"] if int(row["timestamp"]) >= cut]
+    check_prepared(tmp_path / "out", expected, 10, {"item_emb": keys})
+    check_like(schema, SCHEMAS / "kuaivideo.yaml")
+    given = np.load(tmp_path / "out/pretrained/item_emb.npy")
+    assert given.shape == (1 + len(keys), 64)
+    if vectors == "h5":
+        np.testing.assert_array_equal(given[1 + sorted(keys).index(keys[7])], numbers[14])
+
+
 def test_mistakes(tmp_path: Path) -> None:
     generate_amazon_electronics_x1(tmp_path / "amazon", 200)
     with pytest.raises(
@@ -141,4 +181,7 @@ def test_mistakes(tmp_path: Path) -> None:
         UserError, match=r"valid.csv is missing: give the directory with all files of Movielens"
     ):
         prepare_movielens(tmp_path / "amazon", tmp_path / "out", **ENGINE)
+    generate_kuaivideo_x1(tmp_path / "kuaivideo", 200)
+    with pytest.raises(UserError, match=r"has no item_visual_emb_dim64\.h5, nor visual64_select\.npy"):
+        prepare_kuaivideo_x1(tmp_path / "kuaivideo", tmp_path / "out", **ENGINE)
     assert not (tmp_path / "out").exists()

@@ -7,23 +7,33 @@ from typing import Any, Literal
 import polars as pl
 
 from models.schema import Schema
-from trainer.prepare import published
+from trainer.errors import UserError
+from trainer.prepare import amazon, kuaivideo, published, taobao
 from trainer.prepare.folds import LastOfUserSplit, TailSplit
 from trainer.prepare.published import Published
 from trainer.prepare.publisher import check_header, check_md5, given_files
 from trainer.prepare.raw import RawFeature, RawSchema
 from trainer.prepare.splits import Split
 from trainer.prepare.tabular import Transform, prepare_table
+from trainer.prepare.taobao import AD, PROFILE
 
 SequenceSplit = Literal["clean", "bars"]
+FORMAT = {"separator": "^", "quote": None}  # of the sets with histories
 FRAPPE = ("user", "item", "daytime", "weekday", "isweekend", "homework", "cost", "weather", "country", "city")
-PROFILE = (
-    "cms_segid", "cms_group_id", "final_gender_code", "age_level", "pvalue_level", "shopping_level",
-    "occupation", "new_user_class_level",
-)  # fmt: skip
-AD = ("adgroup_id", "cate_id", "campaign_id", "customer", "brand")
 AMAZON_COLUMNS = ("label", "user_id", "item_id", "cate_id", "item_history", "cate_history")
-TAOBAO_COLUMNS = ("clk", "btag_his", "cate_his", "brand_his", "userid", *PROFILE, *AD, "price", "pid", "btag")
+TAOBAO_COLUMNS = (
+    "clk",
+    "btag_his",
+    "cate_his",
+    "brand_his",
+    "userid",
+    *PROFILE,
+    "adgroup_id",
+    *AD,
+    "price",
+    "pid",
+    "btag",
+)
 KUAI_COLUMNS = (
     "timestamp", "user_id", "item_id", "is_click", "is_like", "is_follow", "pos_items", "neg_items",
 )  # fmt: skip
@@ -109,19 +119,7 @@ def prepare_amazon_electronics_x1(
     in their tables, of which the 100 `keep` events are kept (the oldest in published results). `split="bars"`:
     validation is test. `"clean"`: validation is the last interaction of each user in train.csv.
     """
-    spec = RawSchema(
-        label="label",
-        group="user_id",
-        features=(
-            *_categorical("item_id", "cate_id"),
-            *(
-                RawFeature(name=name, kind="sequence", table=table, max_length=100, keep=keep)
-                for name, table in (("item_history", "item_id"), ("cate_history", "cate_id"))
-            ),
-        ),
-        separator="^",
-        quote=None,
-    )
+    spec = amazon.raw_schema(100, keep, attributes=False, timestamp=False).model_copy(update=FORMAT)
     rule = LastOfUserSplit(raw / "train.csv", "item_history", "^") if split == "clean" else None
     name = "AmazonElectronics_x1"
     return _prepare(raw, out, name, AMAZON_COLUMNS, spec, published.AMAZON_ELECTRONICS_X1, rule, engine)
@@ -134,22 +132,7 @@ def prepare_taobao_ad_x1(raw: Path, out: Path, split: SequenceSplit = "clean", *
     `brand_his`, `btag_his`, at most 50 events. `split="bars"`: validation is test. `"clean"`: validation is the last
     tenth of train.csv, whose rows its publisher had sorted (there is no column of time).
     """
-    histories = {"cate_his": "cate_id", "brand_his": "brand", "btag_his": "btag"}
-    spec = RawSchema(
-        label="clk",
-        group="group_id",
-        features=(
-            *_categorical("userid", *PROFILE, *AD, "pid", "btag"),
-            RawFeature(name="price", kind="dense"),
-            *(
-                RawFeature(name=name, kind="sequence", table=table, max_length=50)
-                for name, table in histories.items()
-            ),
-        ),
-        min_count=10,
-        separator="^",
-        quote=None,
-    )
+    spec = taobao.raw_schema().model_copy(update=FORMAT)
     rule = TailSplit(0.1) if split == "clean" else None
     note = (
         "Where `brand_his` is shorter than the others (unknown brands are left out of it), id 0 comes first."
@@ -181,3 +164,31 @@ def taobao_ad(frame: pl.DataFrame) -> pl.DataFrame:
         pl.concat_list(null, pl.col(name)).alias(name) for name, null in zip(names, nulls, strict=True)
     )
     return frame.with_columns(pl.col("userid").alias("group_id"), *padded)
+
+
+def prepare_kuaivideo_x1(raw: Path, out: Path, split: SequenceSplit = "clean", **engine: Any) -> Schema:
+    """Prepare KuaiVideo_x1: `train.csv`, `test.csv` and the vectors in a directory.
+
+    The columns of `kuaivideo.prepare_kuaivideo`. The files hold the oldest 100 events of each history. The vectors
+    are item_visual_emb_dim64.h5, which needs h5py, or visual64_select.npy of ALPINE. `split="bars"`: validation is
+    test. `"clean"`: validation is the last tenth of train.csv by time.
+    """
+    names = ("item_visual_emb_dim64.h5", "visual64_select.npy")
+    vectors = next((raw / name for name in names if (raw / name).is_file()), None)
+    if vectors is None:
+        raise UserError(
+            f"{raw} has no {names[0]}, nor {names[1]}: the vectors of the videos belong to the files"
+        )
+    spec = kuaivideo.raw_schema(vectors, "oldest").model_copy(update=FORMAT)
+    rule = TailSplit(0.1, raw / "train.csv", "timestamp") if split == "clean" else None
+    return _prepare(
+        raw,
+        out,
+        "KuaiVideo_x1",
+        KUAI_COLUMNS,
+        spec,
+        published.KUAIVIDEO_X1,
+        rule,
+        engine,
+        kuaivideo.add_copies,
+    )

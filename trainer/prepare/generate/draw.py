@@ -53,6 +53,11 @@ class Law:
         return pl.Series((self.uniform("click", row) < 1 / (1 + np.exp(-log_odds))).astype(np.int8))
 
 
+def long_tailed(rng: np.random.Generator, size: int, values: int) -> np.ndarray:
+    """`size` long-tailed ranks in [0, values)."""
+    return long_tail(rng.random(size), values)
+
+
 def standardized(effects: Callable[[np.ndarray], np.ndarray], row: np.ndarray) -> np.ndarray:
     """The effects of some rows, less the mean and over the deviation of those of the first PILOT_ROWS."""
     pilot = effects(np.arange(PILOT_ROWS))
