@@ -150,8 +150,7 @@ def test_kuaivideo(split: Any, vectors: str, tmp_path: Path) -> None:
         with h5py.File(raw / "item_visual_emb_dim64.h5", "w") as file:
             file["key"], file["value"] = items[::2], numbers[::2]
     else:
-        keys = [str(number) for number in range(50_000)]
-        np.save(raw / "visual64_select.npy", np.ones((50_000, 64), np.float32))
+        keys = [str(number) for number in range(len(np.load(raw / "visual64_select.npy")))]
     schema = prepare_kuaivideo_x1(raw, tmp_path / "out", split, **ENGINE)
     for rows in files.values():
         for row in rows:
@@ -182,6 +181,7 @@ def test_mistakes(tmp_path: Path) -> None:
     ):
         prepare_movielens(tmp_path / "amazon", tmp_path / "out", **ENGINE)
     generate_kuaivideo_x1(tmp_path / "kuaivideo", 200)
+    (tmp_path / "kuaivideo/visual64_select.npy").unlink()
     with pytest.raises(UserError, match=r"has no item_visual_emb_dim64\.h5, nor visual64_select\.npy"):
         prepare_kuaivideo_x1(tmp_path / "kuaivideo", tmp_path / "out", **ENGINE)
     assert not (tmp_path / "out").exists()

@@ -147,7 +147,7 @@ print(seen)
     assert [path.name for path in tmp_path.iterdir()] == [".out.rows.work"]
     again = run(False)
     assert again.stdout.startswith("[1, 2"), again
-    prepare_taobao_ad(raw, tmp_path / "whole", command="cetnet", workers=2, memory="520MB")
+    prepare_taobao_ad(raw, tmp_path / "whole", command="cetnet", workers=2, memory="900MB")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
     files = [sorted((tmp_path / name).rglob("*.*")) for name in ("out", "whole")]
     assert [path.read_bytes() for path in files[0]] == [path.read_bytes() for path in files[1]]
