@@ -8,7 +8,7 @@ containers, numbers and arrays only.
 
 import pickle
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -114,8 +114,8 @@ def read_dataset(folder: Path, path: Path) -> None:
                 users, items = _sequences(_DataUnpickler(file).load())
                 np.save(folder / f"{name}_users.npy", users)
                 np.save(folder / f"{name}_items.npy", items)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except OSError:  # the disk's, not the data's
+        raise
     # a broken pickle can raise nearly anything
     except Exception as error:
         reason = (str(error).splitlines() or [""])[0] or type(error).__name__
@@ -126,9 +126,10 @@ def read_dataset(folder: Path, path: Path) -> None:
 
 def _samples(pickled: object) -> tuple[np.ndarray, np.ndarray]:
     """Samples ((user, item, click, like, follow, time), pos_len, neg_len) as SAMPLE and times."""
-    if not isinstance(pickled, list | tuple):
+    if not isinstance(pickled, list):
         raise ValueError(f"expected a list of samples, found {type(pickled).__name__}")
-    flat = np.fromiter(chain.from_iterable(map(_flat, pickled)), np.float64, 8 * len(pickled)).reshape(-1, 8)
+    rows = len(pickled)
+    flat = np.fromiter(chain.from_iterable(_drain(pickled)), np.float64, 8 * rows).reshape(rows, 8)
     samples = flat[:, [0, 1, 2, 3, 4, 6, 7]]
     if not (np.isfinite(flat).all() and (samples >= 0).all() and (samples == samples.astype(np.int64)).all()):
         raise ValueError("a sample has a number that is negative, not whole, or not finite")
@@ -137,10 +138,13 @@ def _samples(pickled: object) -> tuple[np.ndarray, np.ndarray]:
     return samples.astype(np.int64), flat[:, 5]
 
 
-def _flat(sample: Any) -> tuple[Any, ...]:
-    shown, pos_len, neg_len = sample
-    user, item, click, like, follow, time = shown
-    return user, item, click, like, follow, time, pos_len, neg_len
+def _drain(samples: list[Any]) -> Iterator[tuple[Any, ...]]:
+    """The numbers of each sample, which is freed: arrays take its place in memory."""
+    samples.reverse()
+    while samples:
+        shown, pos_len, neg_len = samples.pop()
+        user, item, click, like, follow, time = shown
+        yield user, item, click, like, follow, time, pos_len, neg_len
 
 
 def _sequences(pickled: Any) -> tuple[np.ndarray, np.ndarray]:
