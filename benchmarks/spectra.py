@@ -56,9 +56,10 @@ class Spectrum(BaseModel):
 
 
 class Spectra(BaseModel):
-    """Of all tables of a run, from the checkpoint of that name."""
+    """Of all tables of a run, from the checkpoint of that name, written then (mtime in ns)."""
 
     checkpoint: str
+    written: int = 0
     spectra: list[Spectrum]
 
     @property
@@ -106,16 +107,21 @@ def read_spectra(run: Run) -> Spectra | None:
 
     file = run.folder.with_name(f"{run.folder.name}.spectra.json")
     checkpoint = latest_checkpoint(run.folder / CHECKPOINTS)
+    written = (checkpoint / ".metadata").stat().st_mtime_ns if checkpoint else 0
     if file.exists():
         try:
-            cached = Spectra.model_validate_json(file.read_text())
+            cached = Spectra.model_validate_json(file.read_bytes())
         except ValidationError:
             raise UserError(f"{file}: not readable; remove it, and it is made again") from None
-        if checkpoint is None or cached.checkpoint == checkpoint.name:
+        result = run.folder / "result.json"
+        if checkpoint is None:  # of this run, unless that was repeated since
+            repeated = result.exists() and result.stat().st_mtime_ns > file.stat().st_mtime_ns
+            return None if repeated else cached
+        if (cached.checkpoint, cached.written) == (checkpoint.name, written):
             return cached
     if checkpoint is None:
         return None
-    spectra = Spectra(checkpoint=checkpoint.name, spectra=list(spectra_of(checkpoint)))
+    spectra = Spectra(checkpoint=checkpoint.name, written=written, spectra=list(spectra_of(checkpoint)))
     write_json(file, spectra.model_dump())
     return spectra
 

@@ -203,7 +203,8 @@ class SavedTables:
         try:
             metadata = self._reader.read_metadata()
         except Exception as error:  # unpickling a damaged file may raise anything
-            raise UserError(f"{checkpoint}: damaged ({type(error).__name__}: {error}); remove it") from None
+            raise _damaged(checkpoint, error) from None
+        self._checkpoint = checkpoint
         self._reader.set_up_storage_reader(metadata, is_coordinator=True)
         self._metadata: dict[str, TensorStorageMetadata] = {}
         self.tables: list[SavedTable] = []
@@ -228,8 +229,17 @@ class SavedTables:
                 metadata = self._metadata[table.key]
                 parts[table.key] = torch.empty(chunk.sizes, dtype=metadata.properties.dtype)
                 items += create_read_items_for_chunk_list(table.key, metadata, [chunk])
-            self._reader.read_data(LoadPlan(items), _PartsPlanner(parts)).wait()
+            try:
+                self._reader.read_data(LoadPlan(items), _PartsPlanner(parts)).wait()
+            except Exception as error:  # as for the metadata
+                raise _damaged(self._checkpoint, error) from None
             yield torch.cat(list(parts.values()), dim=1)
+
+
+def _damaged(checkpoint: Path, error: Exception) -> UserError:
+    """Of torch's message the first sentence: what follows may advise to unpickle the file after all."""
+    reason = str(error).split("\n")[0].split(". ")[0]
+    return UserError(f"{checkpoint}: damaged ({type(error).__name__}: {reason}); remove it")
 
 
 class SafeReader(FileSystemReader):

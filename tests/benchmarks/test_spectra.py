@@ -1,6 +1,7 @@
 """Singular values of tables from checkpoints, and what is made of them, against numpy's SVD of the whole table."""
 
 import io
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -132,7 +133,9 @@ def test_the_cache_is_of_a_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
     # Now there is nothing to read but the cache.
     damaged = folder / "checkpoints" / checkpoint.name / ".metadata"
     content = damaged.read_bytes()
+    time = damaged.stat().st_mtime_ns
     damaged.write_bytes(b"?")
+    os.utime(damaged, ns=(time, time))
     assert read_spectra(run) == first
     (folder / "checkpoints" / checkpoint.name).rename(folder / "checkpoints" / "step-000000002")
     with pytest.raises(UserError, match=r"step-000000002: damaged .*; remove it$"):
@@ -148,6 +151,41 @@ def test_the_cache_is_of_a_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
         read_spectra(run)
     (tmp_path / "seed1.spectra.json").unlink()
     assert read_spectra(run) is None
+
+
+def test_the_cache_is_of_that_very_run(checkpoint: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "seed1"
+    shutil.copytree(checkpoint, folder / "checkpoints" / checkpoint.name)
+    (folder / "result.json").write_text("{}")
+    run = Run("a", 1, folder, Path("base"), [], 1, {})
+    first = read_spectra(run)
+    assert first
+    # A repeated run has a checkpoint of the same name, written later.
+    later = first.written + 10**9
+    os.utime(folder / "checkpoints" / checkpoint.name / ".metadata", ns=(later, later))
+    second = read_spectra(run)
+    assert second
+    assert (second.written, second.spectra) == (later, first.spectra)
+    shutil.rmtree(folder / "checkpoints")
+    assert read_spectra(run) == second
+    newer = (tmp_path / "seed1.spectra.json").stat().st_mtime_ns + 10**9
+    os.utime(folder / "result.json", ns=(newer, newer))
+    assert read_spectra(run) is None
+
+
+@pytest.mark.parametrize("size", [None, 0, 100])
+def test_damaged_shards_are_told_in_a_line(checkpoint: Path, tmp_path: Path, size: int | None) -> None:
+    copy = tmp_path / checkpoint.name
+    shutil.copytree(checkpoint, copy)
+    for shard in copy.glob("*.distcp"):
+        if size is None:
+            shard.unlink()
+        else:
+            os.truncate(shard, size)
+    with pytest.raises(UserError, match=r"step-000000001: damaged \(.*\); remove it$") as error:
+        list(spectra_of(copy))
+    assert "\n" not in str(error.value)
+    assert "weights_only" not in str(error.value)
 
 
 def test_report_has_the_tables(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
