@@ -133,7 +133,7 @@ def _draw(
     for name, value in references.items():
         axes.axhline(value, color="0.35", linestyle=(0, (6, 4)), linewidth=1)
         ends.append((axes.get_xlim()[1], value, label(name=name, value=value), "0.35"))
-    axes.set_title(title, loc="left")
+    axes.set_title(title, loc="left", parse_math=False)
     several = any(len(curve.values) > 1 for curve in curves.values())
     axes.set_xlabel("training examples" + " (line: mean of the seeds, band: lowest to highest)" * several)
     axes.set_ylabel(ylabel)
@@ -162,6 +162,7 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]], inches
             color=color,
             fontsize=9,
             annotation_clip=False,
+            parse_math=False,
             arrowprops={
                 "arrowstyle": "-",
                 "color": color,

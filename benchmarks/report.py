@@ -38,9 +38,11 @@ from benchmarks.rows import (
     cost_columns,
     gain_columns,
     metric_columns,
+    most_paired,
     read_json,
     read_result,
     section_rows,
+    seeds_column,
     write_csv,
 )
 from benchmarks.scaling import draw_scaling, draw_spectra, rank_columns, summary_columns
@@ -82,12 +84,12 @@ def write_report(study: Study, runs: Sequence[Run], console: Console) -> None:
         title=study.title or study.name,
         description=study.description,
         facts=_facts(study, finished, runs),
-        warning=_missing(runs),
+        warning=_missing(finished, runs),
         sections=[
             *_scaling(study, sections),
             *_results(study, folders, sections, bayes),
             *_embeddings(study, sections, spectra),
-            Section("Cost", [_table(rows, cost_columns(rows)), Text(COST_NOTE)]),
+            Section("Cost", [_table(rows, cost_columns(rows, rows)), Text(COST_NOTE)]),
             _how_to_read(study, rows, bayes),
             _runs(finished, out),
         ],
@@ -103,12 +105,12 @@ def _table(rows: Sequence[Row], columns: Sequence[Column]) -> Table:
 
 def _print(study: Study, rows: Sequence[Row], console: Console) -> None:
     title = f"{study.title or study.name} ({study.split})"
-    print_table(_table(rows, metric_columns(rows)), title, console, give_way=SIZES)
+    print_table(_table(rows, metric_columns(rows, rows)), title, console, give_way=SIZES)
     several = len(study.sections) > 1  # then each baseline heads its own
     compared = [row for row in rows if row.gains or (several and row.is_baseline)]
     if any(row.gains for row in rows):
         against = "the baseline above, a row of –" if several else next(iter(study.sections))
-        print_table(_table(compared, gain_columns(compared)), f"Gains over {against}", console)
+        print_table(_table(compared, gain_columns(compared, rows)), f"Gains over {against}", console)
 
 
 # --- sections ------------------------------------------------------------------------------------------
@@ -127,10 +129,11 @@ def _facts(study: Study, finished: Sequence[Run], runs: Sequence[Run]) -> list[s
     ]
 
 
-def _missing(runs: Sequence[Run]) -> str:
+def _missing(finished: Sequence[Run], runs: Sequence[Run]) -> str:
     missing: dict[str, list[str]] = {}
+    done = {run.folder for run in finished}
     for run in runs:
-        if not run.finished:
+        if run.folder not in done:
             missing.setdefault(run.variant, []).append(str(run.seed))
     if not missing:
         return ""
@@ -138,7 +141,7 @@ def _missing(runs: Sequence[Run]) -> str:
     if len(names) > 8:
         names[7:] = [f"{len(names) - 7} more variants"]
     return (
-        f"A partial report: {sum(not run.finished for run in runs)} of {len(runs)} runs are not finished: "
+        f"A partial report: {len(runs) - len(finished)} of {len(runs)} runs are not finished: "
         f"{', '.join(names)}."
     )
 
@@ -148,15 +151,16 @@ def _results(
 ) -> list[Section]:
     """Metrics, gains and curves, for each baseline."""
     title = study.title or study.name
+    every = [row for rows in sections.values() for row in rows]
     references = {f"{BAYES} ({study.split})": bayes.metrics["NE"][0]} if bayes and bayes.metrics["NE"] else {}
     several = len(study.sections) > 1
     parts = [Section("Results", [])] if several else []
     for baseline, rows in sections.items():
         suffix = f"_{baseline}" if several else ""
         with_bayes = [*rows, bayes] if bayes else rows
-        blocks: list[Block] = [_table(with_bayes, metric_columns(with_bayes))]
+        blocks: list[Block] = [_table(with_bayes, metric_columns(with_bayes, every))]
         if compared := [row for row in rows if row.gains]:
-            blocks.append(_table(compared, gain_columns(compared)))
+            blocks.append(_table(compared, gain_columns(compared, every)))
         variants = [row.variant for row in rows if not row.component]
         window = {variant: read_curve(folders[variant], "ne/window/fused") for variant in variants}
         caption = "Progressive NE against the number of examples"
@@ -196,20 +200,29 @@ def _embeddings(
     named = ", ".join(f"`{table}`" for table in tables)
     parts = [Section("Embeddings", [Text(EMBEDDINGS_NOTE.format(tables=named, few=len(tables), all=number))])]
     several = len(study.sections) > 1
+    every = [row for rows in sections.values() for row in rows]
+    wide = {
+        variant: [run for run in of_variant.values() if run.side_by_side.keys() & set(tables)]
+        for variant, of_variant in spectra.items()
+    }
     for baseline, rows in sections.items():
-        models = [row for row in rows if row.variant in spectra and not row.component]
+        models = [row for row in rows if wide.get(row.variant) and not row.component]
         if not models:
             continue
-        of_models = {row.variant: list(spectra[row.variant].values()) for row in models}
+        of_models = {row.variant: wide[row.variant] for row in models}
         summaries = [[summarize(run, tables) for run in of_variant] for of_variant in of_models.values()]
+        seeds = seeds_column(models, every)
         blocks: list[Block] = [
             Plot(
                 f"spectra_{baseline}" if several else "spectra",
                 "Singular values of the tables over the largest, by total width",
                 draw_spectra(study, of_models, tables),
             ),
-            _table(models, summary_columns(summaries)),
-            Folded("Effective rank of every table", _table(models, rank_columns(list(of_models.values())))),
+            _table(models, [*seeds, *summary_columns(summaries)]),
+            Folded(
+                "Effective rank of every table",
+                _table(models, [*seeds, *rank_columns(list(of_models.values()))]),
+            ),
         ]
         if several:
             parts.append(Section(f"Tables of {baseline}", blocks, level=3))
@@ -237,6 +250,7 @@ def _how_to_read(study: Study, rows: Sequence[Row], bayes: Row | None) -> Sectio
     baselines = list(study.sections)
     seeds = {row.seeds for row in rows if row.seeds}
     several = max(seeds) > 1
+    paired = {row.paired_seeds for row in rows if row.gains}
     counted = (
         f"{max(seeds)} seeds" if len(seeds) == 1 else "the seeds, of which column `seeds` has the number"
     )
@@ -252,11 +266,17 @@ def _how_to_read(study: Study, rows: Sequence[Row], bayes: Row | None) -> Sectio
             "it covers the choice of the evaluation data"
             + (
                 " and the spread between seeds (Student's t)."
-                if several
+                if most_paired(rows) > 1
                 else ", not the spread between seeds."
             ),
             "Bold: the interval is without 0; of many gains, some are so by chance.",
         ]
+        if 1 in paired and len(paired) > 1:
+            sentences.append(
+                "A gain over one seed lacks the spread between seeds in its interval, and is never bold."
+            )
+        if 2 in paired:
+            sentences.append("Two seeds: no useful interval, as Student's t has one degree of freedom then.")
     if len(seeds) > 1:
         sentences.append("Gains are over the seeds that both the variant and the baseline have.")
     if study.paper:

@@ -175,7 +175,9 @@ def _costs(folders: Sequence[Path], results: Sequence[dict[str, Any]]) -> dict[s
     values = {
         "embedding parameters": [results[0]["parameters"]["tables"]],
         "dense parameters": [results[0]["parameters"]["dense"]],
-        "embedding bytes": [results[0].get("table_bytes", _table_bytes(folders[0], results[0]))],
+        "embedding bytes": [
+            results[0]["table_bytes"] if "table_bytes" in results[0] else _table_bytes(folders[0], results[0])
+        ],
         "rows/s": [result["rows_per_second"] for result in results],
         "training seconds": [result["seconds"] for result in results],
         "peak memory (bytes)": [result.get("peak_memory") for result in results],
@@ -204,7 +206,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A file of a finished run; raises UserError if it can't be read."""
     try:
         content: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}); repeat the run") from None
     return content
 
@@ -212,9 +214,10 @@ def read_json(path: Path) -> dict[str, Any]:
 # --- columns -------------------------------------------------------------------------------------------
 
 
-def metric_columns(rows: Sequence[Row]) -> list[Column]:
-    """Number of seeds if it differs; metrics, each followed by the published one if there is any; sizes and speed."""
-    columns = _seeds_column([row.seeds for row in rows])
+def metric_columns(rows: Sequence[Row], every: Sequence[Row]) -> list[Column]:
+    """Number of seeds if it differs among `every` row of the report; metrics, each followed by the published one
+    if there is any; sizes and speed."""
+    columns = seeds_column(rows, every)
     for title in METRICS:
         ours = Column(title, [spread(row.metrics.get(title, []), "{:.5f}") for row in rows])
         columns += [ours, _paper_column([row.published.get(title) for row in rows], _level)]
@@ -223,23 +226,28 @@ def metric_columns(rows: Sequence[Row]) -> list[Column]:
     return columns
 
 
-def gain_columns(rows: Sequence[Row]) -> list[Column]:
-    """Number of seeds if it differs; gains with intervals, each followed by the published one if there is any."""
-    columns = _seeds_column([row.paired_seeds for row in rows])
+def gain_columns(rows: Sequence[Row], every: Sequence[Row]) -> list[Column]:
+    """Number of seeds if it differs among `every` row of the report; gains with intervals, each followed by the
+    published one if there is any."""
+    columns = seeds_column(rows, every, paired=True)
+    most = most_paired(every)
     for title, name in GAINS.items():
-        ours = Column(title, [_gain(getattr(row.gains, name)) if row.gains else Cell() for row in rows])
+        ours = Column(title, [])
+        for row in rows:
+            bold = most == 1 or row.paired_seeds != 1
+            ours.cells.append(gain_cell(getattr(row.gains, name), bold) if row.gains else Cell())
         columns += [ours, _paper_column([row.published_gains.get(title) for row in rows], "{:+.3f}".format)]
     return columns
 
 
-def cost_columns(rows: Sequence[Row]) -> list[Column]:
+def cost_columns(rows: Sequence[Row], every: Sequence[Row]) -> list[Column]:
     """What a variant takes: bytes, parameters, seconds."""
 
     def column(title: str, form: Callable[[Sequence[float]], Cell]) -> Column:
         return Column(title.removesuffix(" (bytes)"), [form(row.costs.get(title, [])) for row in rows])
 
     return [
-        *_seeds_column([row.seeds for row in rows]),
+        *seeds_column(rows, every),
         column("embedding parameters", _short),
         column("embedding bytes", lambda values: _short(values, "B")),
         column("dense parameters", _short),
@@ -249,10 +257,17 @@ def cost_columns(rows: Sequence[Row]) -> list[Column]:
     ]
 
 
-def _seeds_column(seeds: Sequence[int | None]) -> list[Column]:
-    """Nothing where all are the same."""
-    if len(set(seeds) - {None}) <= 1:
+def most_paired(rows: Sequence[Row]) -> int:
+    """Most seeds that a gain is over: a row with one seed, where others have more, lacks their spread."""
+    return max((row.paired_seeds or 0 for row in rows if row.gains), default=0)
+
+
+def seeds_column(rows: Sequence[Row], every: Sequence[Row], *, paired: bool = False) -> list[Column]:
+    """Nothing where all rows of the report, `every`, have the same; else a row's seeds, or those of its gain."""
+    numbers = {row.seeds for row in every} | {row.paired_seeds for row in every if row.gains}
+    if len(numbers - {None}) <= 1:
         return []
+    seeds = [row.paired_seeds if paired else row.seeds for row in rows]
     return [Column("seeds", [Cell() if number is None else Cell(str(number), number) for number in seeds])]
 
 
@@ -273,12 +288,13 @@ def spread(values: Sequence[float], form: str) -> Cell:
     return Cell(form.format(mean), mean, f"± {form.format(stdev(values))}" if len(values) > 1 else "")
 
 
-def _gain(gain: Gain) -> Cell:
+def gain_cell(gain: Gain, bold: bool) -> Cell:
+    """A gain with its interval; `bold` if that is without 0 and covers what others' do."""
     if not math.isfinite(gain.point):
         return Cell()
     if not math.isfinite(gain.low):  # a few groups, as in a smoke run, may have no interval
         return Cell(f"{gain.point:+.3f}", gain.point)
-    significant = gain.low > 0 or gain.high < 0
+    significant = bold and (gain.low > 0 or gain.high < 0)
     return Cell(f"{gain.point:+.3f}", gain.point, f"[{gain.low:+.3f}, {gain.high:+.3f}]", significant)
 
 
@@ -315,5 +331,6 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
             line += [row.published_gains.get(title) for title in GAINS]
             for title in COSTS:
                 values = row.costs.get(title, [])
-                line.append(values[0] if len(set(values)) == 1 else fmean(values) if values else None)
+                mean = max if title == "peak memory (bytes)" else fmean
+                line.append(values[0] if len(set(values)) == 1 else mean(values) if values else None)
             writer.writerow(line)

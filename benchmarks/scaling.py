@@ -55,7 +55,11 @@ def draw_scaling(study: Study, sections: Mapping[str, Sequence[Row]]) -> Figure 
         first.set_title(name, loc="left")
         last.set_xlabel(SIZE)
     known = {line.get_label(): line for axes in panels[0] for line in axes.containers}
-    figure.legend(known.values(), known.keys(), loc="outside upper left", ncols=len(known), frameon=False)
+    legend = figure.legend(
+        known.values(), known.keys(), loc="outside upper left", ncols=len(known), frameon=False
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)
     return figure
 
 
@@ -179,11 +183,13 @@ def draw_spectra(study: Study, spectra: Mapping[str, Sequence[Spectra]], tables:
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("over the largest")
     ordered = sorted(known, key=labels.index)
-    figure.legend(
+    legend = figure.legend(
         [known[label] for label in ordered],
         ordered,
         loc="outside upper left",
         ncols=min(6, len(ordered) or 1),
         frameon=False,
     )
+    for text in legend.get_texts():
+        text.set_parse_math(False)
     return figure

@@ -9,7 +9,7 @@ from benchmarks.document import Block, Cell, Commands, Document, Folded, Plot, T
 def write_markdown(document: Document, out: Path) -> None:
     """Write report.md and the plots into the folder `out`."""
     parts = [
-        f"# {document.title}",
+        f"# {_escape(document.title)}",
         document.description.strip(),
         document.warning and f"**{document.warning}**",
     ]
@@ -39,14 +39,20 @@ def _block(block: Block, out: Path) -> str:
 def _table(table: Table) -> str:
     rules = "".join(":--|" if column.is_text else "--:|" for column in table.columns)
     headings = [table.heading, *(column.heading for column in table.columns)]
+    headings = [_escape(heading) for heading in headings]
     lines = [f"| {' | '.join(headings)} |", f"|:--|{rules}"]
     for name, cells in table.rows:
-        head = f"&emsp;{name.text}" if name.is_component else name.text
+        head = f"&emsp;{_escape(name.text)}" if name.is_component else _escape(name.text)
         lines.append(f"| {' | '.join([head, *map(_cell, cells)])} |")
     return "\n".join(lines)
 
 
 def _cell(cell: Cell) -> str:
     links = [f"[{link.text}]({link.href})" for link in cell.links]
-    text = f"**{cell.text}**" if cell.significant else cell.text
+    text = f"**{_escape(cell.text)}**" if cell.significant else _escape(cell.text)
     return " ".join(filter(None, [text, cell.interval, *links]))
+
+
+def _escape(text: str) -> str:
+    """Neither HTML nor the end of a table's cell."""
+    return text.replace("<", "&lt;").replace("|", "\\|")

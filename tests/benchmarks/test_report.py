@@ -198,6 +198,10 @@ def test_markdown_has_the_same_sections_and_plots(page: Page, folder: Path) -> N
     assert "No run has a checkpoint" in report
 
 
+def test_markdown_has_no_html_of_the_study(folder: Path) -> None:
+    assert "# Small & &lt;script>" in (folder / "report.md").read_text()
+
+
 def test_environments_that_differ_are_told(folder: Path) -> None:
     report = (folder / "report.md").read_text()
     assert "The runs were made in 2 environments, which differ in commit." in report
