@@ -96,7 +96,7 @@ def test_multi_embedding(kaggle: Path, tmp_path: Path) -> None:
 def test_all_real_rows_in_several_chunks(real_data: Path, tmp_path: Path) -> None:
     """The least memory cuts the file into three."""
     file = real_data / "criteo_10k/train.txt"
-    prepare_criteo(file, tmp_path / "out", "x4_001", memory="515MB", **ENGINE)
+    prepare_criteo(file, tmp_path / "out", "x4_001", memory="535MB", **ENGINE)
     rows = slow_rows(file, "Label", study=False)
     folds = folds_of_0_19([int(row["Label"]) for row in rows], 10, 2018)
     check_prepared(tmp_path / "out", by_split(rows, [{0: 2, 1: 1}.get(fold, 0) for fold in folds]), 10)

@@ -74,7 +74,7 @@ class Resources:
         workers = together * (self.share + PROCESS_BYTES) // (need + PROCESS_BYTES)
         if workers < 1:
             total = (need + 2 * PROCESS_BYTES) // 10**6 + 1
-            raise UserError(
+            raise Unfinished(
                 f"the work folder was begun with more memory: give --memory {total}MB, or remove it"
             )
         return Resources(workers, need)
@@ -155,6 +155,7 @@ def work_folder(
                 )
             found = None
         if found is None:
+            file.unlink(missing_ok=True)  # first, so that a folder that is half removed is nobody's work
             for path in folder.iterdir():
                 if path.is_dir():
                     shutil.rmtree(path)
@@ -170,6 +171,7 @@ def work_folder(
         except Unfinished:
             raise
         except UserError:
+            file.unlink()
             shutil.rmtree(folder)
             raise
         except OSError as error:
@@ -179,6 +181,7 @@ def work_folder(
         except KeyboardInterrupt:
             print(f"interrupted: the same command goes on from {folder}", file=sys.stderr)
             raise
+        file.unlink()
         shutil.rmtree(folder)
 
 
