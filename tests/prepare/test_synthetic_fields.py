@@ -9,12 +9,12 @@ from models.schema import Schema
 from tests.prepare.test_synthetic import normalized_entropy
 from trainer.errors import UserError
 from trainer.prepare.dataset import SPLITS
+from trainer.prepare.synthetic import draw_chunk
 from trainer.prepare.synthetic_fields import (
     CROSSES,
     FIELD_SIZES,
     TERM_SCALES,
     Fields,
-    draw_rows,
     prepare_synthetic_fields,
 )
 
@@ -38,7 +38,7 @@ def test_same_bytes_with_two_workers(out: Path, tmp_path: Path) -> None:
 
 def test_rows_do_not_depend_on_the_chunks() -> None:
     fields = Fields(1, ROWS).calibrated()
-    assert draw_rows(fields, 500, 900).slice(100, 50).equals(draw_rows(fields, 600, 650))
+    assert draw_chunk(fields, 500, 900).slice(100, 50).equals(draw_chunk(fields, 600, 650))
 
 
 def test_columns(out: Path) -> None:
@@ -70,7 +70,7 @@ def test_labels_follow_the_probability_and_every_order_matters() -> None:
     fields = Fields(3, 60_000).calibrated()
     columns = fields.draw(np.arange(60_000))
     terms = fields.scaled_terms(columns)
-    label = (fields.uniform("click", np.arange(60_000)) < fields.probability(columns)).astype(float)
+    label = (fields.uniform("click", np.arange(60_000)) < fields.probability(terms)).astype(float)
     best = normalized_entropy(label, 1 / (1 + np.exp(-(fields.bias + terms.sum(axis=1)))))
     assert 0.72 < best < 0.85
     for i, name in enumerate(TERM_SCALES):

@@ -10,12 +10,18 @@ from trainer.errors import UserError
 from trainer.prepare import published
 from trainer.prepare.dataset import DEFAULT_FRACTIONS
 from trainer.prepare.folds import StratifiedSplit, TorchSplit
-from trainer.prepare.publisher import check_header, check_md5, converted, first_line, given_files
+from trainer.prepare.publisher import (
+    Protocol,
+    check_header,
+    check_md5,
+    choose_protocol,
+    converted,
+    first_line,
+    given_files,
+)
 from trainer.prepare.raw import RawFeature, RawSchema
 from trainer.prepare.splits import Split, TimeSplit
 from trainer.prepare.tabular import prepare_table
-
-Protocol = Literal["multi_embedding", "x4_001", "x4_002", "x1"]
 
 FIELDS = (
     "C1", "banner_pos", "site_id", "site_domain", "site_category", "app_id", "app_domain", "app_category",
@@ -103,18 +109,8 @@ def prepare_avazu(
     is_x1 = first_line(file).startswith("label,")
     if is_x1 and not repacked:
         raise UserError(f"{file} is of Avazu_x1: give the directory with train.csv, valid.csv and test.csv")
-    protocol = protocol or ("x1" if is_x1 else "x4_001" if repacked else "multi_embedding")
-    what = "Avazu_x1" if is_x1 else "Avazu_x4" if repacked else "Avazu's train.csv"
-    possible = (
-        ["x1"] if is_x1 else ["x4_001", "x4_002"] if repacked else ["multi_embedding", "x4_001", "x4_002"]
-    )
-    if protocol not in possible:
-        other = "the directory of Avazu_x1" if protocol == "x1" else "Avazu's train.csv"
-        raise UserError(f"{raw} holds {what}, which can't be prepared as {protocol}: give {other}")
-    if repacked and split != "published":
-        raise UserError(
-            f"{raw} holds {what}, which is split already: for --split {split} give Avazu's train.csv"
-        )
+    form: Literal["x1", "x4"] | None = ("x1" if is_x1 else "x4") if repacked else None
+    protocol, what = choose_protocol(raw, "Avazu", "train.csv", form, protocol, split)
     files = given_files(raw, what, validation=True) if repacked else {"all": [file]}
     for (path,) in files.values():
         check_header(path, X1_COLUMNS if is_x1 else COLUMNS, what)

@@ -11,12 +11,18 @@ from trainer.errors import UserError
 from trainer.prepare import published
 from trainer.prepare.dataset import DEFAULT_FRACTIONS
 from trainer.prepare.folds import LastFileSplit, OrderSplit, StratifiedSplit, TorchSplit
-from trainer.prepare.publisher import check_header, check_md5, first_line, given_files, integers
+from trainer.prepare.publisher import (
+    Protocol,
+    check_header,
+    check_md5,
+    choose_protocol,
+    first_line,
+    given_files,
+    integers,
+)
 from trainer.prepare.raw import RawFeature, RawSchema
 from trainer.prepare.splits import Split
 from trainer.prepare.tabular import prepare_table
-
-Protocol = Literal["multi_embedding", "x4_001", "x4_002", "x1"]
 
 COUNTS = tuple(f"I{index}" for index in range(1, 14))
 IDS = tuple(f"C{index}" for index in range(1, 27))
@@ -118,18 +124,8 @@ def prepare_criteo(
     is_x1 = first_line(file).startswith("label,")
     if not repacked:
         check_kaggle(file)
-    protocol = protocol or ("x1" if is_x1 else "x4_001" if repacked else "multi_embedding")
-    what = "Criteo_x1" if is_x1 else "Criteo_x4" if repacked else "Criteo's train.txt"
-    possible = (
-        ["x1"] if is_x1 else ["x4_001", "x4_002"] if repacked else ["multi_embedding", "x4_001", "x4_002"]
-    )
-    if protocol not in possible:
-        other = "the directory of Criteo_x1" if protocol == "x1" else "Criteo's train.txt"
-        raise UserError(f"{raw} holds {what}, which can't be prepared as {protocol}: give {other}")
-    if repacked and split != "published":
-        raise UserError(
-            f"{raw} holds {what}, which is split already: for --split {split} give Criteo's train.txt"
-        )
+    form: Literal["x1", "x4"] | None = ("x1" if is_x1 else "x4") if repacked else None
+    protocol, what = choose_protocol(raw, "Criteo", "train.txt", form, protocol, split)
     files = given_files(raw, what, validation=True) if repacked else {"all": [file]}
     if repacked:
         for (path,) in files.values():

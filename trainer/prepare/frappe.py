@@ -8,20 +8,10 @@ import polars as pl
 from models.schema import Feature, Schema
 from trainer.errors import UserError
 from trainer.prepare.dataset import SPLITS, Card, build_vocabulary, encode, staging, write_dataset
+from trainer.prepare.published import FRAPPE_X1
 
 # Field names by position in the line, with the published table rows (PAD and OOV beside the values).
-FIELDS = {
-    "user": 956,
-    "item": 4_084,
-    "daytime": 9,
-    "weekday": 9,
-    "isweekend": 4,
-    "homework": 5,
-    "cost": 4,
-    "weather": 11,
-    "country": 82,
-    "city": 235,
-}
+FIELDS = FRAPPE_X1.tables
 
 
 def read_libfm(path: Path) -> pl.DataFrame:

@@ -4,6 +4,7 @@ import gzip
 from collections.abc import Mapping, Sequence
 from hashlib import file_digest
 from pathlib import Path
+from typing import Literal
 
 import polars as pl
 
@@ -11,6 +12,8 @@ from trainer.errors import UserError
 from trainer.prepare.dataset import progress_bar
 from trainer.prepare.published import Published
 from trainer.prepare.raw import Mistake
+
+Protocol = Literal["multi_embedding", "x4_001", "x4_002", "x1"]
 
 
 def first_line(path: Path) -> str:
@@ -49,6 +52,33 @@ def given_files(directory: Path, dataset: str, validation: bool) -> dict[str, li
         if not (directory / name).is_file():
             raise UserError(f"{directory / name} is missing: give the directory with all files of {dataset}")
     return {split: [directory / name] for split, name in names.items()}
+
+
+def choose_protocol(
+    raw: Path,
+    dataset: str,
+    file: str,
+    repacked: Literal["x1", "x4"] | None,
+    protocol: Protocol | None,
+    split: str,
+) -> tuple[Protocol, str]:
+    """The protocol asked for, or the first one that the files can have; and what the files are, in words.
+
+    `file` is the challenge's own, of which `repacked` ("x1", "x4" or None) is a re-packed form. A protocol or a
+    split that the files can't have is a UserError.
+    """
+    what = f"{dataset}_{repacked}" if repacked else f"{dataset}'s {file}"
+    possible: dict[str | None, list[Protocol]]
+    possible = {"x1": ["x1"], "x4": ["x4_001", "x4_002"], None: ["multi_embedding", "x4_001", "x4_002"]}
+    protocol = protocol or possible[repacked][0]
+    if protocol not in possible[repacked]:
+        other = f"the directory of {dataset}_x1" if protocol == "x1" else f"{dataset}'s {file}"
+        raise UserError(f"{raw} holds {what}, which can't be prepared as {protocol}: give {other}")
+    if repacked and split != "published":
+        raise UserError(
+            f"{raw} holds {what}, which is split already: for --split {split} give {dataset}'s {file}"
+        )
+    return protocol, what
 
 
 def check_md5(directory: Path, published: Published) -> tuple[str, ...]:

@@ -14,15 +14,17 @@ anywhere, and the result does not depend on the number of workers.
 """
 
 import signal
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache, partial
 from hashlib import blake2b
 from math import gcd
 from multiprocessing import get_context
 from pathlib import Path
+from typing import ClassVar, Self
 
 import numpy as np
 import polars as pl
@@ -81,16 +83,56 @@ def _name_key(name: str) -> int:
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """A log of `rows` rows whose numbers are hashes of `seed`, what they are, and ids."""
+class Drawn(ABC):
+    """A log of `rows` rows and the model it is drawn from; cheap to send to a process.
+
+    Every number is a hash of `seed`, what it is, and ids. `means`, `scales` and `bias` are set by `calibrated`.
+    """
+
+    term_scales: ClassVar[Mapping[str, float]]
+    """Standard deviation of each term of the log-odds."""
 
     seed: int
     rows: int
+    means: tuple[float, ...] = field(default=(0.0,), kw_only=True)
+    scales: tuple[float, ...] = field(default=(1.0,), kw_only=True)
+    bias: float = field(default=0.0, kw_only=True)
 
     @property
+    @abstractmethod
     def sizes(self) -> dict[str, int]:
         """Ids of each table: 1 to this."""
-        raise NotImplementedError
+
+    @abstractmethod
+    def draw(self, row: np.ndarray) -> Columns:
+        """Everything about these rows but the click."""
+
+    @abstractmethod
+    def terms(self, columns: Columns) -> list[np.ndarray]:
+        """The terms of the log-odds before they are scaled, in the order of `term_scales`, each [rows]."""
+
+    def scaled_terms(self, columns: Columns) -> np.ndarray:
+        """The terms as they enter the log-odds, [rows, terms]."""
+        return (np.stack(self.terms(columns), axis=1) - np.array(self.means)) * np.array(self.scales)
+
+    def probability(self, scaled_terms: np.ndarray) -> np.ndarray:
+        """Click probability of rows with these scaled terms."""
+        return 1 / (1 + np.exp(-(self.bias + scaled_terms.sum(axis=1))))
+
+    def calibrated(self) -> Self:
+        """With the scales of `term_scales` and the mean rate of POSITIVE_RATE, measured on a pilot sample."""
+        pilot = replace(self, rows=PILOT_ROWS)
+        terms = pilot.scaled_terms(pilot.draw(np.arange(PILOT_ROWS)))
+        scales = np.array(list(self.term_scales.values())) / terms.std(axis=0)
+        log_odds = ((terms - terms.mean(axis=0)) * scales).sum(axis=1)
+        low, high = -20.0, 20.0
+        for _ in range(50):  # bisection: the mean rate rises with the bias
+            middle = (low + high) / 2
+            too_low = (1 / (1 + np.exp(-(middle + log_odds)))).mean() < POSITIVE_RATE
+            low, high = (middle, high) if too_low else (low, middle)
+        return replace(
+            self, means=tuple(terms.mean(axis=0).tolist()), scales=tuple(scales.tolist()), bias=low
+        )
 
     def uniform(self, name: str, *keys: np.ndarray | int) -> np.ndarray:
         """Uniform in [0, 1): a hash of the seed, what the number is for, and integer keys (broadcast)."""
@@ -125,14 +167,13 @@ class Drawn:
 
 @dataclass(frozen=True)
 class World(Drawn):
-    """The known model: a pure function of its fields. Cheap to send to a process."""
+    """The known model: a pure function of its fields."""
+
+    term_scales: ClassVar = TERM_SCALES
 
     users: int
     items: int
     categories: int
-    means: tuple[float, ...] = (0.0,) * len(TERM_SCALES)
-    scales: tuple[float, ...] = (1.0,) * len(TERM_SCALES)
-    bias: float = 0.0
 
     @property
     def sizes(self) -> dict[str, int]:  # noqa: D102
@@ -188,8 +229,7 @@ class World(Drawn):
     def _events_per_day(self, user: np.ndarray) -> np.ndarray:
         return EVENTS_PER_DAY * (0.5 + self.uniform("events per day", user))
 
-    def draw(self, row: np.ndarray) -> Columns:
-        """Everything about these rows but the click."""
+    def draw(self, row: np.ndarray) -> Columns:  # noqa: D102
         timestamp = START + row * (DAYS * 86_400) // self.rows
         day = (timestamp - START) / 86_400
         user = 1 + (self.users * self.uniform("user", row) ** 1.5).astype(np.int64)
@@ -198,6 +238,7 @@ class World(Drawn):
         slot_of_tag = np.arange(MAX_TAGS)
         tags = self.choice("tag", FIELD_SIZES["tags"], row[:, None], slot_of_tag)
         num_tags = np.floor(self.uniform("number of tags", row) * (MAX_TAGS + 1))
+        history = self.histories(user, day)
         return {
             "user": user,
             "item": item,
@@ -213,7 +254,8 @@ class World(Drawn):
             "slot": self.choice("slot", FIELD_SIZES["slot"], row),
             "hour": 1 + timestamp // 3600 % 24,
             "tags": np.where(slot_of_tag < num_tags[:, None], tags, 0),
-            "history": self.histories(user, day),
+            "history": history,
+            "history_category": self.category_of(history),
             "price": 0.8 * self.normal("price", item) + 0.6 * self.normal("discount", row),
             "relevance": self.normal("relevance", row),
             "timestamp": timestamp,
@@ -229,27 +271,12 @@ class World(Drawn):
         weights = np.where(history > 0, np.exp(SHARPNESS * cosine - DECAY * events_since), 0)
         return (weights * cosine).sum(axis=1) / np.maximum(weights.sum(axis=1), 1e-9)
 
-    def scaled_terms(self, columns: Columns) -> np.ndarray:
-        """The terms as they enter the log-odds, [rows, terms] in the order of TERM_SCALES."""
-        terms = [self.cross_term(crosses, columns) for crosses in CROSSES.values()]
-        terms.append(self.attention(columns["item"], columns["history"]))
-        terms.append(-columns["price"] - 0.7 * columns["relevance"] ** 2)
-        return (np.stack(terms, axis=1) - np.array(self.means)) * np.array(self.scales)
-
-    def probability(self, scaled_terms: np.ndarray) -> np.ndarray:
-        """Click probability of rows with these scaled terms."""
-        return 1 / (1 + np.exp(-(self.bias + scaled_terms.sum(axis=1))))
-
-    def calibrated(self) -> "World":
-        """With the scales of TERM_SCALES and the mean rate of POSITIVE_RATE, measured on a pilot sample."""
-        pilot = replace(self, rows=PILOT_ROWS)
-        terms = pilot.scaled_terms(pilot.draw(np.arange(PILOT_ROWS)))
-        scales = np.array(list(TERM_SCALES.values())) / terms.std(axis=0)
-        log_odds = ((terms - terms.mean(axis=0)) * scales).sum(axis=1)
-        bias = bias_for(log_odds, POSITIVE_RATE)
-        return replace(
-            self, means=tuple(terms.mean(axis=0).tolist()), scales=tuple(scales.tolist()), bias=bias
-        )
+    def terms(self, columns: Columns) -> list[np.ndarray]:  # noqa: D102
+        return [
+            *(self.cross_term(crosses, columns) for crosses in CROSSES.values()),
+            self.attention(columns["item"], columns["history"]),
+            -columns["price"] - 0.7 * columns["relevance"] ** 2,
+        ]
 
 
 # Cached per process by the world's fields: what is sent to a worker stays small.
@@ -289,25 +316,14 @@ def long_tail(u: np.ndarray, size: np.ndarray | int) -> np.ndarray:
     return np.minimum(rank, np.asarray(size) - 1)
 
 
-def bias_for(log_odds: np.ndarray, rate: float) -> float:
-    """What to add to the log-odds so that the mean probability is `rate`."""
-    low, high = -20.0, 20.0
-    for _ in range(50):  # bisection: the mean rises with the bias
-        middle = (low + high) / 2
-        too_low = (1 / (1 + np.exp(-(middle + log_odds)))).mean() < rate
-        low, high = (middle, high) if too_low else (low, middle)
-    return low
-
-
-def draw_chunk(world: World, first: int, last: int) -> pa.Table:
-    """Rows [first, last) of the log, with the columns of `prepare_synthetic`."""
+def draw_chunk(log: Drawn, first: int, last: int) -> pa.Table:
+    """Rows [first, last): what the log draws, `user_id`, the click as `label`, `true_probability`."""
     row = np.arange(first, last)
-    columns = world.draw(row)
-    probability = world.probability(world.scaled_terms(columns))
+    columns = log.draw(row)
+    probability = log.probability(log.scaled_terms(columns))
     columns["user_id"] = columns["user"]
     columns["true_probability"] = probability
-    columns["label"] = (world.uniform("click", row) < probability).astype(np.float32)
-    columns["history_category"] = world.category_of(columns["history"])
+    columns["label"] = (log.uniform("click", row) < probability).astype(np.float32)
     return pa.table({name: _arrow(values) for name, values in columns.items()})
 
 

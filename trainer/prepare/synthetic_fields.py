@@ -9,12 +9,12 @@ its own, as in a field-aware factorization machine. Each order is scaled to the 
 `bias` to POSITIVE_RATE, on a pilot sample.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
-import pyarrow as pa
 
 from models.schema import Feature, Schema
 from trainer.errors import UserError
@@ -28,12 +28,10 @@ from trainer.prepare.dataset import (
 )
 from trainer.prepare.synthetic import (
     DAYS,
-    PILOT_ROWS,
-    POSITIVE_RATE,
     START,
     Columns,
     Drawn,
-    bias_for,
+    draw_chunk,
     draw_in_order,
     long_tail,
     scattered,
@@ -87,18 +85,15 @@ TERM_SCALES = {"order_1": 0.7, "order_2": 1.2, "order_3": 0.4}
 
 @dataclass(frozen=True)
 class Fields(Drawn):
-    """The known model: a pure function of its fields. Cheap to send to a process."""
+    """The known model: a pure function of its fields."""
 
-    means: tuple[float, ...] = (0.0,) * len(TERM_SCALES)
-    scales: tuple[float, ...] = (1.0,) * len(TERM_SCALES)
-    bias: float = 0.0
+    term_scales: ClassVar = TERM_SCALES
 
     @property
     def sizes(self) -> dict[str, int]:  # noqa: D102
         return FIELD_SIZES
 
-    def draw(self, row: np.ndarray) -> Columns:
-        """Ids of these rows, int64, from 1, and their timestamps."""
+    def draw(self, row: np.ndarray) -> Columns:  # noqa: D102
         columns: Columns = {"timestamp": START + row * (DAYS * 86_400) // self.rows}
         for name, size in FIELD_SIZES.items():
             key = columns[OWNERS[name]] if name in OWNERS else row
@@ -108,36 +103,8 @@ class Fields(Drawn):
         columns["hour"] = 1 + columns["timestamp"] // 3600 % 24
         return columns
 
-    def scaled_terms(self, columns: Columns) -> np.ndarray:
-        """The terms as they enter the log-odds, [rows, terms] in the order of TERM_SCALES."""
-        terms = np.stack([self.cross_term(crosses, columns) for crosses in CROSSES.values()], axis=1)
-        return (terms - np.array(self.means)) * np.array(self.scales)
-
-    def probability(self, columns: Columns) -> np.ndarray:
-        """Click probability of rows, float64."""
-        return 1 / (1 + np.exp(-(self.bias + self.scaled_terms(columns).sum(axis=1))))
-
-    def calibrated(self) -> "Fields":
-        """With the scales of TERM_SCALES and the mean rate of POSITIVE_RATE, measured on a pilot sample."""
-        pilot = replace(self, rows=PILOT_ROWS)
-        terms = pilot.scaled_terms(pilot.draw(np.arange(PILOT_ROWS)))
-        scales = np.array(list(TERM_SCALES.values())) / terms.std(axis=0)
-        log_odds = ((terms - terms.mean(axis=0)) * scales).sum(axis=1)
-        bias = bias_for(log_odds, POSITIVE_RATE)
-        return replace(
-            self, means=tuple(terms.mean(axis=0).tolist()), scales=tuple(scales.tolist()), bias=bias
-        )
-
-
-def draw_rows(fields: Fields, first: int, last: int) -> pa.Table:
-    """Rows [first, last) of the log, with the columns of `prepare_synthetic_fields`."""
-    row = np.arange(first, last)
-    columns = fields.draw(row)
-    probability = fields.probability(columns)
-    columns["user_id"] = columns["user"]
-    columns["true_probability"] = probability
-    columns["label"] = (fields.uniform("click", row) < probability).astype(np.float32)
-    return pa.table(columns)
+    def terms(self, columns: Columns) -> list[np.ndarray]:  # noqa: D102
+        return [self.cross_term(crosses, columns) for crosses in CROSSES.values()]
 
 
 def prepare_synthetic_fields(
@@ -175,7 +142,7 @@ def prepare_synthetic_fields(
         return write_dataset(
             directory,
             schema,
-            draw_in_order(partial(draw_rows, fields), rows, fractions, workers),
+            draw_in_order(partial(draw_chunk, fields), rows, fractions, workers),
             Card(
                 title="Synthetic click log of id fields",
                 source="drawn from a known model (trainer/prepare/synthetic_fields.py)",
