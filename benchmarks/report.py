@@ -89,7 +89,7 @@ def write_report(study: Study, runs: Sequence[Run], console: Console) -> None:
             *_scaling(study, sections),
             *_results(study, folders, sections, bayes),
             *_embeddings(study, sections, spectra),
-            Section("Cost", [_table(rows, cost_columns(rows, rows)), Text(COST_NOTE)]),
+            Section("Cost", [_table(rows, cost_columns(rows)), Text(COST_NOTE)]),
             _how_to_read(study, rows, bayes),
             _runs(finished, out),
         ],
@@ -321,13 +321,10 @@ def _runs(runs: Sequence[Run], out: Path) -> Section:
     text = "All runs were made in the same environment."
     if differing:
         text = f"The runs were made in {len(kinds)} environments, which differ in {', '.join(differing)}."
-    first: dict[str, str] = {}
-    for run in runs:
-        first.setdefault(run.variant, f"runs-{run.variant}" if run.variant not in first else "")
-    names = []
-    for run in runs:
-        names.append(Name(run.variant, anchor=first[run.variant]))
-        first[run.variant] = ""
+    first = {run.variant: run for run in reversed(runs)}
+    names = [
+        Name(run.variant, anchor=f"runs-{run.variant}" if first[run.variant] is run else "") for run in runs
+    ]
     each = [
         Column("seed", [Cell(str(run.seed), run.seed) for run in runs]),
         Column("started (UTC)", [_time(environment["time"]) for environment in environments], True),

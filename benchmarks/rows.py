@@ -240,14 +240,14 @@ def gain_columns(rows: Sequence[Row], every: Sequence[Row]) -> list[Column]:
     return columns
 
 
-def cost_columns(rows: Sequence[Row], every: Sequence[Row]) -> list[Column]:
-    """What a variant takes: bytes, parameters, seconds."""
+def cost_columns(rows: Sequence[Row]) -> list[Column]:
+    """What every variant of the report takes: bytes, parameters, seconds."""
 
     def column(title: str, form: Callable[[Sequence[float]], Cell]) -> Column:
         return Column(title.removesuffix(" (bytes)"), [form(row.costs.get(title, [])) for row in rows])
 
     return [
-        *seeds_column(rows, every),
+        *seeds_column(rows, rows),
         column("embedding parameters", _short),
         column("embedding bytes", lambda values: _short(values, "B")),
         column("dense parameters", _short),

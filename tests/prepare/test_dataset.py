@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from models.schema import Feature, Schema
 from trainer.errors import UserError
 from trainer.prepare import dataset
+from trainer.prepare.card import Card
 from trainer.prepare.dataset import (
-    Card,
     build_vocabulary,
     encode,
     random_split,

@@ -8,9 +8,9 @@ import polars as pl
 
 from models.schema import Feature, Schema
 from trainer.errors import UserError
+from trainer.prepare.card import Card
 from trainer.prepare.dataset import (
     SPLITS,
-    Card,
     build_vocabulary,
     encode,
     hashed_uniform,

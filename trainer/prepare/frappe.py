@@ -7,7 +7,8 @@ import polars as pl
 
 from models.schema import Feature, Schema
 from trainer.errors import UserError
-from trainer.prepare.dataset import SPLITS, Card, build_vocabulary, encode, staging, write_dataset
+from trainer.prepare.card import Card
+from trainer.prepare.dataset import SPLITS, build_vocabulary, encode, staging, write_dataset
 from trainer.prepare.published import FRAPPE_X1
 
 # Field names by position in the line, with the published table rows (PAD and OOV beside the values).

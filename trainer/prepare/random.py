@@ -18,10 +18,10 @@ import polars as pl
 
 from models.schema import Schema
 from trainer.errors import UserError
+from trainer.prepare.card import Card
 from trainer.prepare.dataset import (
     DEFAULT_FRACTIONS,
     SPLITS,
-    Card,
     hashed_uniform,
     list_column,
     staging,

@@ -32,10 +32,10 @@ import pyarrow as pa
 
 from models.schema import Feature, Schema
 from trainer.errors import UserError
+from trainer.prepare.card import Card
 from trainer.prepare.dataset import (
     DEFAULT_FRACTIONS,
     SPLITS,
-    Card,
     Fractions,
     check_fractions,
     mix64,

@@ -18,14 +18,8 @@ import numpy as np
 
 from models.schema import Feature, Schema
 from trainer.errors import UserError
-from trainer.prepare.dataset import (
-    DEFAULT_FRACTIONS,
-    Card,
-    Fractions,
-    check_fractions,
-    staging,
-    write_dataset,
-)
+from trainer.prepare.card import Card
+from trainer.prepare.dataset import DEFAULT_FRACTIONS, Fractions, check_fractions, staging, write_dataset
 from trainer.prepare.synthetic import (
     DAYS,
     START,

@@ -22,12 +22,11 @@ import pyarrow as pa
 from models.schema import Schema
 from trainer.errors import UserError
 from trainer.prepare import stages
+from trainer.prepare.card import Card, SplitStatistics
 from trainer.prepare.chunks import Format, Unit, is_compressed, units
 from trainer.prepare.dataset import (
     ROWS_PER_FILE,
     SPLITS,
-    Card,
-    SplitStatistics,
     check_split_rows,
     finish_dataset,
     part_name,

@@ -1,0 +1,487 @@
+"""`cetnet prepare` and `cetnet generate`: a command for each dataset, and for each raw format.
+
+Heavy libraries are imported inside the commands, so that `--help` and mistakes answer at once.
+"""
+
+import os
+import shlex
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from trainer.errors import UserError
+
+app = typer.Typer(
+    help="Turn raw click logs into Parquet, schema.yaml and a data card (README.md).", no_args_is_help=True
+)
+generate_app = typer.Typer(
+    help="Write files in exactly the raw format of a public dataset, for trying its preparation at any size.",
+    no_args_is_help=True,
+)
+
+Out = Annotated[Path, typer.Option(help="Directory that receives the dataset; must not exist.")]
+Raw = Annotated[Path, typer.Option(help="Directory (or file) with the raw data.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")]
+Seed = Annotated[int, typer.Option(help="Seed of the split, and of what is drawn.")]
+
+
+SequenceSplit = Annotated[
+    Literal["clean", "bars"],
+    typer.Option(
+        help="clean: validation is held out of train. bars: validation is the test rows again, which tunes on test: "
+        "only for parity with published results."
+    ),
+]
+Keep = Annotated[
+    Literal["oldest", "recent"], typer.Option(help="Which 100 items of a history; published: oldest.")
+]
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="Limit for all processes together, such as 4GB; default: half of the machine's. With --scheduler: for "
+        "each of its workers; default: their own.",
+    ),
+]
+Workers = Annotated[int | None, typer.Option(min=1, help="Processes; default: one a core.")]
+Scheduler = Annotated[
+    str | None,
+    typer.Option(
+        metavar="tcp://HOST:8786",
+        help="Dask scheduler whose workers do the work; they must see the same files.",
+    ),
+]
+
+
+@app.command()
+def amazon(
+    raw: Raw,
+    category: Annotated[str, typer.Option(help="Such as Electronics: it is in the files' names.")],
+    out: Out,
+    split: SequenceSplit = "clean",
+    max_length: Annotated[int, typer.Option(min=1, help="Items of a history that are kept.")] = 50,
+    keep: Annotated[
+        Literal["recent", "oldest"],
+        typer.Option(help="Which of them; the oldest 100 for parity with published results."),
+    ] = "recent",
+    attributes: Annotated[
+        bool, typer.Option("--attributes", help="Add all attributes of the item, multi-valued.")
+    ] = False,
+    seed: Seed = 1,
+    memory: Memory = None,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Amazon reviews of any category: a positive and a random negative row for each item of each user.
+
+    RAW has reviews_<category>_5.json and meta_<category>.json (or .json.gz), or
+    <category>.txt and <category>_item2attributes.json.
+    """
+    from trainer.prepare.amazon import prepare_amazon
+
+    engine = _engine(memory, workers, scheduler, overwrite)
+    prepare_amazon(raw, category, out, split, max_length, keep, attributes, seed, **engine)
+    _prepared(out)
+
+
+Split = Annotated[
+    Literal["published", "time"],
+    typer.Option(
+        help="published: the protocol's own, at random. time: 80/10/10 in order of time, from the challenge's file "
+        "only; nothing later is known to train, or to what is tuned on validation."
+    ),
+]
+
+
+@app.command("amazon_electronics")
+def amazon_electronics(
+    raw: Raw,
+    out: Out,
+    split: SequenceSplit = "clean",
+    keep: Keep = "oldest",
+    seed: Seed = 1,
+    memory: Memory = None,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Amazon Electronics with published settings: a positive and a random negative row for each review.
+
+    RAW has reviews_Electronics_5.json and meta_Electronics.json (or .json.gz), or
+    train.csv and test.csv of AmazonElectronics_x1.
+    """
+    engine = _engine(memory, workers, scheduler, overwrite)
+    if (raw / "train.csv").exists():
+        from trainer.prepare.repacked import prepare_amazon_electronics_x1
+
+        prepare_amazon_electronics_x1(raw, out, split, keep, **engine)
+    else:
+        from trainer.prepare.amazon import prepare_amazon
+
+        prepare_amazon(raw, "Electronics", out, split, 100, keep, seed=seed, **engine)
+    _prepared(out)
+
+
+@app.command()
+def avazu(
+    raw: Annotated[
+        Path,
+        typer.Option(
+            help="train.csv of the Kaggle challenge, or the directory with train.csv, valid.csv and test.csv of "
+            "Avazu_x1 or Avazu_x4."
+        ),
+    ],
+    out: Out,
+    protocol: Annotated[
+        Literal["multi_embedding", "x4_001", "x4_002", "x1"] | None,
+        typer.Option(
+            help="multi_embedding: that of CETNet's tables 4 and 5, min_count 4, default for the challenge's file. "
+            "x4_001, x4_002: BARS, min_count 2 and 1; also from the challenge's file. x1: BARS, from its own files."
+        ),
+    ] = None,
+    split: Split = "published",
+    memory: Memory = None,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Avazu: clicks on mobile ads, 22 categorical fields (24 in x4)."""
+    from trainer.prepare.avazu import prepare_avazu
+
+    prepare_avazu(raw, out, protocol, split, **_engine(memory, workers, scheduler, overwrite))
+    _prepared(out)
+
+
+@app.command()
+def criteo(
+    raw: Annotated[
+        Path,
+        typer.Option(
+            help="train.txt of the Kaggle challenge, or the directory with train.csv, valid.csv and test.csv of "
+            "Criteo_x1 or Criteo_x4."
+        ),
+    ],
+    out: Out,
+    protocol: Annotated[
+        Literal["multi_embedding", "x4_001", "x4_002", "x1"] | None,
+        typer.Option(
+            help="multi_embedding: that of CETNet's tables 4 and 5, min_count 10, default for the challenge's file. "
+            "x4_001, x4_002: BARS, min_count 10 and 2; also from the challenge's file. x1: BARS, from its own files."
+        ),
+    ] = None,
+    split: Split = "published",
+    memory: Memory = None,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Criteo: clicks on display ads, 13 counts (in buckets, but for x1) and 26 categorical fields."""
+    from trainer.prepare.criteo import prepare_criteo
+
+    prepare_criteo(raw, out, protocol, split, **_engine(memory, workers, scheduler, overwrite))
+    _prepared(out)
+
+
+@app.command("criteo_1tb")
+def criteo_1tb(
+    raw: Annotated[Path, typer.Option(help="Directory with day_0.gz ... day_23.gz, packed or not.")],
+    out: Out,
+    memory: Memory = None,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Criteo's terabyte: days 0 to 22 train, the halves of day 23 validation and test; ids modulo table sizes."""
+    from trainer.prepare.criteo import prepare_criteo_1tb
+
+    prepare_criteo_1tb(raw, out, **_engine(memory, workers, scheduler, overwrite))
+    _prepared(out)
+
+
+@app.command()
+def ebnerd(
+    raw: Raw,
+    out: Out,
+    split: Annotated[
+        Literal["random", "time"], typer.Option(help="Impressions at random 80/10/10, or in order of time.")
+    ] = "random",
+    history_length: Annotated[int, typer.Option(min=1, help="Most recent articles kept.")] = 50,
+    dense: Annotated[
+        bool, typer.Option("--dense", help="Add counts of earlier clicks and exposures.")
+    ] = False,
+    seed: Seed = 1,
+    overwrite: Overwrite = False,
+) -> None:
+    """EB-NeRD: Danish news, a row per (impression, shown article), with reading histories."""
+    from trainer.prepare.ebnerd import prepare_ebnerd
+
+    prepare_ebnerd(raw, out, split, history_length, dense, overwrite, seed, _command())
+    _prepared(out)
+
+
+@app.command()
+def frappe(raw: Raw, out: Out, overwrite: Overwrite = False) -> None:
+    """Frappe_x1: app usage in 10 categorical fields, from the libfm or the CSV files."""
+    if (raw / "train.csv").exists():
+        from trainer.prepare.repacked import prepare_frappe_x1
+
+        prepare_frappe_x1(raw, out, overwrite=overwrite, command=_command())
+    else:
+        from trainer.prepare.frappe import prepare_frappe
+
+        prepare_frappe(raw, out, overwrite, _command())
+    _prepared(out)
+
+
+@app.command()
+def kuaivideo(
+    raw: Raw,
+    out: Out,
+    split: SequenceSplit = "clean",
+    keep: Keep = "oldest",
+    memory: Memory = None,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """KuaiVideo: clicks on short videos with two histories and vectors of the pictures.
+
+    RAW has dataset.pkl and visual64_select.npy of ALPINE, or train.csv, test.csv
+    and item_visual_emb_dim64.h5 of KuaiVideo_x1.
+    """
+    engine = _engine(memory, workers, scheduler, overwrite)
+    if (raw / "train.csv").exists():
+        from trainer.prepare.repacked import prepare_kuaivideo_x1
+
+        if keep == "recent":
+            raise UserError("--keep recent: KuaiVideo_x1 has the oldest 100 items only; use ALPINE's files")
+        prepare_kuaivideo_x1(raw, out, split, **engine)
+    else:
+        from trainer.prepare.kuaivideo import prepare_kuaivideo
+
+        prepare_kuaivideo(raw, out, split, keep, **engine)
+    _prepared(out)
+
+
+@app.command()
+def movielens(
+    raw: Raw,
+    out: Out,
+    memory: Memory = None,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """MovielensLatest_x1: tags of films in 3 categorical fields; train.csv, valid.csv and test.csv."""
+    from trainer.prepare.repacked import prepare_movielens
+
+    prepare_movielens(raw, out, **_engine(memory, workers, scheduler, overwrite))
+    _prepared(out)
+
+
+@app.command()
+def synthetic(
+    out: Out,
+    rows: Annotated[int, typer.Option(min=1, help="Rows in all splits together.")] = 300_000,
+    seed: Seed = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Processes; the result doesn't depend on it.")] = (
+        os.cpu_count() or 1
+    ),
+    overwrite: Overwrite = False,
+) -> None:
+    """A click log drawn from a known model, so that the best possible NE is known."""
+    from trainer.prepare.synthetic import prepare_synthetic
+
+    prepare_synthetic(out, rows, seed, workers=workers, overwrite=overwrite, command=_command())
+    _prepared(out)
+
+
+@app.command()
+def synthetic_fields(
+    out: Out,
+    rows: Annotated[int, typer.Option(min=1, help="Rows in all splits together.")] = 1_250_000,
+    seed: Seed = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Processes; the result doesn't depend on it.")] = (
+        os.cpu_count() or 1
+    ),
+    overwrite: Overwrite = False,
+) -> None:
+    """A click log of a dozen long-tailed id fields, for studies of embedding sizes."""
+    from trainer.prepare.synthetic_fields import prepare_synthetic_fields
+
+    prepare_synthetic_fields(out, rows, seed, workers=workers, overwrite=overwrite, command=_command())
+    _prepared(out)
+
+
+@app.command()
+def random(
+    schema: Annotated[Path, typer.Option(help="A schema.yaml: of a prepared dataset, or your own.")],
+    rows: Annotated[int, typer.Option(min=10, help="Rows in all splits together.")],
+    out: Out,
+    max_table_rows: Annotated[
+        int | None, typer.Option(min=1, help="Cut larger tables to this, for a small smoke run.")
+    ] = None,
+    seed: Seed = 1,
+    overwrite: Overwrite = False,
+) -> None:
+    """Random rows in any schema, with labels that can be learned: for smoke runs."""
+    from trainer.prepare.random import prepare_random
+
+    prepare_random(schema, rows, out, max_table_rows, overwrite, seed, _command())
+    _prepared(out)
+
+
+@app.command("taobao_ad")
+def taobao_ad(
+    raw: Raw,
+    out: Out,
+    split: SequenceSplit = "clean",
+    memory: Memory = None,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """TaobaoAd: ads with profiles and the user's last 50 behaviours.
+
+    RAW has raw_sample.csv, ad_feature.csv, user_profile.csv and behavior_log.csv, or
+    train.csv and test.csv of TaobaoAd_x1.
+    """
+    engine = _engine(memory, workers, scheduler, overwrite)
+    if (raw / "train.csv").exists():
+        from trainer.prepare.repacked import prepare_taobao_ad_x1
+
+        prepare_taobao_ad_x1(raw, out, split, **engine)
+    else:
+        from trainer.prepare.taobao import prepare_taobao_ad
+
+        prepare_taobao_ad(raw, out, split, **engine)
+    _prepared(out)
+
+
+RawSchema = Annotated[
+    Path, typer.Option("--schema", help="YAML that names columns and kinds; see the README.")
+]
+RowSplit = Annotated[
+    str,
+    typer.Option(
+        help="random:0.8,0.1,0.1 or time:0.8,0.1,0.1; not used where RAW has train, validation and test files."
+    ),
+]
+
+
+@app.command()
+def csv(
+    raw: Raw,
+    out: Out,
+    schema: RawSchema,
+    split: RowSplit = "random:0.8,0.1,0.1",
+    seed: Seed = 1,
+    overwrite: Overwrite = False,
+    memory: Memory = None,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
+) -> None:
+    """Your own CSV files."""
+    _prepare_tabular("csv", raw, out, schema, split, seed, overwrite, memory, workers, scheduler)
+
+
+@app.command()
+def parquet(
+    raw: Raw,
+    out: Out,
+    schema: RawSchema,
+    split: RowSplit = "random:0.8,0.1,0.1",
+    seed: Seed = 1,
+    overwrite: Overwrite = False,
+    memory: Memory = None,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
+) -> None:
+    """Your own Parquet files."""
+    _prepare_tabular("parquet", raw, out, schema, split, seed, overwrite, memory, workers, scheduler)
+
+
+def _prepare_tabular(
+    source: Literal["csv", "parquet"],
+    raw: Path,
+    out: Path,
+    schema: Path,
+    split: str,
+    seed: int,
+    overwrite: bool,
+    memory: str | None,
+    workers: int | None,
+    scheduler: str | None,
+) -> None:
+    from trainer.prepare.tabular import prepare_tabular
+
+    prepare_tabular(source, raw, out, schema, split, overwrite, seed, _command(), memory, workers, scheduler)
+    _prepared(out)
+
+
+Rows = Annotated[int, typer.Option(min=1, help="Rows in all files together.")]
+NewDirectory = Annotated[Path, typer.Option(help="Directory that receives the files; must not exist.")]
+GeneratorSeed = Annotated[int, typer.Option(help="Seed of all that is drawn.")]
+# what `cetnet generate` can write: the format, the module in trainer/prepare/generate, and the help
+FORMATS = (
+    ("amazon_electronics_x1", "sequences", "AmazonElectronics_x1: reviews with histories, two CSV files."),
+    ("amazon_reviews", "amazon", "Amazon: reviews_Electronics_5.json and meta_Electronics.json."),
+    ("avazu", "avazu", "Avazu: the Kaggle train.csv."),
+    ("avazu_x1", "avazu", "Avazu_x1: three CSV files of numbered ids."),
+    ("avazu_x4", "avazu", "Avazu_x4: the Kaggle columns in three CSV files."),
+    ("criteo", "criteo", "Criteo: the Kaggle train.txt."),
+    ("criteo_1tb", "criteo", "Criteo's terabyte: day_0.gz to day_23.gz."),
+    ("criteo_x1", "criteo", "Criteo_x1: three CSV files of scaled counts and numbered ids."),
+    ("criteo_x4", "criteo", "Criteo_x4: the Kaggle columns in three CSV files."),
+    ("kuaivideo", "kuaivideo", "KuaiVideo: dataset.pkl, visual64_select.npy and user_like.npy of ALPINE."),
+    ("kuaivideo_x1", "sequences", "KuaiVideo_x1: clicks on short videos with histories, two CSV files."),
+    ("movielens_x1", "movielens", "MovielensLatest_x1: tags of films, three CSV files."),
+    ("taobao_ad", "taobao", "TaobaoAd: samples, ads, users, and 27 behaviours a sample, four CSV files."),
+    ("taobao_ad_x1", "sequences", "TaobaoAd_x1: ads with profiles and histories, two CSV files."),
+)
+
+
+def _add_generator(name: str, module: str, description: str) -> None:
+    @generate_app.command(name, help=description)
+    def generate(rows: Rows, out: NewDirectory, seed: GeneratorSeed = 1) -> None:
+        generators = import_module(f"trainer.prepare.generate.{module}")
+        getattr(generators, f"generate_{name}")(out, rows, seed)
+        typer.echo(f"{out}: ready")
+
+
+for _format in FORMATS:
+    _add_generator(*_format)
+
+
+def _command() -> str:
+    """The command, for the data card; without the options that say how it runs, not what comes out."""
+    words = iter(sys.argv[1:])
+    kept = []
+    for word in words:
+        name, _, value = word.partition("=")
+        if name not in ("--memory", "--workers", "--scheduler"):
+            kept.append(word)
+        elif not value:
+            next(words, None)
+    return shlex.join(["cetnet", *kept])
+
+
+def _engine(
+    memory: str | None, workers: int | None, scheduler: str | None, overwrite: bool
+) -> dict[str, Any]:
+    """The arguments that preparations hand on to `prepare_table`."""
+    return {
+        "memory": memory,
+        "workers": workers,
+        "scheduler": scheduler,
+        "overwrite": overwrite,
+        "command": _command(),
+    }
+
+
+def _prepared(out: Path) -> None:
+    typer.echo(f"{out}: ready; the data card is {out / 'README.md'}")
