@@ -1,18 +1,14 @@
 """The plots of a study: NE and its gain along training."""
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
-from numpy.typing import NDArray
 
-from trainer.errors import UserError
+from benchmarks.curves import Curve
 
 # Okabe and Ito's colours, which the colour-blind can tell apart; line and marker do so in black and white.
 COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"]
@@ -27,66 +23,35 @@ MOST_POINTS = 500
 """Most points of a curve that are drawn, so that a page with plots stays small."""
 
 
-class Curve(NamedTuple):
-    """A figure along training: number of examples `[T]`, values `[seeds, T]`, and which seeds these are."""
-
-    seeds: tuple[int, ...]
-    rows: NDArray[np.float64]
-    values: NDArray[np.float64]
+Panels = Mapping[str, Sequence[str]]
+"""The variants in each panel of a plot with many of them, by the panel's title."""
 
 
-def read_curve(folders: Mapping[int, Path], key: str) -> Curve:
-    """`key` of metrics.jsonl where every seed has it, as one curve; empty if nowhere. `folders` are by seed."""
-    seeds = [_read_series(folder / "metrics.jsonl", key) for folder in folders.values()]
-    rows = sorted(set.intersection(*(set(series) for series in seeds)))
-    values = np.array([[series[n] for n in rows] for series in seeds], dtype=np.float64)
-    return Curve(tuple(folders), np.array(rows, dtype=np.float64), values)
+def draw_ne(
+    curves: Mapping[str, Curve], references: Mapping[str, float], title: str, panels: Panels | None = None
+) -> Figure:
+    """Windowed NE of each variant, every batch scored before it is learned from; `references` are levels.
 
-
-def _read_series(path: Path, key: str) -> dict[int, float]:
-    """Number of examples -> value, from the training records; of a step done twice (resumed), the last."""
-    series = {}
-    try:
-        for line in path.read_text().splitlines():
-            record = json.loads(line)
-            value = record.get(key)
-            if record["kind"] == "train" and value is not None and math.isfinite(value):
-                series[record["rows"]] = value
-    except (OSError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); repeat the run") from None
-    return series
-
-
-def draw_ne(curves: Mapping[str, Curve], references: Mapping[str, float], title: str) -> Figure:
-    """Windowed NE of each variant, every batch scored before it is learned from; `references` are levels."""
+    NE above 1 is out of the plot, unless there is nothing else: a model that diverged would flatten the others.
+    """
     return _draw(
         curves,
+        panels,
         title=f"{title}: progressive NE",
-        ylabel="NE over the last window (lower is better)",
+        ylabel="NE over the last window",
         label="{name}  {value:.4f}".format,
         references=references,
+        ceiling=1.0,
     )
 
 
-def draw_gain(curves: Mapping[str, Curve], baseline: str, title: str) -> Figure:
-    """NE gain of each variant's lifetime NE over the baseline's with the same seed."""
-    base = curves[baseline]
-    gains = {}
-    for variant, curve in curves.items():
-        # Variants whose batches differ log at other points: compare where both are known.
-        known = (curve.rows >= base.rows.min(initial=np.inf)) & (curve.rows <= base.rows.max(initial=0))
-        rows = curve.rows[known]
-        before = dict(zip(base.seeds, base.values, strict=True)) if len(rows) else {}
-        paired = {
-            seed: 100 * (values[known] / np.interp(rows, base.rows, before[seed]) - 1)
-            for seed, values in zip(curve.seeds, curve.values, strict=True)
-            if seed in before
-        }
-        gains[variant] = Curve(tuple(paired), rows, np.array(list(paired.values())))
+def draw_gain(gains: Mapping[str, Curve], baseline: str, title: str, panels: Panels | None = None) -> Figure:
+    """NE gain of each variant's lifetime NE over the baseline's."""
     return _draw(
         gains,
+        panels,
         title=f"{title}: NE gain over {baseline}",
-        ylabel="NE gain since the start (%, negative is better)",
+        ylabel="NE gain since the start (%)",
         label="{name}  {value:+.3f} %".format,
         references={},
     )
@@ -94,23 +59,65 @@ def draw_gain(curves: Mapping[str, Curve], baseline: str, title: str) -> Figure:
 
 def _draw(
     curves: Mapping[str, Curve],
+    panels: Panels | None,
     *,
     title: str,
     ylabel: str,
     label: Callable[..., str],
     references: Mapping[str, float],
+    ceiling: float = math.inf,
 ) -> Figure:
-    """Lines with bands, labelled at their ends; `references` are horizontal lines."""
-    figure = Figure(figsize=(9, max(5, 0.3 * len(curves))), dpi=150, layout="constrained")
-    axes = figure.add_subplot()
+    """Lines with bands, labelled at their ends, in one panel or several; `references` are horizontal lines."""
+    known = {name: curve for name, curve in curves.items() if curve.values.size}
+    groups = {"": list(known)}
+    if panels:
+        groups = {group: [name for name in names if name in known] for group, names in panels.items()}
+    columns = min(2, len(groups))
+    lines = -(-len(groups) // columns)
+    height = max(5 if columns == 1 else 3.6, 0.3 * max(map(len, groups.values())))
+    figure = Figure(figsize=(9 if columns == 1 else 12, height * lines + 0.4), dpi=150, layout="constrained")
+    axes_of = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).flat
+    shown = list(references.values())
+    for curve in known.values():
+        settled = curve.rows >= WARM_UP * curve.rows[-1]
+        shown += [curve.values[:, settled].min(), curve.values[:, settled].max()]
+    low, high = min(shown, default=0), max(shown, default=1)
+    if low < ceiling:
+        high = min(high, ceiling)
+    margin = 0.06 * (high - low) or 0.01
+    several = any(len(curve.values) > 1 for curve in known.values())
+    for axes, (group, names) in zip(axes_of, groups.items(), strict=False):
+        axes.set_ylim(low - margin, high + margin)
+        axes.set_title(group, loc="left", parse_math=False)
+        axes.xaxis.set_major_formatter(EngFormatter())
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        _draw_panel(axes, {name: known[name] for name in names}, label, references, height)
+    for axes in axes_of[len(groups) :]:
+        axes.set_visible(False)
+    if panels:
+        figure.suptitle(title, x=0.01, ha="left", parse_math=False)
+    else:
+        figure.axes[0].set_title(title, loc="left", parse_math=False)
+    figure.supxlabel(
+        "training examples" + " (line: mean of the seeds, band: lowest to highest)" * several, fontsize=10
+    )
+    figure.supylabel(f"{ylabel}, lower is better", fontsize=10)
+    return figure
+
+
+def _draw_panel(
+    axes: Axes,
+    curves: Mapping[str, Curve],
+    label: Callable[..., str],
+    references: Mapping[str, float],
+    inches: float,
+) -> None:
     ends = []
-    shown: list[float] = list(references.values())
     for index, (name, curve) in enumerate(curves.items()):
         # 49 pairs of colour and line before one comes again.
         shifted = (index + index // 7) % 7
         color, line, marker = COLORS[index % 7], LINES[shifted], MARKERS[shifted]
-        if not curve.values.size:
-            continue
         drawn = np.unique(np.linspace(0, len(curve.rows) - 1, MOST_POINTS).round().astype(int))
         rows, values = curve.rows[drawn], curve.values[:, drawn]
         mean, lowest, highest = (reduce(values, axis=0) for reduce in (np.mean, np.min, np.max))
@@ -126,25 +133,11 @@ def _draw(
             linewidth=1.6,
         )
         axes.fill_between(rows, lowest, highest, color=color, alpha=0.18, linewidth=0)
-        settled = rows >= WARM_UP * rows[-1]
-        shown += [lowest[settled].min(), highest[settled].max()]
-        text = f"{SIGNS[shifted]} {label(name=name, value=mean[-1])}"
-        ends.append((rows[-1], mean[-1], text, color))
+        ends.append((rows[-1], mean[-1], f"{SIGNS[shifted]} {label(name=name, value=mean[-1])}", color))
     for name, value in references.items():
         axes.axhline(value, color="0.35", linestyle=(0, (6, 4)), linewidth=1)
         ends.append((axes.get_xlim()[1], value, label(name=name, value=value), "0.35"))
-    axes.set_title(title, loc="left", parse_math=False)
-    several = any(len(curve.values) > 1 for curve in curves.values())
-    axes.set_xlabel("training examples" + " (line: mean of the seeds, band: lowest to highest)" * several)
-    axes.set_ylabel(ylabel)
-    axes.xaxis.set_major_formatter(EngFormatter())
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    if shown:
-        margin = 0.06 * (max(shown) - min(shown)) or 0.01
-        axes.set_ylim(min(shown) - margin, max(shown) + margin)
-    label_ends(axes, ends, figure.get_figheight())
-    return figure
+    label_ends(axes, ends, inches)
 
 
 def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]], inches: float) -> None:

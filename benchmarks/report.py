@@ -3,14 +3,15 @@
 import csv
 import os
 import shlex
-from collections.abc import Mapping, Sequence
-from datetime import date, datetime
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from rich.console import Console
 
+from benchmarks.curves import gain_curve, read_curve
 from benchmarks.document import (
     Block,
     Cell,
@@ -25,7 +26,7 @@ from benchmarks.document import (
     Table,
     Text,
 )
-from benchmarks.plots import draw_gain, draw_ne, read_curve
+from benchmarks.plots import draw_gain, draw_ne
 from benchmarks.render.html import write_html
 from benchmarks.render.markdown import write_markdown
 from benchmarks.render.terminal import print_table
@@ -39,13 +40,22 @@ from benchmarks.rows import (
     gain_columns,
     metric_columns,
     most_paired,
+    progressive_columns,
     read_json,
     read_result,
+    same_size_rows,
     section_rows,
     seeds_column,
     write_csv,
 )
-from benchmarks.scaling import draw_scaling, draw_spectra, rank_columns, summary_columns
+from benchmarks.scaling import (
+    draw_scaling,
+    draw_spectra,
+    lines_of,
+    rank_columns,
+    same_size_pairs,
+    summary_columns,
+)
 from benchmarks.spectra import Spectra, read_spectra, summarize, wide_enough
 from benchmarks.study import Run, Study
 
@@ -53,11 +63,12 @@ RUN_FILES = ("config.yaml", "plan.txt", "metrics.jsonl", "result.json", "environ
 """Files of a run that its row links to."""
 
 
-def write_report(study: Study, runs: Sequence[Run], console: Console) -> None:
+def write_report(study: Study, command: str, runs: Sequence[Run], console: Console) -> None:
     """Print the tables; write report.html, report.md, table.csv and the plots into the study's folder.
 
     Args:
         study: What was to be trained and compared.
+        command: What it is run with, which the report names.
         runs: All its runs; the report is of those that are finished, at least one, and says which are missing.
         console: Where the tables are printed.
 
@@ -83,10 +94,10 @@ def write_report(study: Study, runs: Sequence[Run], console: Console) -> None:
     document = Document(
         title=study.title or study.name,
         description=study.description,
-        facts=_facts(study, finished, runs),
+        facts=_facts(study, command, finished, runs),
         warning=_missing(finished, runs),
         sections=[
-            *_scaling(study, sections),
+            *_scaling(study, folders, sections),
             *_results(study, folders, sections, bayes),
             *_embeddings(study, sections, spectra),
             Section("Cost", [_table(rows, cost_columns(rows)), Text(COST_NOTE)]),
@@ -116,16 +127,24 @@ def _print(study: Study, rows: Sequence[Row], console: Console) -> None:
 # --- sections ------------------------------------------------------------------------------------------
 
 
-def _facts(study: Study, finished: Sequence[Run], runs: Sequence[Run]) -> list[str]:
-    """The report's head: what was trained on what, and when."""
+def _facts(study: Study, command: str, finished: Sequence[Run], runs: Sequence[Run]) -> list[str]:
+    """The report's head: what was trained on what, where and when."""
     result = read_result(finished[0].folder, study.split)
+    environments = [read_json(run.folder / "environment.json") for run in finished]
+    started = [datetime.fromisoformat(environment["time"]) for environment in environments]
+    last = max(range(len(finished)), key=started.__getitem__)
+    seconds = read_json(finished[last].folder / "result.json")["seconds"]
     return [
+        command,
         f"runs: {len(finished)} of {len(runs)}" if len(finished) < len(runs) else f"runs: {len(runs)}",
         f"variants: {len({run.variant for run in runs})}",
         f"seeds: {', '.join(map(str, sorted({run.seed for run in runs})))}",
         f"trained on {result['rows']:,} rows",
         f"split {study.split}: {result['splits'][study.split]['rows']:,} rows",
-        f"written on {date.today()}",
+        f"on {_listed(environment['host'] for environment in environments)}"
+        f" ({_listed(environment['machine'] for environment in environments)})",
+        f"from {min(started):%Y-%m-%d %H:%M} to {started[last] + timedelta(seconds=seconds):%Y-%m-%d %H:%M} UTC",
+        f"written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
     ]
 
 
@@ -161,21 +180,38 @@ def _results(
         blocks: list[Block] = [_table(with_bayes, metric_columns(with_bayes, every))]
         if compared := [row for row in rows if row.gains]:
             blocks.append(_table(compared, gain_columns(compared, every)))
-        variants = [row.variant for row in rows if not row.component]
-        window = {variant: read_curve(folders[variant], "ne/window/fused") for variant in variants}
+        models = [row for row in rows if not row.component]
+        window = {row.variant: read_curve(folders[row.variant], "ne/window/fused") for row in models}
+        panels = _panels(study, rows)
         caption = "Progressive NE against the number of examples"
-        blocks.append(Plot(f"ne_curves{suffix}", caption, draw_ne(window, references, title)))
+        blocks.append(Plot(f"ne_curves{suffix}", caption, draw_ne(window, references, title, panels)))
         if compared:
-            lifetime = {variant: read_curve(folders[variant], "ne/lifetime/fused") for variant in variants}
+            lifetime = {row.variant: read_curve(folders[row.variant], "ne/lifetime/fused") for row in models}
+            gains = {variant: gain_curve(curve, lifetime[baseline]) for variant, curve in lifetime.items()}
             caption = f"NE gain over {baseline} against the number of examples"
-            blocks.append(Plot(f"gain{suffix}", caption, draw_gain(lifetime, baseline, title)))
+            blocks += [
+                Plot(f"gain{suffix}", caption, draw_gain(gains, baseline, title, panels)),
+                _table(models, progressive_columns(models, lifetime, gains, every)),
+            ]
         parts.append(
             Section(f"Compared with {baseline}", blocks, level=3) if several else Section("Results", blocks)
         )
     return parts
 
 
-def _scaling(study: Study, sections: Mapping[str, Sequence[Row]]) -> list[Section]:
+def _panels(study: Study, rows: Sequence[Row]) -> dict[str, list[str]] | None:
+    """A panel for each method of scaling, and one for the variants without."""
+    lines = lines_of(study, rows)
+    if not lines:
+        return None
+    panels = {method: [row.variant for row in members] for method, members in lines.items()}
+    drawn = {variant for members in panels.values() for variant in members}
+    if others := [row.variant for row in rows if not row.component and row.variant not in drawn]:
+        panels["others"] = others
+    return panels
+
+
+def _scaling(study: Study, folders: Folders, sections: Mapping[str, Sequence[Row]]) -> list[Section]:
     figure = draw_scaling(study, sections) if study.scaling else None
     if figure is None:
         return []
@@ -183,7 +219,16 @@ def _scaling(study: Study, sections: Mapping[str, Sequence[Row]]) -> list[Sectio
     if study.paper:
         text += f" Published: {study.paper.source}; at the sizes of ours, and on a scale of its own."
     caption = "Metrics against the number of embedding parameters"
-    return [Section("Scaling of embeddings", [Plot("scaling", caption, figure), Text(text)])]
+    blocks: list[Block] = [Plot("scaling", caption, figure), Text(text)]
+    if pairs := same_size_pairs(study, sections):
+        rows = same_size_rows(folders, pairs, study.split, study.paper)
+        over = Column("over", [Cell(other.variant, other.variant) for _, other in pairs], is_text=True)
+        first = next(iter(study.scaling))
+        blocks += [
+            Text(f"Gains over {first} with as many embedding parameters; intervals as in the tables below:"),
+            _table(rows, [over, *gain_columns(rows, rows)]),
+        ]
+    return [Section("Scaling of embeddings", blocks)]
 
 
 def _embeddings(
@@ -278,7 +323,19 @@ def _how_to_read(study: Study, rows: Sequence[Row], bayes: Row | None) -> Sectio
         if 2 in paired:
             sentences.append("Two seeds: no useful interval, as Student's t has one degree of freedom then.")
     if len(seeds) > 1:
-        sentences.append("Gains are over the seeds that both the variant and the baseline have.")
+        sentences.append(
+            "Gains are over the seeds that both the variant and the baseline have; means over different seeds are "
+            "not to be compared with each other."
+        )
+    if any(max(row.metrics.get("NE") or [0]) > 1 for row in rows):
+        sentences.append(
+            "A model with an NE above 1 is worse than the base rate for every row; plots of NE end at 1."
+        )
+    if any(row.gains for row in rows):
+        sentences.append(
+            "NE since the start of training scores every batch before it is learned from; the interval of its "
+            "gain is Student's t over the seeds, and covers the spread between them alone."
+        )
     if study.paper:
         sentences.append(
             f"Columns `paper`: {study.paper.source}. Levels depend on data and protocol, so compare the gains."
@@ -306,6 +363,8 @@ def _runs(runs: Sequence[Run], out: Path) -> Section:
         kinds.setdefault(tuple(_kind(environment).values()), []).append(index)
     kind_of = {index: number for number, members in enumerate(kinds.values(), 1) for index in members}
 
+    hosts_of = [_listed(environments[i]["host"] for i in members) for members in kinds.values()]
+
     headings = list(_kind(environments[0]))
     columns = [
         Column(heading, [Cell(kind[position], kind[position]) for kind in kinds], is_text=True)
@@ -315,7 +374,7 @@ def _runs(runs: Sequence[Run], out: Path) -> Section:
         Column("runs", [Cell(str(len(members)), len(members)) for members in kinds.values()]),
         Column("first", [_time(min(environments[i]["time"] for i in of)) for of in kinds.values()], True),
         Column("last", [_time(max(environments[i]["time"] for i in of)) for of in kinds.values()], True),
-        Column("hosts", [_hosts([environments[i]["host"] for i in of]) for of in kinds.values()], True),
+        Column("hosts", [Cell(hosts, hosts) for hosts in hosts_of], True),
     ]
     differing = [h for position, h in enumerate(headings) if len({kind[position] for kind in kinds}) > 1]
     text = "All runs were made in the same environment."
@@ -360,10 +419,9 @@ def _time(text: str) -> Cell:
     return Cell(f"{datetime.fromisoformat(text):%Y-%m-%d %H:%M}", text)
 
 
-def _hosts(hosts: Sequence[str]) -> Cell:
-    names = sorted(set(hosts))
-    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-    return Cell(shown, shown)
+def _listed(texts: Iterable[str]) -> str:
+    names = sorted(set(texts))
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _files(folder: Path, out: Path) -> Cell:

@@ -4,7 +4,7 @@ import csv
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from benchmarks.bootstrap import Baseline, Gain, Gains, read_predictions
+from benchmarks.curves import Curve, final
 from benchmarks.document import Cell, Column, Name
 from benchmarks.study import Numbers, Paper
 from trainer.errors import UserError
@@ -111,6 +112,41 @@ def section_rows(
                         costs={} if component else _costs(list(folders.values()), results),
                     )
                 )
+    return rows
+
+
+def same_size_rows(
+    runs: Folders, pairs: Sequence[tuple[Row, Row]], split: str, paper: Paper | None
+) -> list[Row]:
+    """The first row of each pair, with its gains over the second one in place of those over the baseline.
+
+    Args:
+        runs: Finished run folders of both.
+        pairs: Rows without components.
+        split: The evaluation split.
+        paper: Published numbers; its own NE gains are over its baseline, so only metrics count.
+
+    Raises:
+        UserError: files of a run cannot be read or compared.
+    """
+    if paper:
+        metrics = {
+            name: numbers.model_copy(update={"ne_gain": None}) for name, numbers in paper.numbers.items()
+        }
+        paper = paper.model_copy(update={"numbers": metrics})
+    bases: dict[str, Baseline] = {}
+    rows = []
+    for row, other in pairs:
+        if other.variant not in bases:
+            bases = {other.variant: Baseline(predictions(runs[other.variant], split))}
+        rows.append(
+            replace(
+                row,
+                gains=bases[other.variant].gains(predictions(runs[row.variant], split)),
+                paired_seeds=len(runs[row.variant].keys() & runs[other.variant].keys()),
+                published_gains=_published(paper, row.variant, None, other.variant)[1],
+            )
+        )
     return rows
 
 
@@ -238,6 +274,30 @@ def gain_columns(rows: Sequence[Row], every: Sequence[Row]) -> list[Column]:
             ours.cells.append(gain_cell(getattr(row.gains, name), bold) if row.gains else Cell())
         columns += [ours, _paper_column([row.published_gains.get(title) for row in rows], "{:+.3f}".format)]
     return columns
+
+
+def progressive_columns(
+    rows: Sequence[Row], lifetime: Mapping[str, Curve], gains: Mapping[str, Curve], every: Sequence[Row]
+) -> list[Column]:
+    """NE over all of training, each batch scored before it is learned from, and its gain; curves by variant."""
+    curves = [lifetime[row.variant] for row in rows]
+    ends = [final(gains[row.variant]) for row in rows]
+    examples = [curve.rows[-1] if len(curve.rows) else None for curve in curves]
+    return [
+        *seeds_column(rows, every, paired=True),
+        Column("examples", [Cell() if n is None else Cell(f"{n:,.0f}", n) for n in examples]),
+        Column(
+            "NE since the start",
+            [spread(curve.values[:, -1:].ravel().tolist(), "{:.5f}") for curve in curves],
+        ),
+        Column(
+            "its gain (%)",
+            [
+                Cell() if row.is_baseline else gain_cell(end, True)
+                for row, end in zip(rows, ends, strict=True)
+            ],
+        ),
+    ]
 
 
 def cost_columns(rows: Sequence[Row]) -> list[Column]:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean, stdev
+from textwrap import wrap
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,7 +12,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullForm
 from numpy.typing import NDArray
 
 from benchmarks.document import Column
-from benchmarks.plots import COLORS, LINES, MARKERS
+from benchmarks.plots import COLORS, LINES, MARKERS, SIGNS
 from benchmarks.rows import Row, short_number, spread
 from benchmarks.spectra import Spectra, Summary
 from benchmarks.study import Study
@@ -30,6 +31,21 @@ def lines_of(study: Study, rows: Sequence[Row]) -> dict[str, list[Row]]:
         if any(not row.is_baseline for row in members):
             lines[method] = sorted(members, key=lambda row: row.costs[SIZE][0])
     return lines
+
+
+def same_size_pairs(study: Study, sections: Mapping[str, Sequence[Row]]) -> list[tuple[Row, Row]]:
+    """Each variant of a method but the first, and that of the first method with as many embedding parameters."""
+    pairs = []
+    for rows in sections.values():
+        first, *others = (lines_of(study, rows).get(method, []) for method in study.scaling)
+        of_size = {row.costs[SIZE][0]: row for row in first if not row.is_baseline}
+        pairs += [
+            (row, of_size[row.costs[SIZE][0]])
+            for line in others
+            for row in line
+            if not row.is_baseline and row.costs[SIZE][0] in of_size
+        ]
+    return pairs
 
 
 def draw_scaling(study: Study, sections: Mapping[str, Sequence[Row]]) -> Figure | None:
@@ -67,6 +83,7 @@ def _draw_panel(
     axes: Axes, study: Study, lines: Mapping[str, Sequence[Row]], metric: str, of_paper: bool
 ) -> None:
     sizes = sorted({row.costs[SIZE][0] for line in lines.values() for row in line})
+    diverged: dict[str, None] = {}
     for index, method in enumerate(study.scaling):
         # A little beside each other, so that error bars can be seen.
         shift = 1.03 ** (index - (len(study.scaling) - 1) / 2)
@@ -76,12 +93,20 @@ def _draw_panel(
             values = row.metrics.get(metric, [])
             if of_paper and metric in row.published:
                 points.append((size, row.published[metric], 0.0))
+            elif not of_paper and metric == "NE" and values and fmean(values) > 1:
+                # Worse than the base rate, it would flatten the others: it stands above the panel.
+                who = "" if row.is_baseline else f"{SIGNS[index % 7]} "
+                diverged[f"{who}{short_number(row.costs[SIZE][0])}: {fmean(values):.2f}"] = None
+                points.append((size, math.nan, 0.0))
             elif not of_paper and values:
                 deviation = stdev(values) if len(values) > 1 else 0.0
                 points.append((size, fmean(values), deviation))
         if points:
             x, y, error = zip(*points, strict=True)
             axes.errorbar(x, y, error if any(error) else None, label=method, capsize=2, **_style(index))
+    if diverged:
+        axes.set_ylim(top=min(1, axes.get_ylim()[1]))
+        axes.set_title("\n".join(wrap(f"above 1: {', '.join(diverged)}", 44)), loc="left", fontsize=7)
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(FixedLocator(sizes))
     axes.xaxis.set_minor_locator(NullLocator())

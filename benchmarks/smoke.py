@@ -67,7 +67,7 @@ def smoke_study(path: Path, console: Console | None = None) -> None:
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    write_report(study, runs, console)
+    write_report(study, f"cetnet study {path} --smoke", runs, console)
 
 
 def _prepare(schema: Path, out: Path) -> None:

@@ -81,7 +81,8 @@ class Study(BaseModel):
     scaling: dict[str, str] = Field(
         {},
         description="Methods of making embeddings larger, and patterns of their variants: `SE: '*_se_*'`. The report "
-        "then plots metrics against embedding parameters, a line per method from each baseline on.",
+        "then plots metrics against embedding parameters, a line per method from each baseline on, and compares each "
+        "method with the first one at the same size.",
     )
     embeddings: bool = Field(
         False, description="Whether the report analyses the singular values of the embedding tables."

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.isotonic import isotonic_regression
 
-from benchmarks.plots import Curve, _apart, draw_ne
+from benchmarks.curves import Curve
+from benchmarks.plots import _apart, draw_ne
 
 
 @given(st.lists(st.floats(0, 10), min_size=1, max_size=12).map(sorted), st.floats(0.01, 1))
@@ -26,3 +27,19 @@ def test_dollars_in_a_title_are_no_formula() -> None:
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg")
     assert figure.axes[0].get_title(loc="left") == "Cost $5_{ and $10: progressive NE"
+
+
+def test_every_variant_is_in_its_panels_and_divergence_does_not_flatten_the_others() -> None:
+    rows = np.linspace(1, 100, 50)
+    curves = {
+        name: Curve((1,), rows, np.full((1, 50), level))
+        for name, level in (("a", 0.8), ("b", 0.9), ("c", 7.0))
+    }
+    figure = draw_ne(curves, {}, "t", {"first": ["a", "b"], "second": ["a", "c"]})
+    panels = {axes.get_title(loc="left"): axes for axes in figure.axes if axes.get_visible()}
+    drawn = {title: [line.get_ydata()[0] for line in axes.lines] for title, axes in panels.items()}  # type: ignore[index]
+    assert drawn == {"first": [0.8, 0.9], "second": [0.8, 7.0]}
+    for axes in panels.values():
+        low, high = axes.get_ylim()
+        assert low < 0.8
+        assert 1 < high < 1.1

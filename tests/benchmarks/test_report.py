@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from rich.console import Console
+from sklearn.metrics import log_loss
 
 from benchmarks.run_study import report_study
 from tests.benchmarks.fake_trainer import write_run
@@ -165,13 +167,37 @@ def test_numbers_are_those_of_the_csv(page: Page, folder: Path) -> None:
             values.append(attributes.get("data-value") or "")
             heading = headings[len(values)]
             row = expected.get((variant, component), {})
-            if heading in row and heading != "seeds":
+            if heading in row and heading != "seeds" and "over" not in headings:
                 assert (values[-1] and float(values[-1])) == (row[heading] and float(row[heading]))
                 checked.add((heading, variant, component))
     for heading in ("NE", "AUC", "LogLoss", "NE gain (%)", "AUC gain (pp)"):
         for key in (("b_2x", ""), ("b_2x", "left"), ("d_2x", ""), ("d_10x", "")):
             assert (heading, *key) in checked
     assert {("embedding parameters", "a", ""), ("rows/s", "d_10x", "")} <= checked
+
+
+def test_methods_are_compared_at_the_same_size(folder: Path) -> None:
+    tables = (folder / "report.md").read_text().split("| variant | over |")
+    assert len(tables) == 2
+    variant, over, gain, *_ = re.split(r" *\| *", tables[1].splitlines()[2].strip("| "))
+    assert (variant, over) == ("d_10x", "d_2x")
+    losses = []
+    for name in (variant, over):
+        of_seeds = [pq.read_table(folder / name / f"seed{seed}/predictions/test.parquet") for seed in (1, 2)]
+        losses.append(
+            sum(log_loss(table["label"], table["fused"].to_numpy().astype(float)) for table in of_seeds)
+        )
+    assert float(gain.replace("*", "").split()[0]) == pytest.approx(
+        100 * (losses[0] / losses[1] - 1), abs=6e-4
+    )
+
+
+def test_the_head_says_what_was_run_where_and_when(page: Page) -> None:
+    facts = page.texts["li"]
+    assert "cetnet study study.yaml" in facts
+    assert "on here (x86_64, 2 cores)" in facts
+    assert "from 2026-01-02 10:00 to 2026-01-03 10:01 UTC" in facts  # the last of 100 seconds
+    assert any(re.fullmatch(r"written 20\d\d-\d\d-\d\d \d\d:\d\d UTC", fact) for fact in facts)
 
 
 def test_components_stay_under_their_ensemble(page: Page) -> None:

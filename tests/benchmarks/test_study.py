@@ -8,9 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from rich.console import Console
+from scipy import stats
 
 from benchmarks.run_study import report_study, run_study
 from benchmarks.study import Study
@@ -264,6 +266,24 @@ def test_several_baselines_each_head_their_section(make: Make) -> None:
         ("a", "a", "b"),
         ("c", "c", "d"),
     ]
+
+
+def test_gains_since_the_start_of_training_have_an_interval_over_the_seeds(make: Make) -> None:
+    path = make(seeds=[1, 2, 3], variants={"single": {}, "pair": {"components": ["left", "right"]}})
+    run(path)
+    ends = {}
+    for variant in ("single", "pair"):
+        for seed in (1, 2, 3):
+            lines = Path(f"runs/small/{variant}/seed{seed}/metrics.jsonl").read_text().splitlines()
+            train = [json.loads(line) for line in lines if '"train"' in line]
+            ends[variant, seed] = train[-1]["ne/lifetime/fused"]
+    gains = [100 * (ends["pair", seed] / ends["single", seed] - 1) for seed in (1, 2, 3)]
+    low, high = stats.t.interval(0.95, 2, np.mean(gains), stats.sem(gains))
+    report = Path("runs/small/report.md").read_text()
+    line = re.search(r"NE since the start \| its gain.*\n.*\n\| single .*\| – \|\n\| pair (.*)\n", report)
+    assert line
+    numbers = [float(number) for number in re.findall(r"[+-]\d+\.\d+", line[1])]
+    assert numbers == pytest.approx([np.mean(gains), low, high], abs=0.02)
 
 
 def test_published_numbers_stand_beside_ours(make: Make) -> None:
