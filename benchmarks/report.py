@@ -321,7 +321,9 @@ def _how_to_read(study: Study, rows: Sequence[Row], bayes: Row | None) -> Sectio
                 "A gain over one seed lacks the spread between seeds in its interval, and is never bold."
             )
         if 2 in paired:
-            sentences.append("Two seeds: no useful interval, as Student's t has one degree of freedom then.")
+            sentences.append(
+                "With two seeds Student's t has one degree of freedom: intervals of little use, never bold."
+            )
     if len(seeds) > 1:
         sentences.append(
             "Gains are over the seeds that both the variant and the baseline have; means over different seeds are "

@@ -270,7 +270,7 @@ def gain_columns(rows: Sequence[Row], every: Sequence[Row]) -> list[Column]:
     for title, name in GAINS.items():
         ours = Column(title, [])
         for row in rows:
-            bold = most == 1 or row.paired_seeds != 1
+            bold = most == 1 or (row.paired_seeds or 0) > 2
             ours.cells.append(gain_cell(getattr(row.gains, name), bold) if row.gains else Cell())
         columns += [ours, _paper_column([row.published_gains.get(title) for row in rows], "{:+.3f}".format)]
     return columns

@@ -27,7 +27,9 @@ def _block(block: Block, out: Path) -> str:
         case Table():
             return _table(block)
         case Folded():
-            return f"{block.summary}:\n\n{_table(block.table)}"
+            return (
+                f"<details><summary>{_escape(block.summary)}</summary>\n\n{_table(block.table)}\n\n</details>"
+            )
         case Commands():
             return "\n".join([f"{block.summary}:\n\n```sh", *block.lines, "```"])
         case Plot():
