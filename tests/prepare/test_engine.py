@@ -6,6 +6,7 @@ import io
 import itertools
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -28,7 +29,15 @@ from trainer.prepare import chunks, splits, stages
 from trainer.prepare.raw import RawFeature, RawSchema, hash_ids, hash_text
 from trainer.prepare.splits import TimeSplit, parse_split
 from trainer.prepare.tabular import prepare_table, prepare_tabular
-from trainer.prepare.tasks import PROCESS_BYTES, Plan, Resources, parse_memory
+from trainer.prepare.tasks import (
+    BYTES_PER_CHUNK_BYTE,
+    PROCESS_BYTES,
+    Plan,
+    Resources,
+    Unfinished,
+    local_resources,
+    parse_memory,
+)
 
 SMALL = Plan(chunk_bytes=2_000, bucket_bytes=stages.ENTRY_BYTES * 40)
 
@@ -280,13 +289,23 @@ def test_memory_too_small(tmp_path: Path) -> None:
     assert [parse_memory(text) for text in ("4GB", "1.5 GiB", "512mb")] == [4 * 10**9, 3 * 2**29, 512 * 10**6]
 
 
-def test_less_memory_than_the_work_was_begun_with() -> None:
-    begun = Resources(workers=4, share=10**9).plan()
-    fewer = Resources(workers=4, share=3 * 10**8).fit(begun)
-    assert fewer.workers == 1
-    assert fewer.workers * (fewer.share + PROCESS_BYTES) <= 4 * (3 * 10**8 + PROCESS_BYTES)
-    with pytest.raises(UserError, match="give --memory 1501MB, or remove it"):
-        Resources(workers=1, share=10**8).fit(begun)
+@given(st.integers(1, 64), st.integers(32 * 10**6, 10**11), st.integers(0, 10**11))
+def test_less_memory_than_the_work_was_begun_with(workers: int, share: int, memory: int) -> None:
+    plan = Resources(workers, share).plan()
+    now = Resources(workers, max(32 * 10**6, memory // workers))
+    limit = workers * (now.share + PROCESS_BYTES)
+    needed = max(plan.chunk_bytes * BYTES_PER_CHUNK_BYTE, 2 * plan.bucket_bytes)
+    try:
+        fewer = now.fit(plan)
+    except Unfinished as error:
+        assert needed + PROCESS_BYTES > limit
+        match = re.search(r"give --memory (\d+MB), or remove it", str(error))
+        assert match
+        assert local_resources(parse_memory(match[1]), 1).fit(plan).workers == 1
+        return
+    assert fewer.share >= needed
+    assert 1 <= fewer.workers <= workers
+    assert fewer.workers * (fewer.share + PROCESS_BYTES) <= limit
 
 
 @pytest.mark.parametrize(

@@ -66,8 +66,8 @@ class Resources:
         return Plan(min(MAX_CHUNK_BYTES, self.share // BYTES_PER_CHUNK_BYTE), self.share // 2)
 
     def fit(self, plan: Plan) -> "Resources":
-        """As many workers as may work at chunks of an earlier plan; UserError if not even one may."""
-        need = plan.chunk_bytes * BYTES_PER_CHUNK_BYTE
+        """As many workers as may keep to an earlier plan, with which work was begun; Unfinished if not even one."""
+        need = max(plan.chunk_bytes * BYTES_PER_CHUNK_BYTE, 2 * plan.bucket_bytes)
         if need <= self.share:
             return self
         together = self.workers if self.scheduler is None else 1
