@@ -1,13 +1,16 @@
 """The published random splits, against independent implementations of the libraries that made them."""
 
+import tracemalloc
+
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.model_selection import KFold
 
-from trainer.prepare.folds import stratified_folds, torch_random_split
+from trainer.prepare.folds import StratifiedSplit, TorchSplit, stratified_folds, torch_random_split
 
 
 def folds_of_0_19(labels: list[int], folds: int, seed: int) -> list[int]:
@@ -57,3 +60,17 @@ def test_torch_random_split(rows: int, seed: int) -> None:
     split = torch_random_split(rows, seed)
     for number, part in enumerate(parts):
         assert sorted(part.indices) == np.flatnonzero(split == number).tolist()
+
+
+@pytest.mark.parametrize(("split", "bytes_a_row"), [(StratifiedSplit(), 9), (TorchSplit(), 4)])
+def test_memory_of_a_split(split: StratifiedSplit | TorchSplit, bytes_a_row: int) -> None:
+    """The arrays of the main process: numpy's (torch's permutation, 4 bytes a row, is beside them)."""
+    rows = 500_000
+    chunk = pl.DataFrame({"#label": np.arange(50_000) % 4 == 0, "#row": np.arange(50_000)})
+    tracemalloc.start()
+    try:
+        split.fit(lambda columns: (chunk.select(columns) for _ in range(rows // chunk.height)))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak / rows < bytes_a_row

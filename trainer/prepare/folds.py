@@ -20,29 +20,31 @@ def stratified_folds(labels: np.ndarray, folds: int = 10, seed: int = STRATIFIED
 
     In scikit-learn 0.19.1, which the x4 splits were made with: the rows of each class are shuffled with the
     same fresh seed, and cut into folds one after the other, of which the first are one row larger.
-    (Since 0.22 classes are interleaved otherwise.) `labels` [rows] are any numbers. Memory: 13 bytes a row.
+    (Since 0.22 classes are interleaved otherwise.) `labels` [rows] are any numbers. Memory: 8 bytes a row.
     """
     result = np.empty(len(labels), np.int8)
     for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        order = np.arange(max(len(members), folds), dtype=np.int32)
+        members = labels == label
+        size = int(np.count_nonzero(members))
+        order = np.arange(max(size, folds), dtype=np.int32)
         np.random.RandomState(seed).shuffle(order)  # the generator of that time
         fold = np.empty(len(order), np.int8)
         for number, part in enumerate(np.array_split(order, folds)):
             fold[part] = number
-        result[members] = fold[: len(members)]
+        result[members] = fold[:size]
     return result
 
 
 def torch_random_split(rows: int, seed: int = 0) -> np.ndarray:
     """Index into SPLITS (int8) of each row, as of `torch.utils.data.random_split` into 80 %, 10 % and the rest.
 
-    The generator is torch's with `manual_seed(seed)`; train and validation are rounded down. Memory: 9 bytes
-    a row.
+    The generator is torch's with `manual_seed(seed)`; train and validation are rounded down. Memory: 5 bytes
+    a row (9 from 2**31), and torch's own.
     """
     import torch  # torch is for its generator alone, and slow to import
 
-    order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed)).numpy()
+    dtype = torch.int32 if rows < 2**31 else torch.int64
+    order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed), dtype=dtype).numpy()
     train, validation = int(rows * 0.8), int(rows * 0.1)
     result = np.full(rows, 2, np.int8)
     result[order[:train]] = 0
@@ -65,10 +67,10 @@ class StratifiedSplit:
         )
 
     def fit(self, frames: Frames) -> Assign:
-        """Memory: 14 bytes a row."""
+        """Memory: 8 bytes a row."""
         labels = np.concatenate([frame["#label"].to_numpy().astype(np.int8) for frame in frames(["#label"])])
         folds = stratified_folds(labels)
-        return _lookup(np.where(folds == 0, 2, np.where(folds == 1, 1, 0)))
+        return _lookup(len(folds), validation=folds == 1, test=folds == 0)
 
 
 @dataclass(frozen=True)
@@ -86,8 +88,9 @@ class TorchSplit:
         )
 
     def fit(self, frames: Frames) -> Assign:
-        """Memory: 10 bytes a row."""
-        return _lookup(torch_random_split(_count_rows(frames)))
+        """Memory: that of `torch_random_split`."""
+        split = torch_random_split(_count_rows(frames))
+        return _lookup(len(split), validation=split == 1, test=split == 2)
 
 
 @dataclass(frozen=True)
@@ -161,7 +164,7 @@ class TailSplit:
             raise UserError(
                 f"{self.train} has too few distinct times to hold out the last: give --split bars"
             )
-        return _lookup((times >= cut).to_numpy(), otherwise=2)
+        return _lookup(len(times), validation=(times >= cut).to_numpy(), otherwise=2)
 
 
 @dataclass(frozen=True)
@@ -193,7 +196,7 @@ class LastOfUserSplit:
         rows = _read_columns(self.train, pl.col("user_id"), length.alias("length"))
         lengths = pl.col("length")
         last = (lengths == lengths.max().over("user_id")) & (lengths > lengths.min().over("user_id"))
-        return _lookup(rows.select(last).to_series().to_numpy(), otherwise=2)
+        return _lookup(rows.height, validation=rows.select(last).to_series().to_numpy(), otherwise=2)
 
 
 def _read_columns(path: Path, *columns: pl.Expr) -> pl.DataFrame:
@@ -208,16 +211,18 @@ def _by_row(cuts: Sequence[int], frame: pl.DataFrame) -> pl.Series:
     return pl.Series(np.searchsorted(cuts, frame["#row"].to_numpy(), side="right").astype(np.int8))
 
 
-def _lookup(split: np.ndarray, otherwise: int = 0) -> Assign:
-    """The split of each of the first rows; of those after them, `otherwise`. Two bits a row go to each task."""
-    return partial(_looked_up, len(split), np.packbits(split == 1), np.packbits(split == 2), otherwise)
+def _lookup(rows: int, validation: np.ndarray, test: np.ndarray | None = None, otherwise: int = 0) -> Assign:
+    """The split of each of the first rows, train by default; of those after them, `otherwise`.
+
+    A bit a row and mask goes to each task.
+    """
+    masks = [np.packbits(mask) for mask in (validation, test) if mask is not None]
+    return partial(_looked_up, rows, masks, otherwise)
 
 
-def _looked_up(
-    rows: int, validation: np.ndarray, test: np.ndarray, otherwise: int, frame: pl.DataFrame
-) -> pl.Series:
+def _looked_up(rows: int, masks: Sequence[np.ndarray], otherwise: int, frame: pl.DataFrame) -> pl.Series:
     row = frame["#row"].to_numpy()
     known = np.minimum(row, rows - 1)
     byte, shift = known >> 3, 7 - (known & 7)
-    index = (validation[byte] >> shift & 1) + 2 * (test[byte] >> shift & 1)
+    index = sum((mask[byte] >> shift & 1) * split for split, mask in enumerate(masks, start=1))
     return pl.Series(np.where(row < rows, index, otherwise).astype(np.int8))
