@@ -79,6 +79,20 @@ def test_x4_in_its_own_files(tmp_path: Path) -> None:
     check_like(schema, SCHEMAS / "avazu_x4.yaml")
 
 
+def test_x4_without_its_validation_file(tmp_path: Path) -> None:
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    generate_avazu_x4(raw, 500)
+    (raw / "valid.csv").unlink()
+    with pytest.raises(
+        UserError, match=r"valid\.csv is missing: give the directory with all files of Avazu_x4"
+    ):
+        prepare_avazu(raw, out, **ENGINE)
+    lines = (raw / "test.csv").read_text().splitlines()
+    (raw / "test.csv").write_text("\n".join(",".join(line.split(",")[::2]) for line in lines))  # no click
+    prepare_avazu(raw, out, **ENGINE)  # the challenge's directory
+    assert not (out / "README.md").read_text().startswith("# Avazu, x4")
+
+
 def test_x1(tmp_path: Path) -> None:
     generate_avazu_x1(tmp_path / "raw", 2_000)
     schema = prepare_avazu(tmp_path / "raw", tmp_path / "out", **ENGINE)

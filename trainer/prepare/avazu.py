@@ -100,7 +100,7 @@ def prepare_avazu(
     `engine`: memory, workers, scheduler and overwrite of `prepare_table`, whose errors are raised too. Raises
     UserError for files that are not of Avazu, and for a protocol or split that they can't have.
     """
-    repacked = raw.is_dir() and (raw / "valid.csv").exists()
+    repacked = raw.is_dir() and ((raw / "valid.csv").exists() or _has_labels(raw / "test.csv"))
     file = raw / "train.csv" if raw.is_dir() else raw
     if raw.is_dir() and not file.exists():
         raise UserError(
@@ -142,6 +142,11 @@ def prepare_avazu(
         published=None if by_time else PUBLISHED[protocol],
         **engine,
     )
+
+
+def _has_labels(test: Path) -> bool:
+    """Whether a test.csv is a re-packed one: the challenge's has no labels."""
+    return test.exists() and first_line(test).startswith(("label,", "id,click,"))
 
 
 MULTI_EMBEDDING_NOTE = "The study's own code counts values over all rows; here only train counts."
