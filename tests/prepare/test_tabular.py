@@ -10,7 +10,9 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from trainer.cli import app
 from trainer.errors import UserError
 from trainer.prepare.dataset import SPLITS
 from trainer.prepare.tabular import prepare_tabular
@@ -255,3 +257,19 @@ def test_avazu(real_data: Path, tmp_path: Path) -> None:
         rows = list(csv.DictReader(file))
     assert sum(len(part) for part in splits.values()) == len(rows)
     assert sum(r["click"] for part in splits.values() for r in part) == sum(int(r["click"]) for r in rows)
+
+
+@pytest.mark.parametrize("out", [".", "/", "sub/..", ""])
+@pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
+def test_out_that_is_a_directory_of_others(
+    out: str, overwrite: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_csv(tmp_path / "log.csv", records(50))
+    (tmp_path / "sub").mkdir()
+    schema = write_schema(tmp_path / "raw.yaml")
+    monkeypatch.chdir(tmp_path)
+    arguments = ["prepare", "csv", "--raw", "log.csv", "--schema", str(schema), "--out", out, *overwrite]
+    error = CliRunner().invoke(app, arguments).exception
+    assert isinstance(error, UserError)  # one line and exit code 2, in `main`
+    assert ("is not a prepared dataset" if overwrite else "exists already") in str(error)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["log.csv", "raw.yaml", "sub"]

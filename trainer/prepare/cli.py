@@ -22,7 +22,9 @@ generate_app = typer.Typer(
     no_args_is_help=True,
 )
 
-Out = Annotated[Path, typer.Option(help="Directory that receives the dataset; must not exist.")]
+Out = Annotated[
+    Path, typer.Option(resolve_path=True, help="Directory that receives the dataset; must not exist.")
+]
 Raw = Annotated[Path, typer.Option(help="Directory (or file) with the raw data.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")]
 Seed = Annotated[int, typer.Option(help="Seed of the split, and of what is drawn.")]
@@ -424,7 +426,9 @@ def _prepare_tabular(
 
 
 Rows = Annotated[int, typer.Option(min=1, help="Rows in all files together.")]
-NewDirectory = Annotated[Path, typer.Option(help="Directory that receives the files; must not exist.")]
+NewDirectory = Annotated[
+    Path, typer.Option(resolve_path=True, help="Directory that receives the files; must not exist.")
+]
 GeneratorSeed = Annotated[int, typer.Option(help="Seed of all that is drawn.")]
 # what `cetnet generate` can write: the format, the module in trainer/prepare/generate, and the help
 FORMATS = (

@@ -27,6 +27,7 @@ from trainer.prepare.chunks import Format, Unit, is_compressed, units
 from trainer.prepare.dataset import (
     ROWS_PER_FILE,
     SPLITS,
+    check_out,
     check_split_rows,
     finish_dataset,
     part_name,
@@ -100,6 +101,7 @@ def prepare_table(
     Raises UserError with file, column and row (1 is the first data row) for values that are not what the schema says,
     and for missing columns, an unusable split, too little memory or disk, and an existing `out`.
     """
+    check_out(out, overwrite)
     resources = find_resources(memory, workers, scheduler)
     _check_disk(files, format, out)
     job = {
