@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from fractions import Fraction
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from hypothesis import strategies as st
 
 from tests.prepare.test_tabular import check_against_loops, read, records, write_csv, write_schema
 from trainer.errors import UserError
-from trainer.prepare import chunks, splits, stages
+from trainer.prepare import chunks, splits, stages, tasks
 from trainer.prepare.raw import RawFeature, RawSchema, hash_ids, hash_text
 from trainer.prepare.splits import TimeSplit, parse_split
 from trainer.prepare.tabular import prepare_table, prepare_tabular
@@ -248,6 +249,20 @@ def test_unfinished_work_of_another_job(tmp_path: Path) -> None:
     prepare_tabular("csv", tmp_path / "raw.csv", tmp_path / "out", schema, workers=1, overwrite=True)
     assert sum(len(rows) for rows in read(tmp_path / "out").values()) == 200
     assert not (tmp_path / ".out.work").exists()
+
+
+@pytest.mark.usefixtures("small_plan")
+@pytest.mark.parametrize("library", ["numpy", "polars", "torch"])
+def test_unfinished_work_of_another_version(tmp_path: Path, library: str) -> None:
+    write_csv(tmp_path / "raw.csv", records())
+    schema = write_schema(tmp_path / "raw.yaml")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tasks, "version", lambda name: "0.1" if name == library else metadata.version(name))
+        with pytest.raises(KeyboardInterrupt):
+            interrupted(tmp_path, schema)
+    with pytest.raises(UserError, match="another version of the program") as error:
+        prepare_tabular("csv", tmp_path / "raw.csv", tmp_path / "out", schema, workers=1)
+    assert "\n" not in str(error.value)
 
 
 def interrupted(tmp_path: Path, schema: Path) -> None:

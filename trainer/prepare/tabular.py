@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-import pyarrow as pa
 
 from models.schema import Schema
 from trainer.errors import UserError
@@ -51,7 +50,6 @@ from trainer.prepare.vectors import open_vectors
 
 __all__ = ["Format", "RawFeature", "RawSchema", "Split", "parse_split", "prepare_table", "prepare_tabular"]
 
-FORMAT_VERSION = 1  # of the files in a work folder
 SUFFIXES = {"csv": (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz"), "parquet": (".parquet",)}
 
 
@@ -105,7 +103,6 @@ def prepare_table(
     resources = find_resources(memory, workers, scheduler)
     _check_disk(files, format, out)
     job = {
-        "version": [FORMAT_VERSION, pl.__version__, pa.__version__],
         "files": {name: [identity(path) for path in paths] for name, paths in files.items()},
         "vectors": {table: identity(path) for table, path in spec.pretrained.items()},
         "format": format,

@@ -20,6 +20,8 @@ from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExe
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from hashlib import sha256
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -124,6 +126,13 @@ def identity(path: Path) -> list[Any]:
     return [str(path.resolve()), status.st_size, status.st_mtime_ns]
 
 
+def _program() -> dict[str, str]:
+    """What a job knows the program by: the preparations' own text, and the libraries that make the files."""
+    sources = sorted(Path(__file__).parent.glob("*.py"))
+    digest = sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
+    return {"cetnet": digest, **{name: version(name) for name in ("numpy", "polars", "pyarrow", "torch")}}
+
+
 @contextmanager
 def work_folder(
     out: Path, job: Mapping[str, Any], plan: Plan, overwrite: bool
@@ -131,9 +140,11 @@ def work_folder(
     """The folder `.NAME.work` beside `out`, and the plan it was begun with; it is removed at the end.
 
     It stays after a kill, Ctrl-C or an `Unfinished`, and the same `job` (a JSON mapping that says what the result
-    depends on) goes on from it; that of another job is a UserError unless `overwrite`. A UserError removes it.
+    depends on) goes on from it; that of another job, or of another version of the program, is a UserError unless
+    `overwrite`. A UserError removes it.
     """
     check_out(out, overwrite)
+    job = {**job, "program": _program()}
     folder = out.with_name(f".{out.name}.work")
     file = folder / "job.json"
     try:
@@ -150,8 +161,8 @@ def work_folder(
         if found is not None and found["job"] != json.loads(json.dumps(job)):
             if not overwrite:
                 raise UserError(
-                    f"{folder} is the unfinished work of another preparation (or of changed files): finish that one, "
-                    "remove the folder, or replace it with --overwrite"
+                    f"{folder} is the unfinished work of another preparation (or of changed files, or of another "
+                    "version of the program): finish that one, remove the folder, or replace it with --overwrite"
                 )
             found = None
         if found is None:
