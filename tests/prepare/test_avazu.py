@@ -117,6 +117,18 @@ def test_mistakes(tmp_path: Path) -> None:
     refused("train.csv: its header has 23 columns|has column 2 named", header.replace("click,", ""), good)
     refused("column 'hour', row 2: expected an hour YYMMDDHH", header, good, good.replace("14102100", "2014"))
     refused("column 'hour', row 1: expected an hour YYMMDDHH", header, good.replace("14102100", ""))
+    for hour in (
+        "1410210",
+        "141021000",
+        "1410 210",
+        " 4102100",
+        "14102100 ",
+        "14102124",
+        "+4102100",
+        "14133100",
+    ):
+        bad = good.replace("14102100", hour)
+        refused(r"train\.csv: column 'hour', row 3: expected an hour YYMMDDHH", header, good, good, bad)
     refused("column 'C20', row 2: expected 24 columns, and the line has 23", header, good, good[:-5])
     refused("row 1: expected 0 or 1", header, good.replace(",0,", ",x,"))
     refused("can't be prepared as x1: give the directory of Avazu_x1", header, good, protocol="x1")

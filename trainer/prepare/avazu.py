@@ -58,7 +58,8 @@ def x4(frame: pl.DataFrame) -> pl.DataFrame:
 
 def _hours(frame: pl.DataFrame) -> pl.Series:
     frame = frame.with_columns(pl.col("hour").fill_null(""))  # an hour must be there
-    time = (pl.col("hour") + "00").str.to_datetime("%y%m%d%H%M", strict=False)
+    digits = pl.col("hour").str.extract("^([0-9]{8})$")  # to_datetime takes blanks and fewer digits too
+    time = (digits + "00").str.to_datetime("%y%m%d%H%M", strict=False)
     return converted(frame, {"hour": time}, HOUR)["hour"]
 
 
