@@ -1,8 +1,10 @@
 """The re-packed files of MovieLens, Frappe and the sets with histories, against plain Python."""
 
 import csv
+import hashlib
 import random
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 
 from tests.prepare.slow import Rows, check_like, check_prepared
 from trainer.errors import UserError
+from trainer.prepare import published, stages
 from trainer.prepare.generate.movielens import generate_movielens_x1
 from trainer.prepare.generate.sequences import (
     generate_amazon_electronics_x1,
@@ -45,6 +48,26 @@ def test_movielens(tmp_path: Path) -> None:
         tmp_path / "out", {split: read(tmp_path / "raw" / name) for split, name in FILES.items()}, 1
     )
     check_like(schema, SCHEMAS / "movielens.yaml")
+
+
+def test_md5(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    generate_movielens_x1(raw, 300)
+    sums = {name: hashlib.md5((raw / name).read_bytes()).hexdigest() for name in FILES.values()}
+    known = replace(published.MOVIELENS_X1, md5=sums | {"test.csv": "0" * 32})
+    monkeypatch.setattr(published, "MOVIELENS_X1", known)
+    prepare_movielens(raw, out, **ENGINE)
+    card = (out / "README.md").read_text()
+    for name in ("train.csv", "valid.csv"):
+        assert f"md5 of {name}: the published one ({sums[name]})" in card
+    assert f"md5 of test.csv: {sums['test.csv']}, not the published {'0' * 32}: this is another file" in card
+
+    monkeypatch.setattr(stages, "typed", pytest.fail)
+    monkeypatch.setattr(stages, "md5", pytest.fail)  # nor is anything else read before these are found
+    with pytest.raises(UserError, match="exists already"):
+        prepare_movielens(raw, out, **ENGINE)
+    with pytest.raises(UserError, match="give a size such as 4GB"):
+        prepare_movielens(raw, tmp_path / "new", memory="4", **ENGINE)
 
 
 def test_frappe(tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ from trainer.prepare.folds import StratifiedSplit, TorchSplit
 from trainer.prepare.publisher import (
     Protocol,
     check_header,
-    check_md5,
     choose_protocol,
     converted,
     first_line,
@@ -136,10 +135,8 @@ def prepare_avazu(
         title=f"Avazu, {protocol}",
         source=f"Avazu click-through rate prediction (Kaggle, 2014), {what}; not to be redistributed",
         command=command,
-        notes=(
-            *((MULTI_EMBEDDING_NOTE,) if protocol == "multi_embedding" else ()),
-            *(check_md5(raw, PUBLISHED[protocol]) if repacked else ()),
-        ),
+        notes=(MULTI_EMBEDDING_NOTE,) if protocol == "multi_embedding" else (),
+        md5=PUBLISHED[protocol].md5_of(raw) if repacked else {},
         published=None if by_time else PUBLISHED[protocol],
         **engine,
     )

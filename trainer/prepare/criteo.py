@@ -14,7 +14,6 @@ from trainer.prepare.folds import LastFileSplit, OrderSplit, StratifiedSplit, To
 from trainer.prepare.publisher import (
     Protocol,
     check_header,
-    check_md5,
     choose_protocol,
     first_line,
     given_files,
@@ -145,7 +144,8 @@ def prepare_criteo(
         title=f"Criteo, {protocol}",
         source=f"Criteo display advertising challenge (Kaggle, 2014), {what}; not to be redistributed",
         command=command,
-        notes=(*NOTES[protocol], *(check_md5(raw, PUBLISHED[protocol]) if repacked else ())),
+        notes=NOTES[protocol],
+        md5=PUBLISHED[protocol].md5_of(raw) if repacked else {},
         published=None if split == "time" else PUBLISHED[protocol],
         **engine,
     )

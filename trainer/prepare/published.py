@@ -6,6 +6,7 @@ torchrec (the terabyte) and the papers.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,10 @@ class Published:
     tables: Mapping[str, int] = field(default_factory=dict)
     total: int | None = None
     md5: Mapping[str, str] = field(default_factory=dict)
+
+    def md5_of(self, directory: Path) -> dict[Path, str]:
+        """That of each raw file in a directory."""
+        return {directory / name: md5 for name, md5 in self.md5.items()}
 
 
 def _md5(*sums: str) -> dict[str, str]:

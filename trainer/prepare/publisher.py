@@ -2,15 +2,12 @@
 
 import gzip
 from collections.abc import Mapping, Sequence
-from hashlib import file_digest
 from pathlib import Path
 from typing import Literal
 
 import polars as pl
 
 from trainer.errors import UserError
-from trainer.prepare.dataset import progress_bar
-from trainer.prepare.published import Published
 from trainer.prepare.raw import Mistake
 
 Protocol = Literal["multi_embedding", "x4_001", "x4_002", "x1"]
@@ -79,22 +76,6 @@ def choose_protocol(
             f"{raw} holds {what}, which is split already: for --split {split} give {dataset}'s {file}"
         )
     return protocol, what
-
-
-def check_md5(directory: Path, published: Published) -> tuple[str, ...]:
-    """Lines for the data card: whether the files in a directory are the published ones, byte by byte."""
-    sizes = {name: (directory / name).stat().st_size for name in published.md5}
-    lines = []
-    with progress_bar() as progress:
-        task = progress.add_task("md5", total=sum(sizes.values()))
-        for name, expected in published.md5.items():
-            with (directory / name).open("rb") as file:
-                found = file_digest(file, "md5").hexdigest()
-            progress.advance(task, sizes[name])
-            same = f"the published one ({expected})"
-            other = f"{found}, not the published {expected}: this is another file"
-            lines.append(f"md5 of {name}: {same if found == expected else other}.")
-    return tuple(lines)
 
 
 def converted(frame: pl.DataFrame, values: Mapping[str, pl.Expr], expected: str) -> pl.DataFrame:

@@ -11,7 +11,7 @@ from trainer.errors import UserError
 from trainer.prepare import amazon, kuaivideo, published, taobao
 from trainer.prepare.folds import LastOfUserSplit, TailSplit
 from trainer.prepare.published import Published
-from trainer.prepare.publisher import check_header, check_md5, given_files
+from trainer.prepare.publisher import check_header, given_files
 from trainer.prepare.raw import RawFeature, RawSchema
 from trainer.prepare.splits import Split
 from trainer.prepare.tabular import Transform, prepare_table
@@ -74,7 +74,8 @@ def _prepare(
         transform=transform,
         title=name,
         source=f"{name} of BARS; not to be redistributed",
-        notes=(*notes, *check_md5(raw, counts)),
+        notes=notes,
+        md5=counts.md5_of(raw),
         published=counts if split is None else Published(counts.source, {"test": counts.rows["test"]}),
         **engine,
     )

@@ -10,6 +10,7 @@
     sort     a range of time, over all chunks -> its rows in order; only if the raw rows are not
     part     the rows of one file of the result -> that file
     vectors  a file of given vectors -> the rows of their table
+    md5      a raw file -> its md5
 
 No task looks a value up among all values kept: `number` sorts a range of them once, and hands every chunk the numbers
 of its own distinct values. The ranges are quantiles of samples of all chunks' distinct values, so their size is known
@@ -21,6 +22,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
+from hashlib import file_digest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -463,6 +465,12 @@ def part(folder: Path, slices: Sequence[Slice], schema: Schema) -> None:
 def vectors(folder: Path, path: Path) -> None:
     """vectors.npy: the rows of a table of given vectors."""
     write_vectors(open_vectors(path), folder / "vectors.npy")
+
+
+def md5(folder: Path, path: Path) -> None:
+    """facts.json: the md5 of a file, hexadecimal."""
+    with path.open("rb") as file:
+        write_json(folder / "facts.json", file_digest(file, "md5").hexdigest())
 
 
 # ---------------------------------------------------------------------------------------------------- files

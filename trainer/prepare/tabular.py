@@ -66,6 +66,7 @@ def prepare_table(
     source: str,
     command: str,
     notes: Sequence[str] = (),
+    md5: Mapping[Path, str] | None = None,
     seed: int | None = None,
     published: Published | None = None,
     memory: str | None = None,
@@ -85,6 +86,7 @@ def prepare_table(
         transform: a module-level function from the raw columns of a chunk (CSV: text) to those that `spec` names,
             with the same rows.
         title, source, command, notes, seed, published: of the data card.
+        md5: those published of raw files; the data card says whether they are these.
         memory: limit for all processes together, such as "4GB"; default half of the machine's. With a scheduler the
             limit of each of its workers; default: the one they were started with.
         workers: processes; default: a core each, fewer if memory is short.
@@ -125,6 +127,7 @@ def prepare_table(
             slices, schema = preparation.encode(chunks, facts, counted, tables, in_time_order)
             statistics = preparation.write(slices, schema)
             preparation.write_vectors()
+            md5_notes = preparation.compare_md5(md5 or {})
         missing = {
             f.name: sum(fact["missing"][f.name] for fact in facts) for f in spec.features if f.kind == "dense"
         }
@@ -138,7 +141,7 @@ def prepare_table(
                 split_rule=split.rule if split else split_rule,
                 command=command,
                 seed=seed,
-                notes=(*notes, *_vector_notes(schema, tables), *_notes(spec, missing)),
+                notes=(*notes, *md5_notes, *_vector_notes(schema, tables), *_notes(spec, missing)),
                 published=published,
             ),
         )
@@ -490,6 +493,20 @@ class _Preparation:
             target.parent.mkdir(exist_ok=True)
             if not target.exists():
                 (task.out / "vectors.npy").rename(target)
+
+    def compare_md5(self, published: Mapping[Path, str]) -> list[str]:
+        """Lines of the card: whether raw files are the published ones, byte by byte."""
+        tasks = [
+            Task(self.work / "md5" / f"{i:06d}", path.stat().st_size >> 20, (path,))
+            for i, path in enumerate(published)
+        ]
+        found = [stages.facts(folder) for folder in self._run("md5", "MB", stages.md5, tasks)]
+        return [
+            f"md5 of {path.name}: the published one ({md5})."
+            if md5 == expected
+            else f"md5 of {path.name}: {md5}, not the published {expected}: this is another file."
+            for (path, expected), md5 in zip(published.items(), found, strict=True)
+        ]
 
 
 def _parts(slices: Sequence[Slice]) -> Iterator[list[Slice]]:
