@@ -230,6 +230,8 @@ def test_mistakes(tmp_path: Path) -> None:
     refused("label in line 1 is 'label'", line("label"), line())
     refused("column 'C25', row 3: expected 40 columns, and the line has 39", line(), line(), line(columns=39))
     refused("column 'C26', row 2: expected 40 columns, and the line has 41", line(), line() + "\tx")
+    refused("row 2: expected 40 columns, and the line has 41", line(), line() + "\tx", line(columns=39))
+    refused("row 2: expected 40 columns, and the line has 39", line(), line(columns=39), line() + "\tx")
     refused("column 'I1', row 2: expected an integer or nothing", line(), line(count="x"))
     refused("column 'label', row 2: expected 0 or 1", line(), line("2"))
     refused("can't be prepared as x1: give the directory of Criteo_x1", line(), protocol="x1")

@@ -159,6 +159,11 @@ print(seen)
         ("raw_sample.csv", "1,x,1,430548_1007,1,0", r"raw_sample\.csv line 1502: column 'time_stamp' .* 'x'"),
         ("raw_sample.csv", "1,1494000000,1,430548_1007,1,", "line 1502: column 'clk' cannot be"),
         ("raw_sample.csv", "1,1494000000,1,430548_1007,1,0,8", r"sample\.csv line 1502: 7 values, not 6"),
+        (
+            "raw_sample.csv",
+            "1,1494000000,1,430548_1007,1,0,8\n1,1494000000,1,430548_1007,1",
+            r"sample\.csv line 1502: 7 values, not 6",
+        ),
         ("behavior_log.csv", "1,1494000000,look,1,1", r"log\.csv line 20002: column 'btag' cannot be 'look'"),
         ("ad_feature.csv", "1,2,3", r"ad_feature\.csv line \d+: 3 values, not 6"),
         ("user_profile.csv", "one,1,1,1,1,1,1,1,1", r"user_profile\.csv line \d+: column 'userid' cannot"),

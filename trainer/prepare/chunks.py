@@ -174,34 +174,41 @@ def frames(
         if format == "parquet":
             yield from _parquet_frames(unit, chunk_bytes, needed)
             return
+        delimiter = spec.delimiter.encode()
         blocks = _gz_blocks(unit, chunk_bytes, spec.quote) if is_compressed(unit.path) else _block(unit)
         row = 0
         for block in blocks:
             if not block:  # nothing but the header
                 yield pl.DataFrame(schema=dict.fromkeys(unit.columns, pl.String))
                 continue
-            if spec.quote is None:
-                _check_columns(block, unit, row, spec.delimiter.encode())
-            frame = pl.read_csv(
-                block,
-                separator=spec.delimiter,
-                quote_char=spec.quote,
-                has_header=False,
-                # every value is read as text, so that a mistake can be named with its row
-                schema=dict.fromkeys(unit.columns, pl.String),
-            )
+            if spec.quote is None and block.count(delimiter) != _lines(block) * (len(unit.columns) - 1):
+                _check_columns(block, unit, row, delimiter)
+            try:
+                frame = pl.read_csv(
+                    block,
+                    separator=spec.delimiter,
+                    quote_char=spec.quote,
+                    has_header=False,
+                    # every value is read as text, so that a mistake can be named with its row
+                    schema=dict.fromkeys(unit.columns, pl.String),
+                )
+            except pl.exceptions.PolarsError:
+                if spec.quote is None:  # a line too long and one too short have the right number together
+                    _check_columns(block, unit, row, delimiter)
+                raise
             row += frame.height
             yield frame
     except _UNREADABLE as error:
         raise _unreadable(unit.path, format, error) from error
 
 
+def _lines(block: bytes) -> int:
+    return block.count(b"\n") + (not block.endswith(b"\n"))
+
+
 def _check_columns(block: bytes, unit: Unit, row: int, delimiter: bytes) -> None:
     """BadValue for the first line of more or fewer columns than the unit has: polars fills up short lines."""
     wanted = len(unit.columns)
-    lines = block.count(b"\n") + (not block.endswith(b"\n"))
-    if block.count(delimiter) == lines * (wanted - 1):
-        return
     for number, line in enumerate(block.splitlines(), row + 1):
         if (found := 1 + line.count(delimiter)) != wanted:
             column = unit.columns[min(found, wanted) - 1]

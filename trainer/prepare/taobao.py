@@ -108,15 +108,14 @@ def read_range(path: Path, table: Table, start: int, end: int) -> pl.DataFrame:
         data = file.read(end - start)
     commas = len(table.columns) - 1
     if data.count(b",") != commas * (data.count(b"\n") + (not data.endswith(b"\n"))):
-        for number, line in enumerate(data.splitlines(), start=_line(path, start)):
-            if (found := line.count(b",")) != commas:
-                raise UserError(
-                    f"{path} line {number}: {found + 1} values, not {commas + 1}: take the original file"
-                )
+        _check_lines(path, start, data, commas)
     names = dict.fromkeys(table.columns, pl.String)
     try:
         frame = pl.read_csv(data, has_header=False, schema=names, quote_char=None)
     except pl.exceptions.PolarsError as error:
+        _check_lines(
+            path, start, data, commas
+        )  # one too long and one too short have the right number together
         raise UserError(f"{path}: not readable as CSV: {str(error).splitlines()[0]}") from error
     typed = []
     for name, dtype in table.columns.items():
@@ -135,6 +134,15 @@ def read_range(path: Path, table: Table, start: int, end: int) -> pl.DataFrame:
                 "original file"
             )
     return values
+
+
+def _check_lines(path: Path, start: int, data: bytes, commas: int) -> None:
+    """UserError for the first line of more or fewer values, which polars would fill up."""
+    for number, line in enumerate(data.splitlines(), start=_line(path, start)):
+        if (found := line.count(b",")) != commas:
+            raise UserError(
+                f"{path} line {number}: {found + 1} values, not {commas + 1}: take the original file"
+            )
 
 
 def _line(path: Path, offset: int) -> int:
