@@ -1,4 +1,7 @@
 import json
+import signal
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -150,6 +153,54 @@ def test_failed_overwrite_keeps_the_old(tmp_path: Path) -> None:
         (directory / "card.json").write_text("new")
     assert (out / "card.json").read_text() == "new"
     assert list(tmp_path.iterdir()) == [out]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from trainer.prepare import dataset
+out, kind, renames = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+rename = Path.rename
+def rename_or_die(path, target):
+    global renames
+    if not renames:
+        os.kill(os.getpid(), signal.SIGKILL)
+    renames -= 1
+    return rename(path, target)
+Path.rename = rename_or_die
+with dataset.locked_folder(out, kind) as folder:
+    (folder / "new").mkdir()
+    (folder / "new/card.json").write_text("half written")
+    dataset.publish(folder / "new", out)
+"""
+
+
+@pytest.mark.parametrize(("kind", "renames"), [("tmp", 0), ("tmp", 1), ("work", 1)])
+def test_what_a_killed_process_left(kind: str, renames: int, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "card.json").write_text("old")
+    command = [sys.executable, "-c", KILLED, str(out), kind, str(renames)]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    assert (out.exists(), (tmp_path / f".out.{kind}").exists()) == (renames == 0, True)
+    with pytest.raises(UserError, match="exists already"), staging(out, overwrite=False):
+        pass
+    assert (out / "card.json").read_text() == "old"  # put back
+    with staging(out, overwrite=True) as directory:
+        assert list(directory.iterdir()) == []
+        (directory / "card.json").write_text("new")
+    assert (out / "card.json").read_text() == "new"
+    assert (tmp_path / ".out.tmp").exists() is False
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    with (
+        staging(tmp_path / "out", overwrite=False),
+        pytest.raises(UserError, match="is being prepared by another process"),
+        staging(tmp_path / "out", overwrite=False),
+    ):
+        pass
+    assert list(tmp_path.iterdir()) == [tmp_path / "out"]
 
 
 def test_existing_output_is_refused(tmp_path: Path) -> None:

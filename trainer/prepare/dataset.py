@@ -6,11 +6,12 @@
 Only the standard library, numpy, polars and pyarrow: no torch.
 """
 
+import fcntl
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import polars as pl
@@ -156,7 +157,14 @@ def list_column(values: np.ndarray | pl.Series, lengths: np.ndarray) -> pl.Serie
 
 
 def check_out(out: Path, overwrite: bool) -> None:
-    """UserError if `out` exists, unless it may be overwritten; what is no prepared dataset never is."""
+    """UserError if `out` exists, unless it may be overwritten; what is no prepared dataset never is.
+
+    An `out` that a process killed in `publish` had moved away is put back first.
+    """
+    if not out.exists():
+        for replaced in (_beside(out, kind) / "old" for kind in ("work", "tmp")):
+            if replaced.exists():
+                replaced.rename(out)
     if not out.exists():
         return
     if not overwrite:
@@ -168,10 +176,32 @@ def check_out(out: Path, overwrite: bool) -> None:
         )
 
 
+def _beside(out: Path, kind: str) -> Path:
+    return out.with_name(f".{out.name}.{kind}")
+
+
+@contextmanager
+def locked_folder(out: Path, kind: Literal["work", "tmp"]) -> Iterator[Path]:
+    """The folder `.NAME.kind` beside `out`, made if need be, for one process at a time; UserError for another."""
+    folder = _beside(out, kind)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "lock").open("w")
+    except OSError as error:
+        raise UserError(f"cannot write beside {out}: {error.strerror}; give a writable directory") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{out} is being prepared by another process: wait for it") from None
+        yield folder
+
+
 def publish(staged: Path, out: Path) -> None:
-    """Rename a finished directory to `out`, replacing what is there; `staged` has a parent of its own."""
+    """Rename a finished directory to `out`, replacing what is there; `staged` is `new` in a `locked_folder`."""
     replaced = staged.with_name("old")
     if out.exists():
+        shutil.rmtree(replaced, ignore_errors=True)  # of a process killed after it had published
         out.rename(replaced)
     try:
         staged.rename(out)
@@ -183,23 +213,21 @@ def publish(staged: Path, out: Path) -> None:
 
 @contextmanager
 def staging(out: Path, overwrite: bool) -> Iterator[Path]:
-    """A temporary sibling of `out`, renamed to `out` at the end and removed on any failure or Ctrl-C.
+    """`.NAME.tmp/new` beside `out`, renamed to `out` at the end; `.NAME.tmp` is removed on any failure or Ctrl-C.
 
-    An existing `out` is a UserError unless `overwrite`; what is not a prepared dataset is never removed.
+    What a killed process left of it is removed at the next start. An existing `out` is a UserError unless
+    `overwrite`; what is not a prepared dataset is never removed.
     """
     check_out(out, overwrite)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
-    except OSError as error:
-        raise UserError(f"cannot write beside {out}: {error.strerror}; give a writable directory") from error
-    try:
-        staged = temporary / "new"
-        staged.mkdir()
-        yield staged
-        publish(staged, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with locked_folder(out, "tmp") as temporary:
+        try:
+            staged = temporary / "new"
+            shutil.rmtree(staged, ignore_errors=True)
+            staged.mkdir()
+            yield staged
+            publish(staged, out)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 class PartWriter:

@@ -6,7 +6,6 @@
 The pool is any `concurrent.futures.Executor`: this process, processes of this machine, or a Dask cluster's workers.
 """
 
-import fcntl
 import json
 import multiprocessing
 import os
@@ -29,7 +28,7 @@ from uuid import uuid4
 import psutil
 
 from trainer.errors import UserError
-from trainer.prepare.dataset import check_out, progress_bar
+from trainer.prepare.dataset import check_out, locked_folder, progress_bar
 
 PROCESS_BYTES = 250_000_000  # of a worker that has imported everything and holds no data
 # peak memory of a task over the raw bytes of its chunk: 6 for Criteo's columns, 28 for lists of digits
@@ -145,18 +144,8 @@ def work_folder(
     """
     check_out(out, overwrite)
     job = {**job, "program": _program()}
-    folder = out.with_name(f".{out.name}.work")
-    file = folder / "job.json"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / "lock").open("w")
-    except OSError as error:
-        raise UserError(f"cannot write beside {out}: {error.strerror}; give a writable directory") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{out} is being prepared by another process: wait for it") from None
+    with locked_folder(out, "work") as folder:
+        file = folder / "job.json"
         found = json.loads(file.read_text()) if file.exists() else None
         if found is not None and found["job"] != json.loads(json.dumps(job)):
             if not overwrite:
