@@ -1,9 +1,11 @@
 import csv
 import json
 import math
+import shutil
 import statistics
 from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import polars as pl
@@ -14,7 +16,9 @@ from typer.testing import CliRunner
 
 from trainer.cli import app
 from trainer.errors import UserError
+from trainer.prepare.amazon import prepare_amazon
 from trainer.prepare.dataset import SPLITS
+from trainer.prepare.generate.amazon import generate_amazon_reviews
 from trainer.prepare.tabular import prepare_tabular
 
 SCHEMA: dict[str, Any] = {
@@ -273,3 +277,19 @@ def test_out_that_is_a_directory_of_others(
     assert isinstance(error, UserError)  # one line and exit code 2, in `main`
     assert ("is not a prepared dataset" if overwrite else "exists already") in str(error)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["log.csv", "raw.yaml", "sub"]
+
+
+def test_disk_that_is_too_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_csv(tmp_path / "raw/log.csv", records())
+    schema = write_schema(tmp_path / "raw.yaml")
+    size = (tmp_path / "raw/log.csv").stat().st_size
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=int(1.5 * size) - 1))
+    with pytest.raises(UserError, match=r"GB free, and the preparation may need .* GB: give a directory"):
+        prepare_tabular("csv", tmp_path / "raw", tmp_path / "out", schema)
+    # the rows of sets with histories, before they are prepared
+    generate_amazon_reviews(tmp_path / "amazon", 100)
+    with pytest.raises(UserError, match="GB free"):
+        prepare_amazon(tmp_path / "amazon", "Electronics", tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["amazon", "raw", "raw.yaml"]
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=int(1.5 * size)))
+    prepare_tabular("csv", tmp_path / "raw", tmp_path / "out", schema)

@@ -370,7 +370,7 @@ def prepare_amazon(
     sequences `item_history` and `cate_history`, aligned, in the tables of these two; with `attributes` also
     the multi-valued `attributes`, each of the item's once.
 
-    In memory: all events, some 100 bytes each, whatever the limit; `engine` are memory, workers, scheduler and
+    In memory: all events, 0.25 GB a million, whatever the limit; `engine` are memory, workers, scheduler and
     overwrite of `prepare_table`, which prepares the rows. `command` is what the card names as its origin. Raises
     UserError for missing or malformed files and for an existing `out`.
     """

@@ -10,6 +10,7 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from trainer.prepare.dataset import check_out
+from trainer.prepare.tabular import check_disk
 from trainer.prepare.tasks import (
     Plan,
     Resources,
@@ -51,17 +52,24 @@ class Conversion:
 
 @contextmanager
 def conversion(
-    out: Path, raw: Sequence[Path], settings: Mapping[str, Any], engine: Mapping[str, Any]
+    out: Path,
+    raw: Sequence[Path],
+    settings: Mapping[str, Any],
+    engine: Mapping[str, Any],
+    packed: bool = False,
 ) -> Iterator[Conversion]:
     """What makes rows of `raw` in `.NAME.rows.work` beside `out`, which is removed at the end: see `work_folder`.
 
-    `settings` say what the rows depend on beside the files; `engine` are arguments of `prepare_table`.
+    `settings` say what the rows depend on beside the files; `engine` are arguments of `prepare_table`; `packed`: the
+    files are not text, so rows take more of the disk than they (`check_disk`).
     """
     overwrite = engine.get("overwrite", False)
     check_out(out, overwrite)
     resources = find_resources(engine.get("memory"), engine.get("workers"), engine.get("scheduler"))
+    rows = out.with_name(f"{out.name}.rows")
+    check_disk(rows, raw, packed)
     job = {"files": [identity(path) for path in raw], **settings}
-    with work_folder(out.with_name(f"{out.name}.rows"), job, resources.plan(), overwrite) as (work, plan):
+    with work_folder(rows, job, resources.plan(), overwrite) as (work, plan):
         resources = resources.fit(plan)
         if not resources.scheduler and sum(path.stat().st_size for path in raw) <= plan.chunk_bytes:
             resources = Resources(1, resources.share)

@@ -7,7 +7,7 @@
 import math
 import shutil
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from fractions import Fraction
@@ -103,7 +103,7 @@ def prepare_table(
     """
     check_out(out, overwrite)
     resources = find_resources(memory, workers, scheduler)
-    _check_disk(files, format, out)
+    check_disk(out, _all(files), packed=format == "parquet")
     job = {
         "files": {name: [identity(path) for path in paths] for name, paths in files.items()},
         "vectors": {table: identity(path) for table, path in spec.pretrained.items()},
@@ -220,11 +220,14 @@ def _all(files: Mapping[str, Sequence[Path]]) -> list[Path]:
     return [path for paths in files.values() for path in paths]
 
 
-def _check_disk(files: Mapping[str, Sequence[Path]], format: Format, out: Path) -> None:
-    """The work folder and the result take up to about 1.5 times the raw text, 6 times what is compressed."""
+def check_disk(out: Path, files: Iterable[Path], packed: bool) -> None:
+    """UserError if the disk has no room for 1.5 times the text in `files`, 6 times what is compressed or `packed`.
+
+    So much do a work folder and the result take up. Nothing is checked where a work folder is already.
+    """
     need = sum(
-        int(path.stat().st_size * (6 if format == "parquet" or is_compressed(path) else 1.5))
-        for path in _all(files)
+        int(path.stat().st_size * (6 if packed or is_compressed(path) else 1.5))
+        for path in files
         if path.exists()
     )
     parent = next(path for path in out.absolute().parents if path.exists())
