@@ -55,9 +55,8 @@ def resolve_device(name: str) -> torch.device:
     """
     cuda_build = "fbgemm-gpu-cpu" not in installed_versions()["fbgemm-gpu"]
     if name == "cuda" and not (torch.cuda.is_available() and cuda_build):
-        why = (
-            "no GPU is visible here" if cuda_build else "fbgemm-gpu-cpu is installed: `uv sync --extra cuda`"
-        )
+        mended = "fbgemm-gpu-cpu is installed: install '.[cuda]' into a fresh environment"
+        why = "no GPU is visible here" if cuda_build else mended
         raise UserError(f"training.device=cuda, but {why}; or use training.device=cpu")
     if name == "cpu" or not (torch.cuda.is_available() and cuda_build):
         return torch.device("cpu")

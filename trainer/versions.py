@@ -29,7 +29,7 @@ def check_versions() -> None:
         have = ", ".join(f"{name} {value}" for name, value in versions.items())
         raise UserError(
             f"{problem}; installed: {have}; remedy: a fresh environment with torch 2.13, torchrec 1.8 and either "
-            "fbgemm-gpu-cpu 1.8 or fbgemm-gpu 1.8, as `uv sync --extra cpu` or `--extra cuda` makes it"
+            "fbgemm-gpu-cpu 1.8 or fbgemm-gpu 1.8, as `uv pip install '.[cpu]'` or `'.[cuda]'` makes it"
         )
 
 
