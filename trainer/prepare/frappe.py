@@ -11,8 +11,7 @@ from trainer.prepare.card import Card
 from trainer.prepare.dataset import SPLITS, build_vocabulary, encode, staging, write_dataset
 from trainer.prepare.published import FRAPPE_X1
 
-# Field names by position in the line, with the published table rows (PAD and OOV beside the values).
-FIELDS = FRAPPE_X1.tables
+FIELDS = tuple(FRAPPE_X1.tables)  # by position in the line
 
 
 def read_libfm(path: Path) -> pl.DataFrame:
@@ -79,22 +78,7 @@ def prepare_frappe(raw: Path, out: Path, overwrite: bool = False, command: str |
                 split_rule="the given files, rows in their order",
                 command=command or f"prepare_frappe(raw={str(raw)!r}, out={str(out)!r})",
                 seed=None,
-                notes=(_table_note(schema),),
+                published=FRAPPE_X1,
             ),
             total_rows=sum(frame.height for frame in frames.values()),
         )
-
-
-def _table_note(schema: Schema) -> str:
-    """How our table rows compare with the published ones."""
-    others = [
-        f"{name} {rows} instead of {FIELDS[name] - 1}"
-        for name, rows in schema.tables.items()
-        if rows != FIELDS[name] - 1
-    ]
-    return (
-        f"Table rows: {sum(schema.tables.values()):,}. FuxiCTR v1 reports 5,389; the published rows per "
-        f"field add up to {sum(FIELDS.values()):,}, because they count PAD and OOV beside the values, where "
-        "a table here has only id 0: one row less per field. Fields that differ from that: "
-        f"{'; '.join(others) or 'none'}."
-    )
