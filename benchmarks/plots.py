@@ -19,6 +19,9 @@ SIGNS = "●■▲◆▼✚✖"  # the markers, as text
 WARM_UP = 0.1
 """First share of the examples that left out of a plot's range: NE falls steeply there, and hides the rest."""
 
+MOST_NE = 3
+"""Times the lowest NE at which a plot ends: a model that diverged would flatten the others."""
+
 MOST_POINTS = 500
 """Most points of a curve that are drawn, so that a page with plots stays small."""
 
@@ -30,10 +33,7 @@ Panels = Mapping[str, Sequence[str]]
 def draw_ne(
     curves: Mapping[str, Curve], references: Mapping[str, float], title: str, panels: Panels | None = None
 ) -> Figure:
-    """Windowed NE of each variant, every batch scored before it is learned from; `references` are levels.
-
-    NE above 1 is out of the plot, unless there is nothing else: a model that diverged would flatten the others.
-    """
+    """Windowed NE of each variant, every batch scored before it is learned from; `references` are levels."""
     return _draw(
         curves,
         panels,
@@ -41,7 +41,8 @@ def draw_ne(
         ylabel="NE over the last window",
         label="{name}  {value:.4f}".format,
         references=references,
-        ceiling=1.0,
+        ceiling=MOST_NE
+        * min((curve.values.min() for curve in curves.values() if curve.values.size), default=1),
     )
 
 
@@ -79,19 +80,18 @@ def _draw(
     axes_of = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).flat
     shown = list(references.values())
     for curve in known.values():
-        settled = curve.rows >= WARM_UP * curve.rows[-1]
-        shown += [curve.values[:, settled].min(), curve.values[:, settled].max()]
-    low, high = min(shown, default=0), max(shown, default=1)
-    if low < ceiling:
-        high = min(high, ceiling)
+        settled = curve.values.mean(axis=0)[curve.rows >= WARM_UP * curve.rows[-1]]
+        shown += [settled.min(), settled.max()]
+    low, high = min(shown, default=0), min(max(shown, default=1), ceiling)
     margin = 0.06 * (high - low) or 0.01
     several = any(len(curve.values) > 1 for curve in known.values())
-    for axes, (group, names) in zip(axes_of, groups.items(), strict=False):
+    for index, (axes, (group, names)) in enumerate(zip(axes_of, groups.items(), strict=False)):
         axes.set_ylim(low - margin, high + margin)
         axes.set_title(group, loc="left", parse_math=False)
         axes.xaxis.set_major_formatter(EngFormatter())
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelbottom=index + columns >= len(groups))
         _draw_panel(axes, {name: known[name] for name in names}, label, references, height)
     for axes in axes_of[len(groups) :]:
         axes.set_visible(False)
@@ -141,14 +141,17 @@ def _draw_panel(
 
 
 def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]], inches: float) -> None:
-    """Write each (x, y, text, colour) right of the plot, at its height or as near as texts don't overlap."""
+    """Write each (x, y, text, colour) right of the plot, at its height or as near as texts don't overlap.
+
+    A y outside of the plot is pointed to at its edge.
+    """
     low, high = axes.get_ylim()
     ends = sorted(ends, key=lambda end: end[1])
     heights = _apart([y for _, y, _, _ in ends], 0.25 / inches * (high - low), low, high)
     for (x, y, text, color), height in zip(ends, heights, strict=True):
         axes.annotate(
             text,
-            xy=(x, y),
+            xy=(x, min(max(y, low), high)),
             xytext=(1.02, height),
             textcoords=axes.get_yaxis_transform(),
             va="center",

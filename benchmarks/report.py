@@ -132,8 +132,8 @@ def _facts(study: Study, command: str, finished: Sequence[Run], runs: Sequence[R
     result = read_result(finished[0].folder, study.split)
     environments = [read_json(run.folder / "environment.json") for run in finished]
     started = [datetime.fromisoformat(environment["time"]) for environment in environments]
-    last = max(range(len(finished)), key=started.__getitem__)
-    seconds = read_json(finished[last].folder / "result.json")["seconds"]
+    seconds = [read_json(run.folder / "result.json")["seconds"] for run in finished]
+    ended = max(start + timedelta(seconds=length) for start, length in zip(started, seconds, strict=True))
     return [
         command,
         f"runs: {len(finished)} of {len(runs)}" if len(finished) < len(runs) else f"runs: {len(runs)}",
@@ -143,7 +143,7 @@ def _facts(study: Study, command: str, finished: Sequence[Run], runs: Sequence[R
         f"split {study.split}: {result['splits'][study.split]['rows']:,} rows",
         f"on {_listed(environment['host'] for environment in environments)}"
         f" ({_listed(environment['machine'] for environment in environments)})",
-        f"from {min(started):%Y-%m-%d %H:%M} to {started[last] + timedelta(seconds=seconds):%Y-%m-%d %H:%M} UTC",
+        f"from {min(started):%Y-%m-%d %H:%M} to {ended:%Y-%m-%d %H:%M} UTC",
         f"written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
     ]
 
@@ -222,11 +222,12 @@ def _scaling(study: Study, folders: Folders, sections: Mapping[str, Sequence[Row
     blocks: list[Block] = [Plot("scaling", caption, figure), Text(text)]
     if pairs := same_size_pairs(study, sections):
         rows = same_size_rows(folders, pairs, study.split, study.paper)
+        every = [row for of_section in sections.values() for row in of_section]
         over = Column("over", [Cell(other.variant, other.variant) for _, other in pairs], is_text=True)
         first = next(iter(study.scaling))
         blocks += [
             Text(f"Gains over {first} with as many embedding parameters; intervals as in the tables below:"),
-            _table(rows, [over, *gain_columns(rows, rows)]),
+            _table(rows, [over, *gain_columns(rows, every)]),
         ]
     return [Section("Scaling of embeddings", blocks)]
 
@@ -330,13 +331,12 @@ def _how_to_read(study: Study, rows: Sequence[Row], bayes: Row | None) -> Sectio
             "not to be compared with each other."
         )
     if any(max(row.metrics.get("NE") or [0]) > 1 for row in rows):
-        sentences.append(
-            "A model with an NE above 1 is worse than the base rate for every row; plots of NE end at 1."
-        )
+        sentences.append("NE above 1 is worse than to predict the base rate everywhere.")
     if any(row.gains for row in rows):
         sentences.append(
             "NE since the start of training scores every batch before it is learned from; the interval of its "
-            "gain is Student's t over the seeds, and covers the spread between them alone."
+            "gain is Student's t over the seeds, and covers the spread between them alone. It is measured in "
+            "training mode, with dropout and each batch's own normalisation."
         )
     if study.paper:
         sentences.append(

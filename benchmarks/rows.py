@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -134,19 +135,18 @@ def same_size_rows(
             name: numbers.model_copy(update={"ne_gain": None}) for name, numbers in paper.numbers.items()
         }
         paper = paper.model_copy(update={"numbers": metrics})
-    bases: dict[str, Baseline] = {}
     rows = []
-    for row, other in pairs:
-        if other.variant not in bases:
-            bases = {other.variant: Baseline(predictions(runs[other.variant], split))}
-        rows.append(
+    for variant, group in groupby(pairs, lambda pair: pair[1].variant):
+        base = Baseline(predictions(runs[variant], split))
+        rows += [
             replace(
                 row,
-                gains=bases[other.variant].gains(predictions(runs[row.variant], split)),
-                paired_seeds=len(runs[row.variant].keys() & runs[other.variant].keys()),
-                published_gains=_published(paper, row.variant, None, other.variant)[1],
+                gains=base.gains(predictions(runs[row.variant], split)),
+                paired_seeds=len(runs[row.variant].keys() & runs[variant].keys()),
+                published_gains=_published(paper, row.variant, None, variant)[1],
             )
-        )
+            for row, _ in group
+        ]
     return rows
 
 
@@ -279,25 +279,27 @@ def gain_columns(rows: Sequence[Row], every: Sequence[Row]) -> list[Column]:
 def progressive_columns(
     rows: Sequence[Row], lifetime: Mapping[str, Curve], gains: Mapping[str, Curve], every: Sequence[Row]
 ) -> list[Column]:
-    """NE over all of training, each batch scored before it is learned from, and its gain; curves by variant."""
-    curves = [lifetime[row.variant] for row in rows]
-    ends = [final(gains[row.variant]) for row in rows]
-    examples = [curve.rows[-1] if len(curve.rows) else None for curve in curves]
-    return [
-        *seeds_column(rows, every, paired=True),
-        Column("examples", [Cell() if n is None else Cell(f"{n:,.0f}", n) for n in examples]),
-        Column(
-            "NE since the start",
-            [spread(curve.values[:, -1:].ravel().tolist(), "{:.5f}") for curve in curves],
-        ),
-        Column(
-            "its gain (%)",
-            [
-                Cell() if row.is_baseline else gain_cell(end, True)
-                for row, end in zip(rows, ends, strict=True)
-            ],
-        ),
-    ]
+    """NE over all of training, each batch scored before it is learned from, and its gain; curves by variant.
+
+    Both are of the seeds and at the number of examples that the baseline has too.
+    """
+    columns = {title: Column(title, []) for title in ("examples", "NE since the start", "its gain (%)")}
+    for row in rows:
+        curve, gain = lifetime[row.variant], gains[row.variant]
+        if not gain.values.size:
+            cells = [Cell(), Cell(), Cell()]
+        else:
+            last = curve.rows == gain.rows[-1]
+            ends = [curve.values[curve.seeds.index(seed), last].item() for seed in gain.seeds]
+            bold = len(gain.seeds) > 2
+            cells = [
+                Cell(f"{gain.rows[-1]:,.0f}", gain.rows[-1]),
+                spread(ends, "{:.5f}"),
+                Cell() if row.is_baseline else gain_cell(final(gain), bold),
+            ]
+        for column, cell in zip(columns.values(), cells, strict=True):
+            column.cells.append(cell)
+    return [*seeds_column(rows, every, paired=True), *columns.values()]
 
 
 def cost_columns(rows: Sequence[Row]) -> list[Column]:
@@ -327,7 +329,7 @@ def seeds_column(rows: Sequence[Row], every: Sequence[Row], *, paired: bool = Fa
     numbers = {row.seeds for row in every} | {row.paired_seeds for row in every if row.gains}
     if len(numbers - {None}) <= 1:
         return []
-    seeds = [row.paired_seeds if paired else row.seeds for row in rows]
+    seeds = [row.paired_seeds if paired and not row.is_baseline else row.seeds for row in rows]
     return [Column("seeds", [Cell() if number is None else Cell(str(number), number) for number in seeds])]
 
 

@@ -1,5 +1,6 @@
 """Train the runs of a study one after the other, then report."""
 
+import shlex
 import subprocess
 import sys
 import time
@@ -46,7 +47,7 @@ def run_study(path: Path, *, command: Sequence[str] = TRAIN, console: Console | 
         action = "resuming" if run.folder.exists() else "training"
         console.rule(f"{study.name}, {label}: {action} · {elapsed} elapsed")
         _train(run, command, study.name)
-    write_report(study, f"cetnet study {path}", runs, console)
+    write_report(study, f"cetnet study {shlex.quote(str(path))}", runs, console)
 
 
 def report_study(path: Path, *, console: Console | None = None) -> None:
@@ -59,7 +60,7 @@ def report_study(path: Path, *, console: Console | None = None) -> None:
             f"study {study.name}: none of its {len(runs)} runs is finished, first {runs[0].folder}; "
             "run the study to train them"
         )
-    write_report(study, f"cetnet study {path}", runs, console or output)
+    write_report(study, f"cetnet study {shlex.quote(str(path))}", runs, console or output)
 
 
 def _train(run: Run, command: Sequence[str], study: str) -> None:

@@ -37,13 +37,16 @@ def same_size_pairs(study: Study, sections: Mapping[str, Sequence[Row]]) -> list
     """Each variant of a method but the first, and that of the first method with as many embedding parameters."""
     pairs = []
     for rows in sections.values():
-        first, *others = (lines_of(study, rows).get(method, []) for method in study.scaling)
-        of_size = {row.costs[SIZE][0]: row for row in first if not row.is_baseline}
+        lines = lines_of(study, rows)
+        first, *others = (
+            [row for row in lines.get(method, []) if not row.is_baseline] for method in study.scaling
+        )
         pairs += [
-            (row, of_size[row.costs[SIZE][0]])
+            (row, same)
+            for same in first
             for line in others
             for row in line
-            if not row.is_baseline and row.costs[SIZE][0] in of_size
+            if row.costs[SIZE] == same.costs[SIZE]
         ]
     return pairs
 
@@ -104,8 +107,9 @@ def _draw_panel(
         if points:
             x, y, error = zip(*points, strict=True)
             axes.errorbar(x, y, error if any(error) else None, label=method, capsize=2, **_style(index))
-    if diverged:
+    if metric == "NE":
         axes.set_ylim(top=min(1, axes.get_ylim()[1]))
+    if diverged:
         axes.set_title("\n".join(wrap(f"above 1: {', '.join(diverged)}", 44)), loc="left", fontsize=7)
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(FixedLocator(sizes))

@@ -286,6 +286,27 @@ def test_gains_since_the_start_of_training_have_an_interval_over_the_seeds(make:
     assert numbers == pytest.approx([np.mean(gains), low, high], abs=0.02)
 
 
+def test_gains_since_the_start_are_of_the_seeds_that_the_baseline_has(make: Make) -> None:
+    path = make(
+        seeds=[1],
+        more_seeds={"seeds": [2, 3], "variants": ["pair", "third"]},
+        variants={"single": {}, "pair": {"components": ["left", "right"]}, "third": {}},
+    )
+    run(path)
+    records = {
+        variant: Path(f"runs/small/{variant}/seed1/metrics.jsonl").read_text().splitlines()
+        for variant in ("single", "pair")
+    }
+    ends = {
+        variant: [json.loads(line) for line in lines if '"train"' in line][-1]["ne/lifetime/fused"]
+        for variant, lines in records.items()
+    }
+    report = Path("runs/small/report.md").read_text()
+    gain = 100 * (ends["pair"] / ends["single"] - 1)
+    assert f"| single | 1 | 4,096,000 | {ends['single']:.5f} | – |" in report
+    assert f"| pair | 1 | 4,096,000 | {ends['pair']:.5f} | {gain:+.3f} |" in report
+
+
 def test_published_numbers_stand_beside_ours(make: Make) -> None:
     paper = {
         "source": "Somebody (2024), table 1",
