@@ -223,11 +223,20 @@ def _scaling(study: Study, folders: Folders, sections: Mapping[str, Sequence[Row
     if pairs := same_size_pairs(study, sections):
         rows = same_size_rows(folders, pairs, study.split, study.paper)
         every = [row for of_section in sections.values() for row in of_section]
+        lifetime = {
+            row.variant: read_curve(folders[row.variant], "ne/lifetime/fused")
+            for pair in pairs
+            for row in pair
+        }
+        gains = {
+            row.variant: gain_curve(lifetime[row.variant], lifetime[same.variant]) for row, same in pairs
+        }
+        progressive = progressive_columns(rows, lifetime, gains, every)[-1]
         over = Column("over", [Cell(other.variant, other.variant) for _, other in pairs], is_text=True)
         first = next(iter(study.scaling))
         blocks += [
             Text(f"Gains over {first} with as many embedding parameters; intervals as in the tables below:"),
-            _table(rows, [over, *gain_columns(rows, every)]),
+            _table(rows, [over, *gain_columns(rows, every), progressive]),
         ]
     return [Section("Scaling of embeddings", blocks)]
 

@@ -283,7 +283,10 @@ def progressive_columns(
 
     Both are of the seeds and at the number of examples that the baseline has too.
     """
-    columns = {title: Column(title, []) for title in ("examples", "NE since the start", "its gain (%)")}
+    columns = {
+        title: Column(title, [])
+        for title in ("examples", "NE since the start", "NE gain since the start (%)")
+    }
     for row in rows:
         curve, gain = lifetime[row.variant], gains[row.variant]
         if not gain.values.size:

@@ -280,7 +280,9 @@ def test_gains_since_the_start_of_training_have_an_interval_over_the_seeds(make:
     gains = [100 * (ends["pair", seed] / ends["single", seed] - 1) for seed in (1, 2, 3)]
     low, high = stats.t.interval(0.95, 2, np.mean(gains), stats.sem(gains))
     report = Path("runs/small/report.md").read_text()
-    line = re.search(r"NE since the start \| its gain.*\n.*\n\| single .*\| – \|\n\| pair (.*)\n", report)
+    line = re.search(
+        r"NE since the start \| NE gain since.*\n.*\n\| single .*\| – \|\n\| pair (.*)\n", report
+    )
     assert line
     numbers = [float(number) for number in re.findall(r"[+-]\d+\.\d+", line[1])]
     assert numbers == pytest.approx([np.mean(gains), low, high], abs=0.02)
