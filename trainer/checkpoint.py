@@ -1,41 +1,34 @@
 """Checkpoints: whole or absent, loadable on another world size and plan, and never executed.
 
 A checkpoint is a directory written by torch.distributed.checkpoint (tables, dense parameters, optimizers)
-with `trainer.json` (step, metric sums, configuration, schema). It is written under a temporary name and
-published by one rename.
+with `trainer.json` (step, metric sums, configuration, schema) and a manifest of all files. It is written under a
+temporary name, read back, and published by one rename.
 """
 
-import io
 import itertools
 import json
-import pickle
 import re
 import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
-from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import (
-    ChunkStorageMetadata,
-    Metadata,
-    MetadataIndex,
-    StorageMeta,
-    TensorStorageMetadata,
-)
-from torch.distributed.checkpoint.planner import LoadPlan, ReadItem
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import LoadPlan
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import KeyedOptimizer
 
 from trainer.errors import UserError
+from trainer.manifest import MANIFEST, find_damage, sync, write_manifest
+from trainer.progress import console
+from trainer.safe_load import OtherModelError, SafePlanner, SafeReader
 
 
 class Checkpoints:
@@ -61,20 +54,18 @@ class Checkpoints:
     ) -> None:
         """Copy the state now, write and publish it in the background; a save still under way is awaited."""
         self.wait()
-        temporary = self._folder / f".{name}.tmp"
-        if dist.get_rank() == 0:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-            (temporary / "trainer.json").write_text(json.dumps(trainer))
-        dist.barrier(group=self._group)
         state = {"model": model.state_dict(), "optim": optimizer.state_dict()}
-        self._pending = self._writer.submit(self._write, _copy_to_cpu(state, self._group), temporary, name)
+        self._pending = self._writer.submit(self._write, _copy_to_cpu(state, self._group), trainer, name)
 
     def wait(self) -> None:
-        """Wait until the save under way, if any, is published on this rank; raises its error."""
-        if self._pending is not None:
-            self._pending.result()
-            self._pending = None
+        """Wait until the save under way, if any, is published on this rank.
+
+        Raises:
+            UserError: it could not be written; the checkpoints before it are as they were.
+        """
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
 
     def close(self) -> None:
         """Finish the save under way; afterwards every rank can read it."""
@@ -82,17 +73,33 @@ class Checkpoints:
         dist.barrier(group=self._group)
         self._writer.shutdown()
 
-    def _write(self, state: dict[str, Any], temporary: Path, name: str) -> None:
-        # Not `dcp.async_save`: its stagers can't copy a ShardedTensor (torch 2.13).
-        dcp.save(state, checkpoint_id=temporary, process_group=self._group)
-        if dist.get_rank() != 0:
-            return
+    def _write(self, state: dict[str, Any], trainer: dict[str, Any], name: str) -> None:
+        temporary = self._folder / f".{name}.tmp"
+        try:
+            # Not `dcp.async_save`: its stagers can't copy a ShardedTensor (torch 2.13).
+            dcp.save(state, checkpoint_id=temporary, process_group=self._group)
+            if dist.get_rank() == 0:
+                (temporary / "trainer.json").write_text(json.dumps(trainer))
+            write_manifest(temporary, self._group)
+            if dist.get_rank() == 0:
+                SafeReader(temporary).read_metadata()  # nothing is published that would be refused
+                self._publish(temporary, name)
+        except (OSError, CheckpointException) as error:
+            if dist.get_rank() == 0:
+                shutil.rmtree(temporary, ignore_errors=True)
+            raise UserError(
+                f"{self._folder / name}: cannot be written ({_first_sentence(error)}); make room or mend the disk, "
+                "and go on with --resume"
+            ) from error
+
+    def _publish(self, temporary: Path, name: str) -> None:
         final, old = self._folder / name, self._folder / f".{name}.old"
         if final.exists():
             final.rename(old)
         temporary.rename(final)
+        sync(self._folder)
         shutil.rmtree(old, ignore_errors=True)
-        for path in sorted(self._folder.glob("step-*"))[: -self._keep]:
+        for path in _steps(self._folder)[: -self._keep]:
             _remove(path)
 
 
@@ -133,22 +140,40 @@ def _copy_to_cpu(value: Any, group: dist.ProcessGroup) -> Any:
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    """The newest whole `step-*` checkpoint."""
-    return max(folder.glob("step-*"), default=None)
+    """The newest `step-*` checkpoint."""
+    return max(_steps(folder), default=None)
+
+
+def _steps(folder: Path) -> list[Path]:
+    """The `step-*` checkpoints from the oldest to the newest; one that was renamed is none."""
+    return sorted(path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdecimal())
+
+
+def verify_checkpoint(checkpoint: Path) -> None:
+    """Compare every file with the manifest, each rank a share of them; every rank calls it.
+
+    Raises:
+        UserError: on every rank, if any found a file missing, truncated or altered.
+    """
+    found: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, find_damage(checkpoint, dist.get_rank(), dist.get_world_size()))
+    if damage := next(filter(None, found), None):
+        raise _damaged(checkpoint, damage)
+    if dist.get_rank() == 0 and not (checkpoint / MANIFEST).exists():
+        console.print(
+            f"{checkpoint}: no {MANIFEST}, as earlier versions wrote none; its files are not compared"
+        )
 
 
 def read_trainer_state(checkpoint: Path) -> dict[str, Any]:
     """What `trainer.json` holds; raises UserError if it can't be read."""
-    file = checkpoint / "trainer.json"
     try:
-        state = json.loads(file.read_text())
+        state = json.loads((checkpoint / "trainer.json").read_text())
         if not (isinstance(state, dict) and {"progress", "ne"} <= state.keys()):
             raise ValueError("not the state of a trainer")
         return state
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"{file}: not readable ({error}); remove {checkpoint} to use the one before"
-        ) from error
+        raise _damaged(checkpoint, f"trainer.json is not readable: {error}") from error
 
 
 def load_checkpoint(
@@ -164,16 +189,34 @@ def load_checkpoint(
         optimizer.init_state()  # creates the dense state, which would otherwise be left out in silence
         state["optim"] = optimizer.state_dict()
     try:
-        dcp.load(state, storage_reader=SafeReader(checkpoint), planner=_SafePlanner())
+        dcp.load(state, storage_reader=SafeReader(checkpoint), planner=SafePlanner())
     except CheckpointException as error:
-        cause = next(iter(error.failures.values()))[0]
-        reason = (str(cause).splitlines() or [type(cause).__name__])[0]
-        raise UserError(
-            f"{checkpoint}: damaged or of another model ({reason}); remove it to use the one before"
-        ) from error
+        if other := next((e for e, _ in error.failures.values() if isinstance(e, OtherModelError)), None):
+            raise UserError(
+                f"{checkpoint}: of another model ({other}); use the configuration that it was trained with or choose "
+                "another run_dir=..."
+            ) from error
+        raise _damaged(checkpoint, _first_sentence(error)) from error
     model.load_state_dict(state["model"])
     if optimizer is not None:
         optimizer.load_state_dict(state["optim"])
+
+
+def _damaged(checkpoint: Path, damage: str) -> UserError:
+    before = [path for path in _steps(checkpoint.parent) if path.name < checkpoint.name]
+    remedy = (
+        f"remove it or move it away to go back to {before[-1].name}"
+        if before
+        else "there is none before it, so remove it to start again"
+    )
+    return UserError(f"{checkpoint}: damaged ({damage}); {remedy}")
+
+
+def _first_sentence(error: BaseException) -> str:
+    """What a library says, of several ranks one; what follows may advise to unpickle the file after all."""
+    if isinstance(error, CheckpointException):
+        error = next(iter(error.failures.values()))[0]
+    return str(error).split("\n")[0].split(". ")[0] or type(error).__name__
 
 
 class SavedTable(NamedTuple):
@@ -191,7 +234,7 @@ class SavedTables:
     """The embedding tables of a checkpoint, sharded or dense, to be read without the model.
 
     Raises:
-        UserError: the checkpoint cannot be read.
+        UserError: the checkpoint is damaged.
     """
 
     _KEY = re.compile(
@@ -199,11 +242,13 @@ class SavedTables:
     )
 
     def __init__(self, checkpoint: Path) -> None:
+        if damage := find_damage(checkpoint):
+            raise _damaged(checkpoint, damage)
         self._reader = SafeReader(checkpoint)
         try:
             metadata = self._reader.read_metadata()
         except Exception as error:  # unpickling a damaged file may raise anything
-            raise _damaged(checkpoint, error) from None
+            raise _damaged(checkpoint, _first_sentence(error)) from None
         self._checkpoint = checkpoint
         self._reader.set_up_storage_reader(metadata, is_coordinator=True)
         self._metadata: dict[str, TensorStorageMetadata] = {}
@@ -232,64 +277,11 @@ class SavedTables:
             try:
                 self._reader.read_data(LoadPlan(items), _PartsPlanner(parts)).wait()
             except Exception as error:  # as for the metadata
-                raise _damaged(self._checkpoint, error) from None
+                raise _damaged(self._checkpoint, _first_sentence(error)) from None
             yield torch.cat(list(parts.values()), dim=1)
 
 
-def _damaged(checkpoint: Path, error: Exception) -> UserError:
-    """Of torch's message the first sentence: what follows may advise to unpickle the file after all."""
-    reason = str(error).split("\n")[0].split(". ")[0]
-    return UserError(f"{checkpoint}: damaged ({type(error).__name__}: {reason}); remove it")
-
-
-class SafeReader(FileSystemReader):
-    """Reads a checkpoint's metadata, a pickle, with an unpickler that knows only its own data classes."""
-
-    def read_metadata(self, *_: Any, **__: Any) -> Metadata:
-        """Metadata of the checkpoint; raises pickle.UnpicklingError for anything that isn't metadata."""
-        metadata = _MetadataUnpickler(io.BytesIO((Path(self.path) / ".metadata").read_bytes())).load()
-        if not isinstance(metadata, Metadata):
-            raise pickle.UnpicklingError("not the metadata of a checkpoint")
-        if metadata.storage_meta is None:
-            metadata.storage_meta = StorageMeta()
-        metadata.storage_meta.load_id = self.load_id
-        return metadata
-
-
-class _MetadataUnpickler(pickle.Unpickler):
-    _ALLOWED: ClassVar = {
-        "torch.distributed.checkpoint.metadata": {
-            "BytesStorageMetadata",
-            "ChunkStorageMetadata",
-            "Metadata",
-            "MetadataIndex",
-            "StorageMeta",
-            "TensorProperties",
-            "TensorStorageMetadata",
-            "_MEM_FORMAT_ENCODING",
-        },
-        "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
-        "torch.serialization": {"_get_layout"},
-        "torch": {"Size"},
-        "pathlib": {"Path", "PosixPath"},
-        "pathlib._local": {"Path", "PosixPath"},
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
-            return getattr(torch, name)
-        if name in self._ALLOWED.get(module, ()):
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"metadata refers to {module}.{name}, which no checkpoint needs")
-
-
-class _SafePlanner(DefaultLoadPlanner):
-    def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:  # noqa: ARG002
-        """Our checkpoints hold tensors only; anything else would be unpickled."""
-        raise pickle.UnpicklingError(f"{read_item.dest_index.fqn} is not a tensor")
-
-
-class _PartsPlanner(_SafePlanner):
+class _PartsPlanner(SafePlanner):
     """Reads into given tensors, by key."""
 
     def __init__(self, parts: dict[str, torch.Tensor]) -> None:

@@ -6,7 +6,7 @@ from rich.table import Table
 
 from models.schema import Schema
 from trainer.build import build_session
-from trainer.checkpoint import latest_checkpoint, load_checkpoint
+from trainer.checkpoint import latest_checkpoint, load_checkpoint, verify_checkpoint
 from trainer.config import RunConfig
 from trainer.dataset import Dataset
 from trainer.distributed import process_group
@@ -60,6 +60,7 @@ def _score_run(run: Path, data: Path, split: str) -> Scores | None:
     # On whatever there is here: a model trained on GPUs can be scored without one.
     with process_group("auto") as processes:
         session = build_session(config, dataset.schema, processes)
+        verify_checkpoint(checkpoint)
         load_checkpoint(checkpoint, session.model)
         batch_size = config.evaluation.batch_size or config.data.batch_size
         return score(session, dataset, batch_size, processes)

@@ -53,7 +53,7 @@ def prepare_run(config: RunConfig, resume: bool) -> None:
         raise UserError(f"{folder}: this run is finished; choose another run_dir=... to train again")
     if (folder / "config.yaml").exists():
         before, now = (_what_is_learned(c) for c in (load_config(folder / "config.yaml"), config))
-        if changed := _first_difference(before, now):
+        if changed := first_difference(before, now):
             raise UserError(
                 f"{folder}: cannot resume, {changed}; use the same configuration or another run_dir"
             )
@@ -184,10 +184,16 @@ def _what_is_learned(config: RunConfig) -> dict[str, Any]:
     )
 
 
-def _first_difference(before: Any, now: Any, key: str = "") -> str | None:
+def first_difference(before: Any, now: Any, key: str = "") -> str | None:
+    """The first key, or place in a list, where two configurations or schemas differ, in words."""
     if isinstance(before, dict) and isinstance(now, dict):
         for name in {**before, **now}:
-            if difference := _first_difference(before.get(name), now.get(name), f"{key}.{name}".lstrip(".")):
+            if difference := first_difference(before.get(name), now.get(name), f"{key}.{name}".lstrip(".")):
                 return difference
         return None
+    if isinstance(before, list) and isinstance(now, list):
+        for place, (one, other) in enumerate(zip(before, now, strict=False)):
+            if difference := first_difference(one, other, f"{key}[{place}]"):
+                return difference
+        return None if len(before) == len(now) else f"{key} had {len(before)} entries and has {len(now)} now"
     return None if before == now else f"{key} was {before!r} and is now {now!r}"

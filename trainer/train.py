@@ -15,7 +15,13 @@ from models.schema import Schema
 from sharding.report import plan_table
 from trainer.batch import Batch
 from trainer.build import Session, build_model, build_session, load_pretrained
-from trainer.checkpoint import Checkpoints, latest_checkpoint, load_checkpoint, read_trainer_state
+from trainer.checkpoint import (
+    Checkpoints,
+    latest_checkpoint,
+    load_checkpoint,
+    read_trainer_state,
+    verify_checkpoint,
+)
 from trainer.config import RunConfig
 from trainer.dataset import Dataset
 from trainer.distributed import Processes, resolve_device
@@ -23,7 +29,7 @@ from trainer.errors import UserError
 from trainer.progress import TrainingProgress, console
 from trainer.progressive import ProgressiveNE
 from trainer.reader import Reader
-from trainer.run import CHECKPOINTS, RunFolder, prepare_run
+from trainer.run import CHECKPOINTS, RunFolder, first_difference, prepare_run
 from trainer.schedule import LearningRate
 from trainer.scoring import run_pipeline, score
 
@@ -148,6 +154,7 @@ def _start(
     checkpoints = Checkpoints(config.run_dir / CHECKPOINTS, config.checkpoint.keep)
     checkpoint = latest_checkpoint(config.run_dir / CHECKPOINTS) if resume else None
     if checkpoint:
+        verify_checkpoint(checkpoint)
         state = read_trainer_state(checkpoint)
         _check_same_data(state, dataset, checkpoint)
         load_checkpoint(checkpoint, session.model, session.optimizer)
@@ -250,7 +257,9 @@ def _finish(trainer: Trainer) -> dict[str, Any] | None:
     progress, config = trainer.progress, trainer.config
     if config.evaluation.early_stopping and progress.best is not None:
         trainer.checkpoints.close()
-        load_checkpoint(config.run_dir / CHECKPOINTS / "best", trainer.session.model)
+        best = config.run_dir / CHECKPOINTS / "best"
+        verify_checkpoint(best)
+        load_checkpoint(best, trainer.session.model)
         trainer.checkpoints = Checkpoints(config.run_dir / CHECKPOINTS, config.checkpoint.keep)
     _save(trainer, f"step-{progress.step:09d}")
     splits = {split: _evaluate(trainer, split, write=True) for split in config.evaluation.splits}
@@ -356,12 +365,12 @@ def _identity(dataset: Dataset) -> dict[str, Any]:
 
 
 def _check_same_data(state: dict[str, Any], dataset: Dataset, checkpoint: Path) -> None:
-    for key, value in _identity(dataset).items():
-        if state.get(key) != value:
-            raise UserError(
-                f"{checkpoint}: the data's {key} changed since it was written, so its step means other rows; "
-                "restore the data or choose another run_dir=..."
-            )
+    now = _identity(dataset)
+    if changed := first_difference({key: state.get(key) for key in now}, now):
+        raise UserError(
+            f"{checkpoint}: the data changed since it was written, so its step means other rows ({changed}); "
+            "restore the data or choose another run_dir=..."
+        )
 
 
 class _Timed(Iterator[Batch]):

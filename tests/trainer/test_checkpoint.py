@@ -1,6 +1,8 @@
 """Damaged and malicious checkpoints are refused with a clear line, and nothing in them is run."""
 
 import dataclasses
+import hashlib
+import json
 import os
 import pickle
 import shutil
@@ -17,7 +19,13 @@ from models.schema import Schema
 from tests.data import make_schema
 from tests.processes import run_settings
 from trainer.build import Session, build_session
-from trainer.checkpoint import Checkpoints, latest_checkpoint, load_checkpoint, read_trainer_state
+from trainer.checkpoint import (
+    Checkpoints,
+    latest_checkpoint,
+    load_checkpoint,
+    read_trainer_state,
+    verify_checkpoint,
+)
 from trainer.config import RunConfig
 from trainer.distributed import Processes, process_group
 from trainer.errors import UserError
@@ -74,15 +82,34 @@ def values(session: Session) -> dict[str, torch.Tensor]:
     return {key: local(value).clone() for key, value in session.model.state_dict().items()}
 
 
+def load(checkpoint: Path, session: Session) -> None:
+    verify_checkpoint(checkpoint)
+    load_checkpoint(checkpoint, session.model, session.optimizer)
+
+
 def assert_refused(checkpoint: Path, session: Session, *named: str) -> None:
     before = values(session)
     with pytest.raises(UserError) as error:
-        load_checkpoint(checkpoint, session.model, session.optimizer)
+        load(checkpoint, session)
     message = str(error.value)
     assert "\n" not in message
-    for text in (str(checkpoint), "remove it to use the one before", *named):
+    assert "weights_only" not in message
+    for text in (f"{checkpoint}: ", *named):
         assert text in message
     torch.testing.assert_close(values(session), before, rtol=0, atol=0)
+
+
+def seal(checkpoint: Path) -> None:
+    """Make the manifest agree with files that were changed."""
+    files = {
+        file.name: {
+            "bytes": file.stat().st_size,
+            "blake2b": hashlib.blake2b(file.read_bytes()).hexdigest(),
+        }
+        for file in checkpoint.iterdir()
+        if file.name != "manifest.json"
+    }
+    (checkpoint / "manifest.json").write_text(json.dumps(files))
 
 
 def edit_metadata(checkpoint: Path, change: Callable[[Metadata], None]) -> None:
@@ -90,6 +117,7 @@ def edit_metadata(checkpoint: Path, change: Callable[[Metadata], None]) -> None:
     metadata = pickle.loads(file.read_bytes())
     change(metadata)
     file.write_bytes(pickle.dumps(metadata))
+    seal(checkpoint)
 
 
 def test_an_honest_checkpoint_loads(checkpoint: Path, processes: Processes, session: Session) -> None:
@@ -97,15 +125,31 @@ def test_an_honest_checkpoint_loads(checkpoint: Path, processes: Processes, sess
     assert any(
         not torch.equal(a, b) for a, b in zip(values(other).values(), values(session).values(), strict=True)
     )
-    load_checkpoint(checkpoint, other.model, other.optimizer)
+    load(checkpoint, other)
     torch.testing.assert_close(values(other), values(session), rtol=0, atol=0)
     assert latest_checkpoint(checkpoint.parent) == checkpoint
     assert read_trainer_state(checkpoint) == {"progress": {}, "ne": {}}
 
 
+def test_the_manifest_lists_every_file(checkpoint: Path) -> None:
+    written = json.loads((checkpoint / "manifest.json").read_text())
+    assert sorted(written) == [".metadata", "__0_0.distcp", "trainer.json"]
+    seal(checkpoint)
+    assert json.loads((checkpoint / "manifest.json").read_text()) == written
+
+
+def test_a_checkpoint_of_earlier_versions_has_no_manifest(
+    checkpoint: Path, session: Session, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (checkpoint / "manifest.json").unlink()
+    load(checkpoint, session)
+    assert "no manifest.json" in " ".join(capfd.readouterr().err.split())
+
+
 def test_malicious_metadata(checkpoint: Path, session: Session, tmp_path: Path) -> None:
     marker = tmp_path / "run"
     (checkpoint / ".metadata").write_bytes(pickle.dumps(Malicious(marker)))
+    seal(checkpoint)
     assert_refused(checkpoint, session, "posix.system")
     assert not marker.exists()
 
@@ -149,24 +193,73 @@ def test_the_malicious_pickles_would_run(tmp_path: Path) -> None:
     assert (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("kept", [0, 0.5, 0.95])
-@pytest.mark.parametrize("name", [".metadata", "__0_0.distcp"])
-def test_truncated_files(checkpoint: Path, session: Session, name: str, kept: float) -> None:
-    content = (checkpoint / name).read_bytes()
-    (checkpoint / name).write_bytes(content[: int(kept * len(content))])
-    assert_refused(checkpoint, session)
+@pytest.mark.parametrize("file", [".metadata", "__0_0.distcp", "trainer.json"])
+def test_damaged_files(checkpoint: Path, session: Session, file: str) -> None:
+    content = (checkpoint / file).read_bytes()
+    for kept in (0, 1, len(content) // 2, len(content) - 1):
+        (checkpoint / file).write_bytes(content[:kept])
+        assert_refused(
+            checkpoint,
+            session,
+            f"damaged ({file} has {kept} of {len(content)} bytes); there is none before it",
+        )
+    shutil.copytree(checkpoint, checkpoint.with_name("step-000000000"))
+    for place in (0, len(content) // 2, len(content) - 1):
+        (checkpoint / file).write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        assert_refused(
+            checkpoint, session, f"damaged ({file} was altered", "move it away to go back to step-000000000"
+        )
+    (checkpoint / file).unlink()
+    assert_refused(checkpoint, session, f"damaged ({file} is missing); remove it or move it away")
 
 
-@pytest.mark.parametrize("name", [".metadata", "__0_0.distcp"])
-def test_missing_files(checkpoint: Path, session: Session, name: str) -> None:
-    (checkpoint / name).unlink()
-    assert_refused(checkpoint, session)
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"trainer.json": {"bytes": 1}}'])
+def test_a_damaged_manifest(checkpoint: Path, session: Session, content: str) -> None:
+    (checkpoint / "manifest.json").write_text(content)
+    assert_refused(checkpoint, session, "damaged (manifest.json is not readable)")
 
 
-def test_another_model(checkpoint: Path, processes: Processes) -> None:
+def test_one_moved_away_beside_the_others_is_no_checkpoint(checkpoint: Path) -> None:
+    shutil.copytree(checkpoint, checkpoint.with_name("step-000000002.damaged"))
+    assert latest_checkpoint(checkpoint.parent) == checkpoint
+
+
+def test_metadata_that_refers_to_other_folders(checkpoint: Path, session: Session) -> None:
+    def change(metadata: Metadata) -> None:
+        for index, info in metadata.storage_data.items():
+            metadata.storage_data[index] = dataclasses.replace(info, relative_path="../elsewhere.distcp")
+
+    edit_metadata(checkpoint, change)
+    assert_refused(checkpoint, session, "../elsewhere.distcp", "outside of the checkpoint")
+
+
+def test_a_table_of_another_size(checkpoint: Path, processes: Processes) -> None:
     schema = make_schema()
     other = new_session(processes, 1, schema.model_copy(update={"tables": schema.tables | {"user": 60}}))
-    assert_refused(checkpoint, other, "dcnv2__user")
+    assert_refused(
+        checkpoint, other, "of another model", "dcnv2__user.weight is [50, 4] there and [60, 4] here"
+    )
+
+
+def test_tensors_that_one_side_lacks(checkpoint: Path, processes: Processes, session: Session) -> None:
+    schema = make_schema()
+    fewer = {
+        "features": [feature for feature in schema.features if feature.name != "queries"],
+        "tables": {name: rows for name, rows in schema.tables.items() if name != "query"},
+    }
+    assert_refused(checkpoint, new_session(processes, 1, schema.model_copy(update=fewer)), "of another model")
+    key = "model.towers.dcnv2.component.logit.weight"
+
+    def rename(metadata: Metadata) -> None:
+        metadata.state_dict_metadata[f"{key}.old"] = metadata.state_dict_metadata.pop(key)
+
+    def add(metadata: Metadata) -> None:
+        metadata.state_dict_metadata[key] = metadata.state_dict_metadata[f"{key}.old"]
+
+    edit_metadata(checkpoint, rename)
+    assert_refused(checkpoint, session, f"of another model (it lacks {key})", "run_dir")
+    edit_metadata(checkpoint, add)
+    assert_refused(checkpoint, session, f"of another model (the model here lacks {key}.old)")
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", "{}", None])
@@ -175,5 +268,5 @@ def test_unreadable_trainer_state(checkpoint: Path, content: str | None) -> None
     file.unlink()
     if content is not None:
         file.write_text(content)
-    with pytest.raises(UserError, match=r"trainer\.json: not readable"):
+    with pytest.raises(UserError, match=r"step-000000001: damaged \(trainer\.json is not readable"):
         read_trainer_state(checkpoint)

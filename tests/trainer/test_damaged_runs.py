@@ -1,0 +1,212 @@
+"""Checkpoints of real runs: damaged, malicious, cut short by a kill, too large for the disk."""
+
+import dataclasses
+import io
+import json
+import os
+import pickle
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch.distributed.checkpoint.metadata import Metadata
+
+from benchmarks.spectra import spectra_of
+from tests.data import make_schema, write_dataset
+from tests.processes import run_processes, run_settings, train_all
+from tests.trainer.test_checkpoint import Malicious, edit_metadata, seal
+from trainer.checkpoint import verify_checkpoint
+from trainer.cli import main
+from trainer.distributed import Processes, process_group
+from trainer.errors import UserError
+from trainer.manifest import find_damage
+
+MODEL = {"components": {"dcnv2": {"kind": "dcnv2", "embedding_dim": 4, "hidden_units": [8]}}}
+COMMANDS = [
+    ["train", "experiment.yaml", "--resume"],
+    ["evaluate", "run", "data"],
+    ["predict", "run", "data", "--out", "scores.parquet"],
+]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of six steps that keeps the checkpoints of steps 2, 4 and 6, as if killed before its end."""
+    folder = tmp_path_factory.mktemp("trained")
+    write_dataset(folder / "data", {"train": 200, "test": 60}, row_group_size=40)
+    settings = run_settings(
+        Path("data"),
+        Path("run"),
+        model=MODEL,
+        training={"device": "cpu", "max_steps": 6},
+        checkpoint={"every_steps": 2, "keep": 3},
+    ) | {"data": {"path": "data", "batch_size": 16, "lanes": 4}}
+    (folder / "experiment.yaml").write_text(yaml.safe_dump(settings))
+    with pytest.MonkeyPatch.context() as patch, process_group("cpu") as processes:
+        patch.chdir(folder)
+        train_all(processes, [settings])
+    (folder / "run" / "result.json").unlink()
+    return folder
+
+
+@pytest.fixture
+def folder(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with a copy of the run."""
+    shutil.copytree(trained, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def cetnet(folder: Path, *arguments: str, file_size: int | None = None) -> subprocess.Popen[str]:
+    """Start `cetnet ARGUMENTS` there, in a process of its own that may write files of so many bytes."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "trainer.cli", *arguments],
+        cwd=folder,
+        text=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE if file_size else subprocess.DEVNULL,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"},
+    )
+    if file_size:
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (file_size, file_size))
+    return process
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+    """Runs `cetnet ARGUMENTS` in this process; returns the exit code and what it said."""
+
+    def run(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["cetnet", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        return int(stop.value.code or 0), capfd.readouterr().err
+
+    return run
+
+
+def assert_refused(answer: tuple[int, str], *named: str) -> None:
+    code, stderr = answer
+    assert code == 2
+    (line,) = stderr.splitlines()
+    for text in ("cetnet: ", *named):
+        assert text in line
+
+
+def truncate(checkpoint: Path) -> None:
+    os.truncate(checkpoint / "__0_0.distcp", 100)
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
+def test_the_checkpoint_before_a_damaged_one_is_offered(
+    command: list[str], run: Callable[..., tuple[int, str]]
+) -> None:
+    newest = Path("run/checkpoints/step-000000006")
+    truncate(newest)
+    assert_refused(run(*command), f"{newest}: damaged (__0_0.distcp has 100 of ", "go back to step-000000004")
+    newest.rename(newest.with_name("step-000000006.damaged"))
+    assert run(*command)[0] == 0
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
+def test_malicious_files_with_a_manifest_that_agrees(
+    command: list[str], run: Callable[..., tuple[int, str]]
+) -> None:
+    marker, checkpoint = Path("marker"), Path("run/checkpoints/step-000000006")
+    honest = (checkpoint / ".metadata").read_bytes()
+    (checkpoint / ".metadata").write_bytes(pickle.dumps(Malicious(marker)))
+    seal(checkpoint)
+    assert_refused(run(*command), str(checkpoint), "posix.system")
+    with pytest.raises(UserError, match=r"posix\.system"):
+        list(spectra_of(checkpoint))
+    (checkpoint / ".metadata").write_bytes(honest)
+    payload = io.BytesIO()
+    torch.save(Malicious(marker), payload)
+    (checkpoint / "__0_0.distcp").write_bytes(payload.getvalue())
+
+    def point_to_it(metadata: Metadata) -> None:
+        for index, info in metadata.storage_data.items():
+            length = len(payload.getvalue())
+            metadata.storage_data[index] = dataclasses.replace(info, offset=0, length=length)
+
+    edit_metadata(checkpoint, point_to_it)
+    assert_refused(run(*command), str(checkpoint), "Weights only load failed")
+    with pytest.raises(UserError, match="Weights only load failed"):
+        list(spectra_of(checkpoint))
+    assert not marker.exists()
+    torch.load(io.BytesIO(payload.getvalue()), weights_only=False)
+    assert marker.exists()  # it would have run
+
+
+@pytest.mark.usefixtures("folder")
+def test_data_of_another_schema_is_named(run: Callable[..., tuple[int, str]]) -> None:
+    schema = make_schema()
+    changed = [f.model_copy(update={"max_length": 3}) if f.name == "history" else f for f in schema.features]
+    schema.model_copy(update={"features": changed}).save(Path("data/schema.yaml"))
+    named = "schema.features[3].max_length was 6 and is now 3"
+    assert_refused(run(*COMMANDS[0]), "step-000000006: the data changed", named)
+
+
+def test_every_rank_learns_what_one_finds(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "data", {"train": 128, "test": 64}, row_group_size=40)
+    settings = run_settings(tmp_path / "data", tmp_path / "run", model=MODEL)
+    run_processes(train_and_damage, 2, settings)
+
+
+def train_and_damage(processes: Processes, settings: dict) -> None:
+    train_all(processes, [settings])
+    checkpoint = Path(settings["run_dir"]) / "checkpoints" / "step-000000002"
+    verify_checkpoint(checkpoint)
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    assert sorted(manifest) == [".metadata", "__0_0.distcp", "__1_0.distcp", "trainer.json"]
+    for name in manifest:
+        content = (checkpoint / name).read_bytes()
+        torch.distributed.barrier()
+        if processes.is_main:
+            os.truncate(checkpoint / name, 1)
+        torch.distributed.barrier()
+        with pytest.raises(UserError, match=rf"{name} has 1 of {len(content)} bytes"):
+            verify_checkpoint(checkpoint)
+        torch.distributed.barrier()
+        if processes.is_main:
+            (checkpoint / name).write_bytes(content)
+
+
+def test_killed_while_it_saves(folder: Path, run: Callable[..., tuple[int, str]]) -> None:
+    checkpoints = folder / "again" / "checkpoints"
+    steps = ["training.epochs=3", "training.max_steps=36", "checkpoint.every_steps=1", "checkpoint.keep=1"]
+    arguments = ["train", "experiment.yaml", "run_dir=again", *steps]
+    process = cetnet(folder, *arguments)
+    deadline = time.monotonic() + 400
+    while not list(checkpoints.glob("step-*")):  # from then on the next is being written nearly always
+        assert time.monotonic() < deadline
+    process.kill()
+    process.wait()
+    left = list(checkpoints.glob("step-*"))
+    assert left
+    for checkpoint in left:
+        assert (checkpoint / "manifest.json").exists()
+        assert find_damage(checkpoint) is None
+    assert run(*arguments, "--resume")[0] == 0
+    assert [path.name for path in checkpoints.iterdir()] == ["step-000000036"]
+
+
+def test_a_disk_that_is_full(folder: Path) -> None:
+    size = (folder / "run/checkpoints/step-000000006/__0_0.distcp").stat().st_size
+    process = cetnet(folder, "train", "experiment.yaml", "run_dir=again", file_size=size // 2)
+    _, stderr = process.communicate()
+    assert process.returncode == 2
+    assert "Traceback" not in stderr
+    line = stderr.splitlines()[-1]
+    for text in ("cetnet: again/checkpoints/step-000000002: cannot be written", "go on with --resume"):
+        assert text in line
+    assert not list((folder / "again/checkpoints").iterdir())

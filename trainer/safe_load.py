@@ -1,0 +1,94 @@
+"""Reading what torch.distributed.checkpoint wrote, without running anything that it holds."""
+
+import io
+import pickle
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import LoadPlan, ReadItem
+
+
+class SafeReader(FileSystemReader):
+    """Reads a checkpoint's metadata, a pickle, with an unpickler that knows only its own data classes."""
+
+    def read_metadata(self, *_: Any, **__: Any) -> Metadata:
+        """Metadata of the checkpoint; raises pickle.UnpicklingError for anything that isn't metadata."""
+        metadata = _MetadataUnpickler(io.BytesIO((Path(self.path) / ".metadata").read_bytes())).load()
+        if not isinstance(metadata, Metadata):
+            raise pickle.UnpicklingError("not the metadata of a checkpoint")
+        for info in metadata.storage_data.values():
+            if Path(info.relative_path).name != info.relative_path:
+                raise pickle.UnpicklingError(
+                    f"metadata refers to {info.relative_path}, outside of the checkpoint"
+                )
+        if metadata.storage_meta is None:
+            metadata.storage_meta = StorageMeta()
+        metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+
+class _MetadataUnpickler(pickle.Unpickler):
+    _ALLOWED: ClassVar = {
+        "torch.distributed.checkpoint.metadata": {
+            "BytesStorageMetadata",
+            "ChunkStorageMetadata",
+            "Metadata",
+            "MetadataIndex",
+            "StorageMeta",
+            "TensorProperties",
+            "TensorStorageMetadata",
+            "_MEM_FORMAT_ENCODING",
+        },
+        "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+        "torch.serialization": {"_get_layout"},
+        "torch": {"Size"},
+        "pathlib": {"Path", "PosixPath"},
+        "pathlib._local": {"Path", "PosixPath"},
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
+            return getattr(torch, name)
+        if name in self._ALLOWED.get(module, ()):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"metadata refers to {module}.{name}, which no checkpoint needs")
+
+
+class OtherModelError(ValueError):
+    """The tensors of a checkpoint are not the model's; the message names one."""
+
+
+class SafePlanner(DefaultLoadPlanner):
+    """Loads tensors only, and exactly those of the model (and the optimizer, if asked for), of the same sizes."""
+
+    def create_local_plan(self) -> LoadPlan:
+        """What this rank reads; raises OtherModelError for a tensor of the model that was not saved in its size."""
+        assert self.metadata is not None
+        saved = self.metadata.state_dict_metadata
+        for key, tensor in self.state_dict.items():
+            if key not in saved:
+                raise OtherModelError(f"it lacks {key}")
+            there = saved[key]
+            if not isinstance(there, TensorStorageMetadata):
+                raise pickle.UnpicklingError(f"{key} is not a tensor")
+            if there.size != tensor.size():
+                raise OtherModelError(f"{key} is {list(there.size)} there and {list(tensor.size())} here")
+        return super().create_local_plan()
+
+    def create_global_plan(self, global_plan: list[LoadPlan]) -> list[LoadPlan]:
+        """What all read; raises OtherModelError for a tensor of the checkpoint that no rank has."""
+        assert self.metadata is not None
+        read = {item.dest_index.fqn for plan in global_plan for item in plan.items}
+        for key, tensor in self.metadata.state_dict_metadata.items():
+            empty = isinstance(tensor, TensorStorageMetadata) and not tensor.size.numel()
+            if key.split(".")[0] in self.original_state_dict and key not in read and not empty:
+                raise OtherModelError(f"the model here lacks {key}")
+        return super().create_global_plan(global_plan)
+
+    def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:  # noqa: ARG002
+        """Our checkpoints hold tensors only; anything else would be unpickled."""
+        raise pickle.UnpicklingError(f"{read_item.dest_index.fqn} is not a tensor")
