@@ -150,8 +150,8 @@ def test_malicious_files_with_a_manifest_that_agrees(
 @pytest.mark.usefixtures("folder")
 def test_data_of_another_schema_is_named(run: Callable[..., tuple[int, str]]) -> None:
     schema = make_schema()
-    changed = [f.model_copy(update={"max_length": 3}) if f.name == "history" else f for f in schema.features]
-    schema.model_copy(update={"features": changed}).save(Path("data/schema.yaml"))
+    changed = (f.model_copy(update={"max_length": 3}) if f.name == "history" else f for f in schema.features)
+    schema.model_copy(update={"features": tuple(changed)}).save(Path("data/schema.yaml"))
     named = "schema.features[3].max_length was 6 and is now 3"
     assert_refused(run(*COMMANDS[0]), "step-000000006: the data changed", named)
 
