@@ -55,7 +55,8 @@ class Checkpoints:
         """Copy the state now, write and publish it in the background; a save still under way is awaited."""
         self.wait()
         state = {"model": model.state_dict(), "optim": optimizer.state_dict()}
-        self._pending = self._writer.submit(self._write, _copy_to_cpu(state, self._group), trainer, name)
+        copy = _copy_to_cpu(state, self._group)
+        self._pending = self._writer.submit(self._write, copy, json.dumps(trainer), name)
 
     def wait(self) -> None:
         """Wait until the save under way, if any, is published on this rank.
@@ -73,13 +74,13 @@ class Checkpoints:
         dist.barrier(group=self._group)
         self._writer.shutdown()
 
-    def _write(self, state: dict[str, Any], trainer: dict[str, Any], name: str) -> None:
+    def _write(self, state: dict[str, Any], trainer: str, name: str) -> None:
         temporary = self._folder / f".{name}.tmp"
         try:
             # Not `dcp.async_save`: its stagers can't copy a ShardedTensor (torch 2.13).
             dcp.save(state, checkpoint_id=temporary, process_group=self._group)
             if dist.get_rank() == 0:
-                (temporary / "trainer.json").write_text(json.dumps(trainer))
+                (temporary / "trainer.json").write_text(trainer)
             write_manifest(temporary, self._group)
             if dist.get_rank() == 0:
                 SafeReader(temporary).read_metadata()  # nothing is published that would be refused
