@@ -1,5 +1,6 @@
 """Train the runs of a study one after the other, then report."""
 
+import os
 import shlex
 import subprocess
 import sys
@@ -23,7 +24,7 @@ def run_study(path: Path, *, command: Sequence[str] = TRAIN, console: Console | 
     """Train every run of the study that is missing, one after the other, then write its report.
 
     A run that was cut short is resumed. Interrupted or failed, the study goes on where it was when it is
-    started again.
+    started again. If the run is told to stop, the study ends with its exit code, 75.
 
     Args:
         path: The study file.
@@ -74,6 +75,8 @@ def _train(run: Run, command: Sequence[str], study: str) -> None:
             # The terminal sent it to the child as well, which may be saving a checkpoint: don't kill it.
             child.wait()
             raise
+    if code == os.EX_TEMPFAIL:  # the run was told to stop, and has said so
+        sys.exit(code)
     if code or not run.finished:
         outcome = f"exit code {code}" if code else "no result.json"
         raise UserError(

@@ -43,6 +43,8 @@ def train(
     """
     arguments = ["train", config, *overrides, "--resume"]  # some schedulers requeue unasked
     environment = _environment(env, j, specs.resource(cpu=cpu, h=h).cpu)
+    # How long a checkpoint may take after a signal is up to the scheduler, not to the 30 seconds of torchrun.
+    environment.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "3600")
     if ":" in j:  # what torchrun reads as --max-restarts: a lost node is a failure of those that remain
         environment.setdefault("PET_MAX_RESTARTS", str(max(max_retries, 3)))
     return _torchrun(

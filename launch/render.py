@@ -19,6 +19,8 @@ _PORT = 29500  # of a pod, which has an address of its own
 _USER = 1000  # of launch/Dockerfile
 # Seconds that a node waits for the others: they may still pull the image, or queue for GPUs.
 _PATIENCE = 1800
+# Seconds from the warning to the end, in which a checkpoint is written; torchrun alone would give its processes 30.
+_GRACE = 120
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class Job:
         return {
             "OMP_NUM_THREADS": str(max(1, self.cpu // self.nproc)),
             "PYTHONUNBUFFERED": "1",
+            "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(_GRACE),
             **self.env,
         }
 
@@ -108,6 +111,8 @@ def slurm_script(
         "gpus-per-node": str(job.gpu) if job.gpu else None,
         "mem": f"{job.memory}M" if job.memory else None,
         "time": str(job.minutes) if job.minutes else None,
+        # Before the time is up; a job too short for it would be told at its start.
+        "signal": None if job.minutes and 60 * job.minutes <= 2 * _GRACE else f"TERM@{_GRACE}",
         "partition": partition,
         **options,
     }
@@ -126,7 +131,7 @@ def slurm_script(
     lines = [
         "#!/bin/bash",
         *([f"# {_one_line(job.command)}"] if job.command else []),
-        f"# Submit it with `sbatch FILE`. Failed or pre-empted, it resumes, {job.retries} times at most.",
+        f"# Submit it with `sbatch FILE`. Failed, pre-empted, out of time: it resumes, {job.retries} times at most.",
         *(
             f"#SBATCH --{key}" + f"={value}" * bool(value)
             for key, value in wanted.items()
@@ -254,7 +259,7 @@ def kubernetes_manifests(
         "restartPolicy": "Never",
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "terminationGracePeriodSeconds": 60,
+        "terminationGracePeriodSeconds": _GRACE,
         "securityContext": {
             "runAsNonRoot": True,
             "runAsUser": _USER,

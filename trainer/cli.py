@@ -44,15 +44,25 @@ def train(
     overrides: Overrides = None,
     resume: Annotated[
         bool,
-        typer.Option("--resume", help="Continue from the newest checkpoint in run_dir, on any world size."),
+        typer.Option(
+            "--resume",
+            help="Continue from the newest checkpoint in run_dir, on any world size; start if there is none.",
+        ),
     ] = False,
     nproc: NumProcesses = 1,
 ) -> None:
-    """Train a model for one epoch; alone, with --nproc, or under torchrun."""
+    """Train a model for one epoch; alone, with --nproc, or under torchrun.
+
+    SIGTERM or SIGUSR1 to any process: finish the step, write a checkpoint, exit
+    with code 75 ("try again"). A second one, 5 seconds later: exit at once.
+    What torchrun starts again resumes by itself.
+    """
     from trainer.config import load_config
     from trainer.distributed import process_group, world_size
+    from trainer.run import restarted
 
     settings = load_config(config, overrides)
+    resume = resume or restarted(settings.run_dir)
     if nproc > 1 and "RANK" not in os.environ:
         _check_training(settings, nproc, resume)
         _launch(["train", str(config), *(overrides or []), *(["--resume"] if resume else [])], nproc)
@@ -217,7 +227,9 @@ def study(
         smoke_study(file)
         return
     from benchmarks.run_study import report_study, run_study
+    from trainer.signals import pass_on_signals
 
+    pass_on_signals()
     (report_study if report_only else run_study)(file)
 
 

@@ -122,6 +122,9 @@ class CheckpointConfig(_Section):
     every_steps: int | None = Field(
         None, gt=0, description="Steps between checkpoints; always one at the end."
     )
+    every_minutes: float | None = Field(
+        None, gt=0, description="Minutes between checkpoints, beside or instead of `every_steps`."
+    )
     keep: int = Field(2, gt=0, description="How many of the newest are kept.")
 
 

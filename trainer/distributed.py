@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from trainer.errors import UserError
+from trainer.signals import pass_on_signals
 from trainer.versions import installed_versions
 
 
@@ -117,7 +118,10 @@ def _told_elsewhere(error: Exception, store: dist.Store) -> bool:
 
 
 def launch(arguments: list[str], nproc: int) -> int:
-    """Run `cetnet ARGUMENTS` in `nproc` processes of this machine, as torchrun does; returns the exit code."""
+    """Run `cetnet ARGUMENTS` in `nproc` processes of this machine, as torchrun does; returns the exit code.
+
+    SIGTERM and SIGUSR1 are passed on to the processes, whose exit code then says what came of it.
+    """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -134,14 +138,17 @@ def launch(arguments: list[str], nproc: int) -> int:
         rdzv_endpoint="localhost:0",
         max_restarts=0,
         monitor_interval=0.2,
+        signals_to_handle="SIGINT,SIGHUP,SIGQUIT",  # at SIGTERM torchrun would give the processes 30 seconds
     )
+    pass_on_signals()
     try:
         elastic_launch(config, sys.executable)("-m", "trainer.cli", *arguments)
     except ChildFailedError as error:
         first = error.get_first_failure()[1]
         if first.exitcode < 0:
             name = signal.Signals(-first.exitcode).name
-            print(f"cetnet: process {first.local_rank} was killed by {name}; out of memory?", file=sys.stderr)
+            guess = "; out of memory?" if name == "SIGKILL" else ""
+            print(f"cetnet: process {first.local_rank} was killed by {name}{guess}", file=sys.stderr)
         return first.exitcode if first.exitcode > 0 else 128 - first.exitcode
     except SignalException as error:
         return 128 + int(error.sigval)

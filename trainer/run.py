@@ -34,6 +34,8 @@ SLURM = (
     "SLURM_RESTART_COUNT",  # of starts after the first
 )
 
+TORCHRUN_JOB = "TORCHELASTIC_RUN_ID"
+
 
 def prepare_run(config: RunConfig, resume: bool) -> None:
     """Check that a run may start in its folder; changes nothing.
@@ -57,6 +59,20 @@ def prepare_run(config: RunConfig, resume: bool) -> None:
             raise UserError(
                 f"{folder}: cannot resume, {changed}; use the same configuration or another run_dir"
             )
+
+
+def restarted(folder: Path) -> bool:
+    """Whether torchrun has started this run before: the job's id, if it has one, is that in `environment.json`.
+
+    Its count of restarts would not do: a node that joins counts anew, and a job that was refused an existing
+    folder would be let in by its first restart.
+    """
+    job = os.environ.get(TORCHRUN_JOB, "none")  # "none": what torchrun calls a job without an --rdzv-id
+    try:
+        environment = json.loads((folder / "environment.json").read_text())
+        return job != "none" and environment["torchrun"].get(TORCHRUN_JOB) == job
+    except (OSError, ValueError, KeyError):
+        return False
 
 
 def load_run(folder: Path) -> tuple[RunConfig, Schema]:
@@ -153,6 +169,9 @@ def _environment(world_size: int) -> dict[str, Any]:
         "commit": _commit(),
         "world_size": world_size,
         "torchx": {key: value for key, value in os.environ.items() if key.startswith("TORCHX_")},
+        "torchrun": {
+            key: os.environ[key] for key in (TORCHRUN_JOB, "TORCHELASTIC_RESTART_COUNT") if key in os.environ
+        },
         "slurm": {key: os.environ[key] for key in SLURM if key in os.environ},
     }
 

@@ -1,6 +1,6 @@
 """Score a split with a model, and measure the scores: shared by training, `cetnet evaluate` and `predict`."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,10 +61,17 @@ class Scores:
         temporary.rename(path)
 
 
-def score(session: Session, dataset: Dataset, batch_size: int, processes: Processes) -> Scores | None:
+def score(
+    session: Session,
+    dataset: Dataset,
+    batch_size: int,
+    processes: Processes,
+    after_batch: Callable[[], None] = lambda: None,
+) -> Scores | None:
     """Score every row of a split once; every rank calls it, rank 0 gets the scores.
 
     `batch_size` is rounded up to a multiple of the world size: the last batch is padded, nothing is lost.
+    `after_batch` is called after each batch, on every rank the same number of times.
     """
     batch_size = -(-batch_size // processes.world_size) * processes.world_size
     reader = Reader(
@@ -81,6 +88,7 @@ def score(session: Session, dataset: Dataset, batch_size: int, processes: Proces
         for predictions in run_pipeline(session, reader.batches(epoch=0)):
             rows.append(predictions.row.cpu())
             logits.append(predictions.logits.cpu())
+            after_batch()
     session.model.train(training)
     row, logit = torch.cat(rows), torch.cat(logits, 1)
     all_rows = [torch.empty_like(row) for _ in range(processes.world_size)] if processes.is_main else None

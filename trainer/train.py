@@ -1,12 +1,14 @@
 """The training loop: one epoch, every batch scored before it is learned from."""
 
 import math
+import os
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from resource import RUSAGE_SELF, getrusage
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -26,12 +28,14 @@ from trainer.config import RunConfig
 from trainer.dataset import Dataset
 from trainer.distributed import Processes, resolve_device
 from trainer.errors import UserError
+from trainer.preemption import Agreement
 from trainer.progress import TrainingProgress, console
 from trainer.progressive import ProgressiveNE
 from trainer.reader import Reader
 from trainer.run import CHECKPOINTS, RunFolder, first_difference, prepare_run
 from trainer.schedule import LearningRate
 from trainer.scoring import run_pipeline, score
+from trainer.signals import StopSignals
 
 
 @dataclass
@@ -44,6 +48,7 @@ class Progress:
     best: float | None = None
     bad_evaluations: int = 0
     stopped: bool = False
+    evaluation_left: bool = False  # the step's evaluation was cut short, and comes first on resuming
 
 
 @dataclass
@@ -57,6 +62,8 @@ class Trainer:
     ne: ProgressiveNE
     lr: LearningRate
     checkpoints: Checkpoints
+    signals: StopSignals
+    agreement: Agreement
     folder: RunFolder | None
     display: TrainingProgress
     total_steps: int
@@ -115,12 +122,22 @@ def train(config: RunConfig, processes: Processes, resume: bool = False) -> dict
 
     Raises:
         UserError: bad configuration, bad data, or a run folder that can't be used.
+        SystemExit: a rank was told to stop (SIGTERM, SIGUSR1), and a checkpoint is written: code 75.
     """
+    with StopSignals() as signals:
+        return _train(config, processes, signals, resume)
+
+
+def _train(
+    config: RunConfig, processes: Processes, signals: StopSignals, resume: bool
+) -> dict[str, Any] | None:
     dataset = check_inputs(config, processes.world_size, resume)
     session = build_session(config, dataset.schema, processes)
-    trainer = _start(config, processes, session, dataset, resume)
+    trainer = _start(config, processes, session, dataset, signals, resume)
     try:
         with trainer.display:
+            if trainer.progress.evaluation_left:
+                evaluate_if_due(trainer)
             while trainer.progress.step < trainer.total_steps and not trainer.progress.stopped:
                 train_segment(trainer)
                 evaluate_if_due(trainer)
@@ -132,7 +149,12 @@ def train(config: RunConfig, processes: Processes, resume: bool = False) -> dict
 
 
 def _start(
-    config: RunConfig, processes: Processes, session: Session, dataset: Dataset, resume: bool
+    config: RunConfig,
+    processes: Processes,
+    session: Session,
+    dataset: Dataset,
+    signals: StopSignals,
+    resume: bool,
 ) -> Trainer:
     data, training = config.data, config.training
     reader = Reader(
@@ -176,6 +198,8 @@ def _start(
         ne=ne,
         lr=lr,
         checkpoints=checkpoints,
+        signals=signals,
+        agreement=Agreement(signals, config.checkpoint.every_minutes),
         folder=folder,
         display=TrainingProgress(int(total_steps), progress.step, processes.is_main),
         total_steps=int(total_steps),
@@ -213,15 +237,20 @@ def train_segment(trainer: Trainer) -> None:
             _log(trainer, clock, loss)
             loss.zero_()
         progress.seconds = clock.seconds()
+        trainer.agreement.step()
         if progress.step < segment_end:
+            if trainer.agreement.stop:
+                _leave(trainer)
             save_if_due(trainer)
 
 
 def save_if_due(trainer: Trainer) -> None:
     """Write a checkpoint if its time has come; at the end of a segment, after the evaluation it may bring."""
     every, step = trainer.config.checkpoint.every_steps, trainer.progress.step
-    if every and step % every == 0 and step < trainer.total_steps:
-        _save(trainer, f"step-{step:09d}")
+    due = trainer.agreement.save or (every is not None and step % every == 0)
+    if due and step < trainer.total_steps:
+        _save_step(trainer)
+        trainer.agreement.saved()
 
 
 def evaluate_if_due(trainer: Trainer) -> None:
@@ -233,7 +262,9 @@ def evaluate_if_due(trainer: Trainer) -> None:
     )
     if not due:
         return
+    progress.evaluation_left = True
     metrics = _evaluate(trainer, config.validation, write=False)
+    progress.evaluation_left = False
     stopping = config.early_stopping
     if stopping is None:
         return
@@ -261,7 +292,7 @@ def _finish(trainer: Trainer) -> dict[str, Any] | None:
         verify_checkpoint(best)
         load_checkpoint(best, trainer.session.model)
         trainer.checkpoints = Checkpoints(config.run_dir / CHECKPOINTS, config.checkpoint.keep)
-    _save(trainer, f"step-{progress.step:09d}")
+    _save_step(trainer)
     splits = {split: _evaluate(trainer, split, write=True) for split in config.evaluation.splits}
     progressive = trainer.ne.compute()
     trainer.checkpoints.close()
@@ -288,10 +319,16 @@ def _finish(trainer: Trainer) -> dict[str, Any] | None:
 
 def _evaluate(trainer: Trainer, split: str, write: bool) -> dict[str, float]:
     """Metrics of a split, on every rank."""
+
+    def leave_if_told() -> None:
+        trainer.agreement.step()
+        if trainer.agreement.stop:
+            _leave(trainer)
+
     config = trainer.config
     dataset = Dataset(config.data.path, split)
     batch_size = config.evaluation.batch_size or config.data.batch_size
-    scores = score(trainer.session, dataset, batch_size, trainer.processes)
+    scores = score(trainer.session, dataset, batch_size, trainer.processes, leave_if_told)
     shared: list[dict[str, float]] = [{}]
     if scores is not None:
         assert trainer.folder is not None
@@ -344,6 +381,21 @@ def _rows_seen(trainer: Trainer) -> int:
     epoch, step = divmod(trainer.progress.step, trainer.reader.steps_per_epoch)
     num_rows = trainer.reader.dataset.num_rows
     return epoch * num_rows + min(step * trainer.config.data.batch_size, num_rows)
+
+
+def _leave(trainer: Trainer) -> NoReturn:
+    """End as told: the state of this step is saved, and the exit code says "try again"."""
+    _save_step(trainer)
+    trainer.checkpoints.close()
+    told = trainer.signals.seen.name if trainer.signals.seen else "a signal to another rank"
+    trainer.display.say(
+        f"stopped by {told} at step {trainer.progress.step}, which is saved; go on with --resume"
+    )
+    sys.exit(os.EX_TEMPFAIL)
+
+
+def _save_step(trainer: Trainer) -> None:
+    _save(trainer, f"step-{trainer.progress.step:09d}")
 
 
 def _save(trainer: Trainer, name: str) -> None:

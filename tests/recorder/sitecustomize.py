@@ -1,4 +1,4 @@
-"""Python runs this at start-up where PYTHONPATH names its folder: the jobs of test_slurm.py.
+"""Python runs this at start-up where PYTHONPATH names its folder: jobs of the tests.
 
 It writes down the rows of every step into LEDGER, a file per attempt and rank, and, in the first attempt, holds each
 rank at step HOLD_AT until there is a file LEDGER/release. What is run stays the command that users run.
@@ -17,7 +17,8 @@ from typing import Any
 
 def recorded(run_pipeline: Callable[..., Iterable[Any]]) -> Callable[..., Iterator[Any]]:
     ledger, hold_at = Path(os.environ["LEDGER"]), int(os.environ["HOLD_AT"])
-    attempt, rank = os.environ.get("SLURM_RESTART_COUNT", "0"), os.environ.get("RANK")
+    attempt = os.environ.get("SLURM_RESTART_COUNT") or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    rank = os.environ.get("RANK", "0")
 
     def record(*arguments: Any) -> Iterator[Any]:
         with (ledger / f"rows-{attempt}-{rank}").open("a") as file:

@@ -1,0 +1,49 @@
+"""What all ranks agree on after each step: that one was told to stop, and that a checkpoint is due by the clock."""
+
+import time
+
+import torch
+import torch.distributed as dist
+
+from trainer.signals import StopSignals
+
+
+class Agreement:
+    """What the ranks agree on after every step: to stop, and that a checkpoint is due by the clock.
+
+    Each says what it knows, and learns one step later what any of them knew: nobody waits, and all do the same at
+    the same step. Every rank has one and calls it at the same steps.
+
+    Args:
+        signals: this rank's.
+        every_minutes: between checkpoints, by rank 0's clock; None: none.
+
+    Attributes:
+        stop: a rank was told to stop.
+        save: a checkpoint is due.
+    """
+
+    def __init__(self, signals: StopSignals, every_minutes: float | None) -> None:
+        self.stop = self.save = False
+        self._signals = signals
+        self._interval = every_minutes * 60 if every_minutes and dist.get_rank() == 0 else float("inf")
+        self._group = dist.new_group(backend="gloo")
+        self._asked: tuple[torch.Tensor, dist.Work] | None = None
+        self._due = time.monotonic() + self._interval
+
+    def step(self) -> None:
+        """Take in what was said a step ago, and say what is known now."""
+        if self._asked is not None:
+            answer, work = self._asked
+            work.wait()
+            self.stop, self.save = self.stop or bool(answer[0]), self.save or bool(answer[1])
+        due = time.monotonic() >= self._due
+        if due:
+            self._due = float("inf")  # until it is saved
+        question = torch.tensor([self._signals.seen is not None, due], dtype=torch.int32)
+        work = dist.all_reduce(question, dist.ReduceOp.MAX, group=self._group, async_op=True)
+        self._asked = question, work
+
+    def saved(self) -> None:
+        """Start the clock anew: a checkpoint was written."""
+        self.save, self._due = False, time.monotonic() + self._interval
