@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -86,6 +87,7 @@ def process_group(device: str) -> Iterator[Processes]:
     os.environ.setdefault("LOCAL_WORLD_SIZE", "1")  # TorchRec asks for it, and warns where it is missing
     if "RANK" in os.environ:
         store, rank, size = next(rendezvous("env://", timeout=timeout))
+        store = _fresh(store, rank, size)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     try:
         yield Processes(
@@ -101,6 +103,27 @@ def process_group(device: str) -> Iterator[Processes]:
         raise
     finally:
         dist.destroy_process_group()
+
+
+def _fresh(store: dist.Store, rank: int, size: int) -> dist.Store:
+    """The part of the store that only the processes of this start know.
+
+    torchrun's store outlives its processes: after a restart they would find the addresses of those before them
+    (pytorch issue 135712). Its count of restarts doesn't tell starts apart, as a host that joins counts anew. So
+    rank 0 makes up a name, and tells it to all that it hears of until all have answered under that name.
+    """
+    me = uuid4().hex
+    if rank:
+        store.set(f"cetnet/hello/{rank}", me)
+        name = store.get(f"cetnet/welcome/{me}").decode()
+        store.set(f"cetnet/{name}/{rank}", "")
+        return dist.PrefixStore(name, store)
+    others = range(1, size)
+    while not all(store.check([f"cetnet/{me}/{other}"]) for other in others):
+        for other in others:  # what it finds may be of an earlier start, until the process says hello
+            store.set(f"cetnet/welcome/{store.get(f'cetnet/hello/{other}').decode()}", me)
+        time.sleep(0.05)
+    return dist.PrefixStore(me, store)
 
 
 def _told_elsewhere(error: Exception, store: dist.Store) -> bool:

@@ -136,7 +136,15 @@ def test_a_slurm_job_trains_on_two_nodes_after_a_failure(tmp_path: Path, slurm: 
     for check in ([BIN / "shellcheck", script], ["bash", "-n", script]):
         subprocess.run(check, check=True)
     wanted = set(re.findall(r"^#SBATCH --(.*)", script.read_text(), re.MULTILINE))
-    assert wanted >= {"nodes=2", "ntasks-per-node=1", "gpus-per-node=1", "mem=4096M", "time=90", "requeue"}
+    assert wanted >= {
+        "nodes=2",
+        "ntasks-per-node=1",
+        "gpus-per-node=1",
+        "mem=4096M",
+        "time=90",
+        "requeue",
+        "signal=TERM@120",
+    }
 
     assert script.read_text().count("sharding.cluster.ddr_gb=4 --resume") == 1  # the planner's limit
 
