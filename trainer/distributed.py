@@ -83,7 +83,8 @@ def process_group(device: str) -> Iterator[Processes]:
         )
     backend = "nccl" if resolved.type == "cuda" else "gloo"
     timeout = timedelta(minutes=10)
-    store, rank, size = dist.HashStore(), 0, 1
+    store: dist.Store = dist.HashStore()
+    rank, size = 0, 1
     os.environ.setdefault("LOCAL_WORLD_SIZE", "1")  # TorchRec asks for it, and warns where it is missing
     if "RANK" in os.environ:
         store, rank, size = next(rendezvous("env://", timeout=timeout))
