@@ -88,7 +88,7 @@ def process_group(device: str) -> Iterator[Processes]:
     os.environ.setdefault("LOCAL_WORLD_SIZE", "1")  # TorchRec asks for it, and warns where it is missing
     if "RANK" in os.environ:
         store, rank, size = next(rendezvous("env://", timeout=timeout))
-        store = _fresh(store, rank, size)
+        store = _fresh(store, rank, size, timeout)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     try:
         yield Processes(
@@ -106,12 +106,14 @@ def process_group(device: str) -> Iterator[Processes]:
         dist.destroy_process_group()
 
 
-def _fresh(store: dist.Store, rank: int, size: int) -> dist.Store:
+def _fresh(store: dist.Store, rank: int, size: int, timeout: timedelta) -> dist.Store:
     """The part of the store that only the processes of this start know.
 
     torchrun's store outlives its processes: after a restart they would find the addresses of those before them
     (pytorch issue 135712). Its count of restarts doesn't tell starts apart, as a host that joins counts anew. So
     rank 0 makes up a name, and tells it to all that it hears of until all have answered under that name.
+
+    Raises UserError if they don't within `timeout`.
     """
     me = uuid4().hex
     if rank:
@@ -119,9 +121,13 @@ def _fresh(store: dist.Store, rank: int, size: int) -> dist.Store:
         name = store.get(f"cetnet/welcome/{me}").decode()
         store.set(f"cetnet/{name}/{rank}", "")
         return dist.PrefixStore(name, store)
-    others = range(1, size)
-    while not all(store.check([f"cetnet/{me}/{other}"]) for other in others):
-        for other in others:  # what it finds may be of an earlier start, until the process says hello
+    others, deadline = range(1, size), time.monotonic() + timeout.total_seconds()
+    while missing := [other for other in others if not store.check([f"cetnet/{me}/{other}"])]:
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"rank {missing[0]} of {size} did not start within {timeout}; look at what it printed"
+            )
+        for other in missing:  # what it finds may be of an earlier start, until the process says hello
             store.set(f"cetnet/welcome/{store.get(f'cetnet/hello/{other}').decode()}", me)
         time.sleep(0.05)
     return dist.PrefixStore(me, store)
