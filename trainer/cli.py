@@ -255,7 +255,7 @@ def config(
 
 
 def _check_training(settings: Any, world_size: int, resume: bool) -> None:
-    from trainer.train import check_inputs
+    from trainer.check import check_inputs
 
     check_inputs(settings, world_size, resume)
 

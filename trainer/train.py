@@ -3,8 +3,6 @@
 import math
 import os
 import sys
-import time
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from resource import RUSAGE_SELF, getrusage
@@ -13,10 +11,9 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 
-from models.schema import Schema
 from sharding.report import plan_table
-from trainer.batch import Batch
-from trainer.build import Session, build_model, build_session, load_pretrained
+from trainer.build import Session, build_session, load_pretrained
+from trainer.check import check_inputs
 from trainer.checkpoint import (
     Checkpoints,
     latest_checkpoint,
@@ -24,15 +21,16 @@ from trainer.checkpoint import (
     read_trainer_state,
     verify_checkpoint,
 )
+from trainer.clock import Clock, TimedBatches
 from trainer.config import RunConfig
 from trainer.dataset import Dataset
-from trainer.distributed import Processes, resolve_device
+from trainer.distributed import Processes
 from trainer.errors import UserError
 from trainer.preemption import Agreement
 from trainer.progress import TrainingProgress, console
 from trainer.progressive import ProgressiveNE
 from trainer.reader import Reader
-from trainer.run import CHECKPOINTS, RunFolder, first_difference, prepare_run
+from trainer.run import CHECKPOINTS, RunFolder, first_difference
 from trainer.schedule import LearningRate
 from trainer.scoring import run_pipeline, score
 from trainer.signals import StopSignals
@@ -68,53 +66,6 @@ class Trainer:
     display: TrainingProgress
     total_steps: int
     progress: Progress = field(default_factory=Progress)
-
-
-def check_inputs(config: RunConfig, world_size: int, resume: bool) -> Dataset:
-    """Find every mistake that can be found before anything starts; raises UserError."""
-    prepare_run(config, resume)
-    on_cpu = resolve_device(config.training.device).type == "cpu"
-    if config.optimizer.sparse.kind == "adam" and on_cpu:
-        raise UserError(
-            "optimizer.sparse.kind=adam runs on CUDA only, and the device here is the CPU; "
-            "use rowwise_adagrad, adagrad or sgd"
-        )
-    for direction, precision in config.sharding.communication:
-        if precision == "bf16" and on_cpu:
-            raise UserError(
-                f"sharding.communication.{direction}=bf16 runs on CUDA only, and the device here is the CPU; "
-                "use fp16"
-            )
-    if config.data.batch_size % world_size:
-        raise UserError(
-            f"data.batch_size={config.data.batch_size} is not a multiple of the {world_size} processes"
-        )
-    dataset = Dataset(config.data.path, config.data.split)
-    Reader(
-        dataset,
-        config.data.batch_size,
-        order=config.data.order,
-        lanes=config.data.lanes,
-        world_size=world_size,
-    )
-    splits = set(config.evaluation.splits)
-    if config.evaluation.every_steps or config.evaluation.every_epoch:
-        splits.add(config.evaluation.validation)
-    for split in sorted(splits):
-        Dataset(config.data.path, split)
-    _check_monitor(config, dataset.schema)
-    build_model(config, dataset.schema, "meta")
-    return dataset
-
-
-def _check_monitor(config: RunConfig, schema: Schema) -> None:
-    stopping = config.evaluation.early_stopping
-    metrics = ["auc", "ne", "logloss", *(["gauc"] if schema.group else [])]
-    known = [f"{metric}/{output}" for metric in metrics for output in config.model.outputs]
-    if stopping and stopping.monitor not in known:
-        raise UserError(
-            f"evaluation.early_stopping.monitor={stopping.monitor!r} is none of {', '.join(known)}"
-        )
 
 
 def train(config: RunConfig, processes: Processes, resume: bool = False) -> dict[str, Any] | None:
@@ -222,8 +173,8 @@ def train_segment(trainer: Trainer) -> None:
     segment_end = min((epoch + 1) * reader.steps_per_epoch, trainer.total_steps)
     if every := config.evaluation.every_steps:
         segment_end = min(segment_end, (progress.step // every + 1) * every)
-    batches = _Timed(reader.batches(epoch, first, first + segment_end - progress.step))
-    clock = _Clock(progress, batches)
+    batches = TimedBatches(reader.batches(epoch, first, first + segment_end - progress.step))
+    clock = Clock(progress.step, progress.seconds, batches)
     trainer.session.model.train()
     trainer.lr.set(progress.step)
     loss = torch.zeros((), device=trainer.processes.device)
@@ -350,7 +301,7 @@ def describe(metrics: dict[str, float]) -> str:
     return f"{metrics['rows']:,} rows, " + ", ".join(parts)
 
 
-def _log(trainer: Trainer, clock: "_Clock", loss: torch.Tensor) -> None:
+def _log(trainer: Trainer, clock: Clock, loss: torch.Tensor) -> None:
     step = trainer.progress.step
     ne = trainer.ne.compute()
     timing = clock.lap(step)
@@ -423,44 +374,3 @@ def _check_same_data(state: dict[str, Any], dataset: Dataset, checkpoint: Path) 
             f"{checkpoint}: the data changed since it was written, so its step means other rows ({changed}); "
             "restore the data or choose another run_dir=..."
         )
-
-
-class _Timed(Iterator[Batch]):
-    """Counts the seconds that the consumer waits for batches."""
-
-    def __init__(self, batches: Iterable[Batch]) -> None:
-        self._batches = iter(batches)
-        self.waited = 0.0
-
-    def __next__(self) -> Batch:
-        start = time.perf_counter()
-        try:
-            return next(self._batches)
-        finally:
-            self.waited += time.perf_counter() - start
-
-
-class _Clock:
-    """Times laps between log points, and the whole run, resumes included."""
-
-    def __init__(self, progress: Progress, batches: _Timed) -> None:
-        self._before, self._batches = progress.seconds, batches
-        self._start = self._lap_start = time.perf_counter()
-        self._lap_step, self._lap_waited = progress.step, 0.0
-
-    def seconds(self) -> float:
-        """Seconds spent training, since the run began."""
-        return self._before + time.perf_counter() - self._start
-
-    def lap(self, step: int) -> dict[str, float]:
-        """Steps, seconds per step and share of waiting for data since the last lap; seconds of the run."""
-        now, waited = time.perf_counter(), self._batches.waited
-        elapsed, steps = now - self._lap_start, step - self._lap_step
-        result = {
-            "steps": steps,
-            "seconds": self.seconds(),
-            "seconds_per_step": elapsed / steps,
-            "data_wait": (waited - self._lap_waited) / elapsed,
-        }
-        self._lap_start, self._lap_step, self._lap_waited = now, step, waited
-        return result

@@ -12,9 +12,9 @@ from sharding.communication import codecs
 from sharding.config import CommunicationConfig
 from tests.data import write_dataset
 from tests.processes import run_processes, run_settings, train_all
+from trainer.check import check_inputs
 from trainer.config import RunConfig
 from trainer.errors import UserError
-from trainer.train import check_inputs
 
 PLANS = ("table_wise", "row_wise")
 FP16 = {"forward": "fp16", "backward": "fp16"}

@@ -1,0 +1,57 @@
+"""What can be wrong with a training run before it starts."""
+
+from models.schema import Schema
+from trainer.build import build_model
+from trainer.config import RunConfig
+from trainer.dataset import Dataset
+from trainer.distributed import resolve_device
+from trainer.errors import UserError
+from trainer.reader import Reader
+from trainer.run import prepare_run
+
+
+def check_inputs(config: RunConfig, world_size: int, resume: bool) -> Dataset:
+    """Find every mistake that can be found before anything starts; raises UserError."""
+    prepare_run(config, resume)
+    on_cpu = resolve_device(config.training.device).type == "cpu"
+    if config.optimizer.sparse.kind == "adam" and on_cpu:
+        raise UserError(
+            "optimizer.sparse.kind=adam runs on CUDA only, and the device here is the CPU; "
+            "use rowwise_adagrad, adagrad or sgd"
+        )
+    for direction, precision in config.sharding.communication:
+        if precision == "bf16" and on_cpu:
+            raise UserError(
+                f"sharding.communication.{direction}=bf16 runs on CUDA only, and the device here is the CPU; "
+                "use fp16"
+            )
+    if config.data.batch_size % world_size:
+        raise UserError(
+            f"data.batch_size={config.data.batch_size} is not a multiple of the {world_size} processes"
+        )
+    dataset = Dataset(config.data.path, config.data.split)
+    Reader(
+        dataset,
+        config.data.batch_size,
+        order=config.data.order,
+        lanes=config.data.lanes,
+        world_size=world_size,
+    )
+    splits = set(config.evaluation.splits)
+    if config.evaluation.every_steps or config.evaluation.every_epoch:
+        splits.add(config.evaluation.validation)
+    for split in sorted(splits):
+        Dataset(config.data.path, split)
+    _check_monitor(config, dataset.schema)
+    build_model(config, dataset.schema, "meta")
+    return dataset
+
+
+def _check_monitor(config: RunConfig, schema: Schema) -> None:
+    stopping = config.evaluation.early_stopping
+    metrics = ["auc", "ne", "logloss", *(["gauc"] if schema.group else [])]
+    known = [f"{metric}/{output}" for metric in metrics for output in config.model.outputs]
+    if stopping and stopping.monitor not in known:
+        raise UserError(
+            f"evaluation.early_stopping.monitor={stopping.monitor!r} is none of {', '.join(known)}"
+        )
