@@ -47,6 +47,8 @@ def train(
     environment.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "3600")
     if ":" in j:  # what torchrun reads as --max-restarts: a lost node is a failure of those that remain
         environment.setdefault("PET_MAX_RESTARTS", str(max(max_retries, 3)))
+        # Otherwise a node that joins waits for the address of the first round, which nobody repeats (torch 2.13).
+        environment.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     return _torchrun(
         arguments, j, cpu, gpu, memMB, h, max_retries, environment, mounts, image, name, rdzv_port
     )

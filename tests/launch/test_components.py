@@ -47,6 +47,7 @@ def test_every_job_resumes_and_an_elastic_one_survives_its_nodes() -> None:
     role = components.train(config="c.yaml", j="1:2x2").roles[0]
     assert (role.min_replicas, role.num_replicas) == (1, 2)
     assert role.env["PET_MAX_RESTARTS"] == "3"
+    assert role.env["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] == "1"
 
 
 def test_a_request_for_memory_can_be_left_out() -> None:

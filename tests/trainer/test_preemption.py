@@ -6,6 +6,7 @@ The recorder holds each rank at step 25, until it is released.
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -45,21 +46,22 @@ def until(condition: Callable[[], Any], what: str, seconds: float = 400) -> None
 
 @dataclass
 class Job:
-    """A command under way in `folder`, which has its run, its ledger and its log."""
+    """A command under way in `folder`, which has its run and its log."""
 
     folder: Path
     process: subprocess.Popen[bytes]
+    ledger: Path
 
     def wait_until_held(self, *ranks: int) -> list[int]:
         """Process ids of the ranks, which are in the midst of training."""
-        held = [self.folder / "ledger" / f"held-{rank}" for rank in ranks]
+        held = [self.ledger / f"held-{rank}" for rank in ranks]
         until(lambda: all(file.exists() and file.read_text() for file in held), f"held: {self.log}")
         # A checkpoint is written in the background.
         until((self.folder / "run/checkpoints/step-000000020").exists, "checkpoint of step 20")
         return [int(file.read_text()) for file in held]
 
     def release(self) -> None:
-        (self.folder / "ledger" / "release").touch()
+        (self.ledger / "release").touch()
 
     def wait(self) -> int:
         return self.process.wait(400)
@@ -76,7 +78,7 @@ class Job:
 
     def rows(self, attempt: int, steps: int = STEPS) -> list[int]:
         """Rows that an attempt trained in its first steps, on all ranks."""
-        files = (self.folder / "ledger").glob(f"rows-{attempt}-*")
+        files = self.ledger.glob(f"rows-{attempt}-*")
         lines = [line for file in files for line in file.read_text().splitlines()[:steps]]
         return [row for line in lines for row in json.loads(line) if row >= 0]
 
@@ -106,12 +108,12 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any
 def start(data: Path, tmp_path: Path) -> Iterator[Callable[..., Job]]:
     jobs: list[Job] = []
 
-    def start(*command: str, **env: str) -> Job:
+    def start(*command: str, ledger: str = "ledger", **env: str) -> Job:
         """`python COMMAND` where `train.yaml` is, an experiment that is held at step 25."""
-        (tmp_path / "ledger").mkdir(exist_ok=True)
+        (tmp_path / ledger).mkdir(exist_ok=True)
         (tmp_path / "train.yaml").write_text(yaml.safe_dump(settings(data, tmp_path / "run")))
         python_path = f"{ROOT / 'tests/recorder'}:{ROOT}"
-        recorder = {"PYTHONPATH": python_path, "LEDGER": str(tmp_path / "ledger"), "HOLD_AT": str(HOLD_AT)}
+        recorder = {"PYTHONPATH": python_path, "LEDGER": str(tmp_path / ledger), "HOLD_AT": str(HOLD_AT)}
         with (tmp_path / "log.txt").open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, *command],
@@ -120,7 +122,7 @@ def start(data: Path, tmp_path: Path) -> Iterator[Callable[..., Job]]:
                 stdout=log,
                 stderr=log,
             )
-        jobs.append(Job(tmp_path, process))
+        jobs.append(Job(tmp_path, process, tmp_path / ledger))
         return jobs[-1]
 
     yield start
@@ -180,6 +182,41 @@ def test_a_lost_process_is_started_again_and_resumes_by_itself(
     (resumed_at,) = [int(line.split()[0]) for line in job.log.split("resumed at step ")[1:]]
     assert Counter(job.rows(0, resumed_at) + job.rows(1)) == Counter(range(ROWS))
     assert_as_if_nothing_had_happened(job, whole)
+
+
+def test_a_node_joins_and_is_lost(start: Callable[..., Job], whole: dict[str, Any]) -> None:
+    """Two torchruns are the nodes: the first goes on with the second from where it was, and alone from step 30."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        endpoint = f"localhost:{probe.getsockname()[1]}"
+    conf = "last_call_timeout=2,keep_alive_interval=1,keep_alive_max_attempt=3"
+    node = [
+        *("-m", "torch.distributed.run", "--nnodes", "1:2", "--nproc-per-node", "1", "--max-restarts", "3"),
+        *("--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--rdzv-id", "elastic", "--rdzv-conf", conf),
+        *("--local-addr", "localhost", *CETNET, "train", "train.yaml"),
+    ]
+    together = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "300"}
+    first = start(*node, **together)
+    first.wait_until_held(0)
+    second = start(*node, ledger="second", **together, HOLD_AT="8")
+    until(lambda: "SIGTERM: stopping after this step" in first.log, first.log)
+    first.release()
+    until(lambda: list(second.ledger.glob("held-*")), first.log)
+    (joined_at,) = [int(line.split()[0]) for line in first.log.split("resumed at step ")[1:]]
+    assert HOLD_AT < joined_at < 30 < joined_at + 8
+    until((first.folder / "run/checkpoints/step-000000030").exists, "checkpoint of step 30")
+    (held,) = second.ledger.glob("held-*")
+    second.process.kill()
+    os.kill(int(held.read_text()), signal.SIGKILL)
+    second.process.wait()
+    assert first.wait() == 0, first.log
+    assert first.log.split("resumed at step ")[2].startswith("30 ")
+    # torchrun doesn't count the start with another node; the first node's rank is 0 then, too, or becomes 1.
+    files = sorted(first.ledger.glob("rows-0-*"))
+    until_30 = [line for file in files for line in file.read_text().splitlines()][:30]
+    rows = [row for line in until_30 for row in json.loads(line)] + second.rows(0, 30 - joined_at)
+    assert Counter(rows + first.rows(1)) == Counter(range(ROWS))
+    assert_as_if_nothing_had_happened(first, whole)
 
 
 def test_a_second_signal_leaves_at_once() -> None:
