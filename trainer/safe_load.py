@@ -1,5 +1,6 @@
 """Reading what torch.distributed.checkpoint wrote, without running anything that it holds."""
 
+import dataclasses
 import io
 import pickle
 from pathlib import Path
@@ -8,7 +9,12 @@ from typing import Any, ClassVar
 import torch
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import (
+    Metadata,
+    StorageMeta,
+    TensorProperties,
+    TensorStorageMetadata,
+)
 from torch.distributed.checkpoint.planner import LoadPlan, ReadItem
 
 
@@ -31,7 +37,7 @@ class SafeReader(FileSystemReader):
         return metadata
 
 
-class _MetadataUnpickler(pickle.Unpickler):
+class _MetadataUnpickler(pickle._Unpickler):  # in Python, as the one in C can't be told what BUILD may do
     _ALLOWED: ClassVar = {
         "torch.distributed.checkpoint.metadata": {
             "BytesStorageMetadata",
@@ -50,12 +56,32 @@ class _MetadataUnpickler(pickle.Unpickler):
         "pathlib._local": {"Path", "PosixPath"},
     }
 
+    stack: list[Any]
+
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
         if name in self._ALLOWED.get(module, ()):
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"metadata refers to {module}.{name}, which no checkpoint needs")
+
+    def load_build(self) -> None:
+        """Sets the attributes of an object: here of our data classes' instances, and only their fields.
+
+        A class whose `__module__` it sets, say, would have a module of that name imported when its instances are
+        sent to another rank.
+        """
+        state, instance = self.stack[-1], self.stack[-2]
+        if isinstance(instance, type) or not dataclasses.is_dataclass(instance):
+            raise pickle.UnpicklingError(f"metadata sets attributes of {instance!r}")
+        # Only the state of TensorProperties is a tuple, which its __setstate__ reads.
+        if not isinstance(instance, TensorProperties):
+            fields = {field.name for field in dataclasses.fields(instance)}
+            if not (isinstance(state, dict) and state.keys() <= fields):
+                raise pickle.UnpicklingError(f"metadata sets what {type(instance).__name__} doesn't have")
+        super().load_build()  # type: ignore[misc]
+
+    dispatch: ClassVar = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: load_build}  # type: ignore[dict-item]
 
 
 class OtherModelError(ValueError):

@@ -161,6 +161,34 @@ def test_malicious_part_of_metadata(checkpoint: Path, session: Session, tmp_path
     assert not marker.exists()
 
 
+def test_malicious_attributes_in_metadata(checkpoint: Path, session: Session) -> None:
+    """What a pickle may do without naming anything that is forbidden: change a class, a function, a method."""
+
+    def opcodes(module: str, name: str, attribute: str) -> bytes:
+        """`setattr(module.name, attribute, "evil")`, and forget it."""
+        state = pickle.NONE + pickle.EMPTY_DICT + pickle.UNICODE + attribute.encode() + b"\n"
+        state += pickle.UNICODE + b"evil\n" + pickle.SETITEM + pickle.TUPLE2
+        return pickle.GLOBAL + f"{module}\n{name}\n".encode() + state + pickle.BUILD + pickle.POP
+
+    file = checkpoint / ".metadata"
+    honest = file.read_bytes()
+    metadata = "torch.distributed.checkpoint.metadata"
+    attacks = [
+        opcodes(metadata, "MetadataIndex", "__module__"),
+        opcodes("pathlib", "PosixPath", "exists"),
+        opcodes("torch.serialization", "_get_layout", "__code__"),
+        opcodes(metadata, "MetadataIndex", "fqn").replace(
+            pickle.NONE, pickle.UNICODE + b"x\n" + pickle.TUPLE1 + pickle.REDUCE + pickle.NONE, 1
+        ),
+    ]
+    for attack in attacks:
+        file.write_bytes(honest[:2] + attack + honest[2:])  # after the protocol's number
+        seal(checkpoint)
+        assert_refused(checkpoint, session, "metadata sets")
+    assert MetadataIndex.__module__ == metadata
+    file.write_bytes(honest)
+
+
 @pytest.mark.parametrize("entry", ["bytes", "tensor"])
 def test_malicious_entry(checkpoint: Path, session: Session, tmp_path: Path, entry: str) -> None:
     """A parameter whose stored bytes are a malicious pickle, announced as an object or still as a tensor."""
