@@ -6,6 +6,7 @@ Heavy libraries are imported inside the commands, so that `--help` and mistakes 
 import logging
 import os
 import sys
+import threading
 import warnings
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -279,6 +280,13 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", message="Please use DTensor instead")
     for logger in ("torchrec", "torch.fx", "torch.distributed.checkpoint"):
         logging.getLogger(logger).setLevel(logging.ERROR)
+    threading.excepthook = _say_unless_of_the_disk
+
+
+def _say_unless_of_the_disk(failure: threading.ExceptHookArgs) -> None:
+    """TensorBoard's thread, for which a disk is full, has its error raised by the next number that it is given."""
+    if not isinstance(failure.exc_value, OSError):
+        threading.__excepthook__(failure)
 
 
 def main() -> None:

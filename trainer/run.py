@@ -8,6 +8,8 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -85,53 +87,85 @@ def load_run(folder: Path) -> tuple[RunConfig, Schema]:
 
 
 class RunFolder:
-    """Writes the folder's files; rank 0 only."""
+    """Writes the folder's files; rank 0 only.
+
+    Raises:
+        UserError: by every method: the disk is full, or broken.
+    """
 
     def __init__(self, config: RunConfig, schema: Schema, plan: Plan, world_size: int) -> None:
         self.path = config.run_dir
-        self.path.mkdir(parents=True, exist_ok=True)
-        save_yaml(self.path / "config.yaml", config)
-        schema.save(self.path / "schema.yaml")
-        with (self.path / "plan.txt").open("w") as file:
-            Console(file=file, width=140).print(plan_table(plan, world_size))
-        write_json(self.path / "plan.json", plan_dict(plan, world_size))
-        write_json(self.path / "environment.json", _environment(world_size))
+        aside = self.path / ".start"  # a resumed run's files are replaced by whole ones
+        try:
+            with written(self.path):
+                aside.mkdir(parents=True, exist_ok=True)
+                save_yaml(aside / "config.yaml", config)
+                schema.save(aside / "schema.yaml")
+                with (aside / "plan.txt").open("w") as file:
+                    Console(file=file, width=140).print(plan_table(plan, world_size))
+                write_json(aside / "plan.json", plan_dict(plan, world_size))
+                write_json(aside / "environment.json", _environment(world_size))
+                for path in aside.iterdir():
+                    path.rename(self.path / path.name)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
         self._metrics = self.path / "metrics.jsonl"
         self._board: SummaryWriter | None = None
 
     def truncate_metrics(self, step: int) -> None:
         """Forget what was written after a checkpoint's step, before training goes on from it."""
         shutil.rmtree(self.path / "predictions", ignore_errors=True)
-        if self._metrics.exists():
-            lines = self._metrics.read_text().splitlines(keepends=True)
-            # A line cut short by a crash has no newline; it is dropped like those beyond the step.
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-            self._metrics.write_text("".join(kept))
-        self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=step + 1)
+        with written(self.path):
+            if self._metrics.exists():
+                lines = self._metrics.read_text().splitlines(keepends=True)
+                # A line cut short by a crash has no newline; it is dropped like those beyond the step.
+                kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+                _write_text(self._metrics, "".join(kept))
+            self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=step + 1)
 
     def log(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """Append to metrics.jsonl and, for numbers, to TensorBoard."""
-        with self._metrics.open("a") as file:
-            file.write(json.dumps({"kind": kind, "step": step} | finite(values)) + "\n")
-        if self._board is None:
-            self._board = SummaryWriter(str(self.path / "tensorboard"))
         prefix = "" if kind == "train" else f"{values.get('split', kind)}/"
-        for key, value in values.items():
-            if isinstance(value, (int, float)):
-                self._board.add_scalar(prefix + key, value, step)
+        with written(self.path):
+            with self._metrics.open("a") as file:
+                file.write(json.dumps({"kind": kind, "step": step} | finite(values)) + "\n")
+            if self._board is None:
+                self._board = SummaryWriter(str(self.path / "tensorboard"))
+            for key, value in values.items():
+                if isinstance(value, (int, float)):
+                    self._board.add_scalar(prefix + key, value, step)
 
     def finish(self, result: dict[str, Any]) -> None:
         """Write result.json, the mark of a finished run."""
-        if self._board is not None:
-            self._board.close()
-        write_json(self.path / RESULT, finite(result))
+        with written(self.path):
+            if self._board is not None:
+                self._board.close()
+            write_json(self.path / RESULT, finite(result))
+
+
+@contextmanager
+def written(path: Path) -> Iterator[None]:
+    """Make what the disk refuses in this block a UserError that names the path."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror}); make room or mend the disk, and go on with --resume"
+        ) from error
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write JSON whole or not at all."""
+    _write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def _write_text(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    temporary.rename(path)
+    try:
+        temporary.write_text(text)
+        temporary.rename(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def check_writable(path: Path) -> None:

@@ -30,7 +30,7 @@ from trainer.preemption import Agreement
 from trainer.progress import TrainingProgress, console
 from trainer.progressive import ProgressiveNE
 from trainer.reader import Reader
-from trainer.run import CHECKPOINTS, RunFolder, first_difference
+from trainer.run import CHECKPOINTS, RunFolder, first_difference, written
 from trainer.schedule import LearningRate
 from trainer.scoring import run_pipeline, score
 from trainer.signals import StopSignals
@@ -286,7 +286,8 @@ def _evaluate(trainer: Trainer, split: str, write: bool) -> dict[str, float]:
         shared = [scores.metrics()]
         trainer.folder.log("eval", trainer.progress.step, {"split": split, **shared[0]})
         if write:
-            scores.write(trainer.folder.path / "predictions" / f"{split}.parquet")
+            with written(trainer.folder.path):
+                scores.write(trainer.folder.path / "predictions" / f"{split}.parquet")
         trainer.display.say(f"{split}: {describe(shared[0])}")
     dist.broadcast_object_list(shared, group=trainer.processes.cpu_group)
     return shared[0]
