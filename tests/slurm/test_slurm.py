@@ -120,7 +120,7 @@ def submit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Submit]:
             *("--config", "config.yaml", "-j", "2x1", "--cpu", "1", *options),
             cwd=folder / name,
             GLOO_SOCKET_IFNAME="lo",
-            PYTHONPATH=str(ROOT / "tests" / "recorder"),
+            PYTHONPATH=str(ROOT / "benchmarks" / "recorder"),
             LEDGER=str(folder / name / "ledger"),
             HOLD_AT=str(HOLD_AT if hold else STEPS + 1),
         )

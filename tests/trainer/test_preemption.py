@@ -112,7 +112,7 @@ def start(data: Path, tmp_path: Path) -> Iterator[Callable[..., Job]]:
         """`python COMMAND` where `train.yaml` is, an experiment that is held at step 25."""
         (tmp_path / ledger).mkdir(exist_ok=True)
         (tmp_path / "train.yaml").write_text(yaml.safe_dump(settings(data, tmp_path / "run")))
-        python_path = f"{ROOT / 'tests/recorder'}:{ROOT}"
+        python_path = f"{ROOT / 'benchmarks/recorder'}:{ROOT}"
         recorder = {"PYTHONPATH": python_path, "LEDGER": str(tmp_path / ledger), "HOLD_AT": str(HOLD_AT)}
         with (tmp_path / "log.txt").open("ab") as log:
             process = subprocess.Popen(

@@ -1,7 +1,8 @@
-"""Python runs this at start-up where PYTHONPATH names its folder: jobs of the tests.
+"""Python runs this at start-up where PYTHONPATH names its folder: jobs of `benchmarks.chaos` and of the tests.
 
-It writes down the rows of every step into LEDGER, a file per attempt and rank, and, in the first attempt, holds each
-rank at step HOLD_AT until there is a file LEDGER/release. What is run stays the command that users run.
+It writes down the rows of every step into LEDGER, a file per attempt and rank, and, if there is HOLD_AT, holds each
+rank at that step of the first attempt until there is a file LEDGER/release. What is run stays the command that
+users run.
 """
 
 import importlib.abc
@@ -16,8 +17,10 @@ from typing import Any
 
 
 def recorded(run_pipeline: Callable[..., Iterable[Any]]) -> Callable[..., Iterator[Any]]:
-    ledger, hold_at = Path(os.environ["LEDGER"]), int(os.environ["HOLD_AT"])
-    attempt = os.environ.get("SLURM_RESTART_COUNT") or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    """The same, writing down the rows of each step."""
+    ledger, hold_at = Path(os.environ["LEDGER"]), int(os.environ.get("HOLD_AT", "0"))
+    counts = ("ATTEMPT", "SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
+    attempt = next((os.environ[count] for count in counts if count in os.environ), "0")
     rank = os.environ.get("RANK", "0")
 
     def record(*arguments: Any) -> Iterator[Any]:
@@ -37,6 +40,7 @@ class Finder(importlib.abc.MetaPathFinder):
     """Replaces `run_pipeline` in `trainer.train` as soon as that is imported."""
 
     def find_spec(self, name: str, path: Any, target: Any = None) -> importlib.machinery.ModuleSpec | None:
+        """The module's, which will replace the function when it is executed."""
         if name != "trainer.train":
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path, target)
