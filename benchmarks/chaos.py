@@ -270,9 +270,11 @@ def small_disk(mount: Path, size: int) -> Iterator[Path | None]:
     """A tmpfs of `size` bytes, in a mount namespace that ends with this program; None where that is refused."""
     mount.mkdir(parents=True)
     script = f'mount -t tmpfs -o size={size} tmpfs "$0" && echo mounted && exec cat'
-    unshare = [shutil.which("unshare") or "false", "-Urm", "sh", "-c", script, str(mount)]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(unshare, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL) as holder:
+    if not (unshare := shutil.which("unshare")):
+        yield None
+        return
+    command, pipe = [unshare, "-Urm", "sh", "-c", script, str(mount)], subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL) as holder:
         assert holder.stdout is not None
         mounted = holder.stdout.readline() == b"mounted\n"
         yield Path(f"/proc/{holder.pid}/root{mount.absolute()}") if mounted else None
