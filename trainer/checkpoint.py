@@ -25,6 +25,7 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import KeyedOptimizer
 
+from trainer.distributed import PATIENCE
 from trainer.errors import UserError
 from trainer.manifest import MANIFEST, find_damage, sync, write_manifest
 from trainer.progress import console
@@ -42,7 +43,7 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int) -> None:
         self._folder, self._keep = folder, keep
         # Collectives of a save run beside those of training, hence a group of their own.
-        self._group = dist.new_group(backend="gloo")
+        self._group = dist.new_group(backend="gloo", timeout=PATIENCE)
         self._writer = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[None] | None = None
         if dist.get_rank() == 0:

@@ -70,7 +70,7 @@ def train(
     _check_training(settings, world_size(), resume)
     from trainer.train import train as run
 
-    with process_group(settings.training.device) as processes:
+    with process_group(settings.training.device, settings.training.timeout_minutes) as processes:
         run(settings, processes, resume)
 
 

@@ -4,19 +4,21 @@ import time
 from collections.abc import Iterable, Iterator
 
 from trainer.batch import Batch
+from trainer.watch import READING, Watch
 
 
 class TimedBatches(Iterator[Batch]):
-    """Counts the seconds that the consumer waits for batches."""
+    """Counts the seconds that the consumer waits for batches, and tells the watch of it."""
 
-    def __init__(self, batches: Iterable[Batch]) -> None:
-        self._batches = iter(batches)
+    def __init__(self, batches: Iterable[Batch], watch: Watch) -> None:
+        self._batches, self._watch = iter(batches), watch
         self.waited = 0.0
 
     def __next__(self) -> Batch:
         start = time.perf_counter()
         try:
-            return next(self._batches)
+            with self._watch.during(READING):
+                return next(self._batches)
         finally:
             self.waited += time.perf_counter() - start
 

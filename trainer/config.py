@@ -89,6 +89,11 @@ class TrainingConfig(_Section):
         "fp32", description="Of the sharded tables' rows; what is looked up is always fp32."
     )
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    timeout_minutes: float = Field(
+        10,
+        gt=0,
+        description="How long a process may not answer, or keep the others waiting, before all are ended.",
+    )
     log_every: int = Field(
         50, gt=0, description="Steps between progress lines, metrics and TensorBoard points."
     )

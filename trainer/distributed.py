@@ -18,6 +18,10 @@ from torch.distributed.rendezvous import rendezvous
 from trainer.errors import UserError
 from trainer.signals import pass_on_signals
 from trainer.versions import installed_versions
+from trainer.watch import Watch
+
+# How long the ranks wait for each other to start, and how long in a collective: hangs are for the watch to find.
+_START, PATIENCE = timedelta(minutes=10), timedelta(hours=6)
 
 
 @dataclass(frozen=True)
@@ -30,13 +34,15 @@ class Processes:
         local_world_size: number of processes on this host.
         device: where this process computes.
         cpu_group: gloo group for results that are gathered on the CPU.
+        watch: told what this process does, finds one that hangs.
     """
 
     rank: int
     world_size: int
     local_world_size: int
     device: torch.device
-    cpu_group: dist.ProcessGroup  # patient: the others wait on it while rank 0 computes metrics
+    cpu_group: dist.ProcessGroup
+    watch: Watch
 
     @property
     def is_main(self) -> bool:
@@ -69,8 +75,11 @@ def resolve_device(name: str) -> torch.device:
 
 
 @contextmanager
-def process_group(device: str) -> Iterator[Processes]:
-    """Join the group that torchrun describes in the environment, or be alone."""
+def process_group(device: str, timeout_minutes: float = 10) -> Iterator[Processes]:
+    """Join the group that torchrun describes in the environment, or be alone.
+
+    A process that stops answering for `timeout_minutes`, or keeps the others waiting for that long, ends them all.
+    """
     resolved = resolve_device(device)
     if resolved.type == "cuda":
         torch.cuda.set_device(resolved)
@@ -82,28 +91,33 @@ def process_group(device: str) -> Iterator[Processes]:
             f"RANK is set but {', '.join(sorted(missing))} not; start the processes with torchrun"
         )
     backend = "nccl" if resolved.type == "cuda" else "gloo"
-    timeout = timedelta(minutes=10)
     store: dist.Store = dist.HashStore()
     rank, size = 0, 1
     os.environ.setdefault("LOCAL_WORLD_SIZE", "1")  # TorchRec asks for it, and warns where it is missing
     if "RANK" in os.environ:
-        store, rank, size = next(rendezvous("env://", timeout=timeout))
-        store = _fresh(store, rank, size, timeout)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+        store, rank, size = next(rendezvous("env://", timeout=_START))
+        store = _fresh(store, rank, size, _START)
+    watch = Watch(store, rank, size, timeout_minutes)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
     try:
+        cpu_group = dist.new_group(backend="gloo", timeout=PATIENCE)
+        assert dist.group.WORLD is not None
+        watch.start(dist.group.WORLD, cpu_group)
         yield Processes(
             rank=dist.get_rank(),
             world_size=dist.get_world_size(),
             local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
             device=resolved,
-            cpu_group=dist.new_group(backend="gloo", timeout=timedelta(hours=6)),
+            cpu_group=cpu_group,
+            watch=watch,
         )
     except Exception as error:
-        if _told_elsewhere(error, dist.PrefixStore("cetnet", store)):
-            sys.exit(2)
+        if code := watch.told_elsewhere(error):
+            sys.exit(code)
         raise
     finally:
         dist.destroy_process_group()
+        watch.close()
 
 
 def _fresh(store: dist.Store, rank: int, size: int, timeout: timedelta) -> dist.Store:
@@ -133,20 +147,6 @@ def _fresh(store: dist.Store, rank: int, size: int, timeout: timedelta) -> dist.
     return dist.PrefixStore(me, store)
 
 
-def _told_elsewhere(error: Exception, store: dist.Store) -> bool:
-    """Whether another rank tells the user of the mistake that ends this one too.
-
-    A user's mistake ends every rank: those that find it, of which one speaks, and those that lose their
-    connection to one that did.
-    """
-    if isinstance(error, UserError):
-        return store.add("user_error", 1) > 1
-    try:
-        return store.check(["user_error"])
-    except RuntimeError:  # the store has gone with rank 0
-        return False
-
-
 def launch(arguments: list[str], nproc: int) -> int:
     """Run `cetnet ARGUMENTS` in `nproc` processes of this machine, as torchrun does; returns the exit code.
 
@@ -174,12 +174,13 @@ def launch(arguments: list[str], nproc: int) -> int:
     try:
         elastic_launch(config, sys.executable)("-m", "trainer.cli", *arguments)
     except ChildFailedError as error:
+        if said := [failure.exitcode for failure in error.failures.values() if failure.exitcode > 0]:
+            return said[0]  # a process that was not killed has said why it ended, or who is gone
         first = error.get_first_failure()[1]
-        if first.exitcode < 0:
-            name = signal.Signals(-first.exitcode).name
-            guess = "; out of memory?" if name == "SIGKILL" else ""
-            print(f"cetnet: process {first.local_rank} was killed by {name}{guess}", file=sys.stderr)
-        return first.exitcode if first.exitcode > 0 else 128 - first.exitcode
+        name = signal.Signals(-first.exitcode).name
+        guess = "; out of memory?" if name == "SIGKILL" else ""
+        print(f"cetnet: process {first.local_rank} was killed by {name}{guess}", file=sys.stderr)
+        return 128 - first.exitcode
     except SignalException as error:
         return 128 + int(error.sigval)
     return 0

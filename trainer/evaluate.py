@@ -58,7 +58,7 @@ def check_inputs(run: Path, data: Path, split: str) -> tuple[RunConfig, Dataset,
 def _score_run(run: Path, data: Path, split: str) -> Scores | None:
     config, dataset, checkpoint = check_inputs(run, data, split)
     # On whatever there is here: a model trained on GPUs can be scored without one.
-    with process_group("auto") as processes:
+    with process_group("auto", config.training.timeout_minutes) as processes:
         session = build_session(config, dataset.schema, processes)
         verify_checkpoint(checkpoint)
         load_checkpoint(checkpoint, session.model)

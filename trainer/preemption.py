@@ -5,6 +5,7 @@ import time
 import torch
 import torch.distributed as dist
 
+from trainer.distributed import PATIENCE
 from trainer.signals import StopSignals
 
 
@@ -27,7 +28,7 @@ class Agreement:
         self.stop = self.save = False
         self._signals = signals
         self._interval = every_minutes * 60 if every_minutes and dist.get_rank() == 0 else float("inf")
-        self._group = dist.new_group(backend="gloo")
+        self._group = dist.new_group(backend="gloo", timeout=PATIENCE)
         self._asked: tuple[torch.Tensor, dist.Work] | None = None
         self._due = time.monotonic() + self._interval
 

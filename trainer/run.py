@@ -230,7 +230,7 @@ def _what_is_learned(config: RunConfig) -> dict[str, Any]:
             "run_dir": True,
             "checkpoint": True,
             "data": {"path", "prefetch", "threads"},
-            "training": {"device", "log_every"},
+            "training": {"device", "log_every", "timeout_minutes"},
             "sharding": {"constraints", "reserve", "cluster"},
             "evaluation": {"splits", "batch_size"},
         },

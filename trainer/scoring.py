@@ -84,10 +84,11 @@ def score(
     rows, logits = [], []
     training = session.model.training
     session.model.eval()
-    with torch.no_grad():
+    with torch.no_grad(), processes.watch.during(f"evaluating {dataset.split}"):
         for predictions in run_pipeline(session, reader.batches(epoch=0)):
             rows.append(predictions.row.cpu())
             logits.append(predictions.logits.cpu())
+            processes.watch.move()
             after_batch()
     session.model.train(training)
     row, logit = torch.cat(rows), torch.cat(logits, 1)

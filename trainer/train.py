@@ -34,6 +34,7 @@ from trainer.run import CHECKPOINTS, RunFolder, first_difference, written
 from trainer.schedule import LearningRate
 from trainer.scoring import run_pipeline, score
 from trainer.signals import StopSignals
+from trainer.watch import LOADING, MEASURING, SAVING, TRAINING
 
 
 @dataclass
@@ -95,7 +96,10 @@ def _train(
                 save_if_due(trainer)
             return _finish(trainer)
     except UserError:
-        trainer.checkpoints.wait()  # the save under way becomes whole: nothing half-written stays behind
+        with processes.watch.during(
+            SAVING
+        ):  # the save under way becomes whole: nothing half-written stays behind
+            trainer.checkpoints.wait()
         raise
 
 
@@ -168,20 +172,27 @@ def _start(
 
 def train_segment(trainer: Trainer) -> None:
     """Train until the next evaluation or the end of the epoch; the pipeline is empty afterwards."""
-    progress, reader, config = trainer.progress, trainer.reader, trainer.config
+    progress, reader, config, watch = (
+        trainer.progress,
+        trainer.reader,
+        trainer.config,
+        trainer.processes.watch,
+    )
     epoch, first = divmod(progress.step, reader.steps_per_epoch)
     segment_end = min((epoch + 1) * reader.steps_per_epoch, trainer.total_steps)
     if every := config.evaluation.every_steps:
         segment_end = min(segment_end, (progress.step // every + 1) * every)
-    batches = TimedBatches(reader.batches(epoch, first, first + segment_end - progress.step))
+    batches = TimedBatches(reader.batches(epoch, first, first + segment_end - progress.step), watch)
     clock = Clock(progress.step, progress.seconds, batches)
     trainer.session.model.train()
     trainer.lr.set(progress.step)
     loss = torch.zeros((), device=trainer.processes.device)
+    watch.at(TRAINING, progress.step)
     for predictions in run_pipeline(trainer.session, batches):
         trainer.ne.update(predictions.logits, predictions.label, predictions.weight)
         loss += predictions.loss
         progress.step += 1
+        watch.at(TRAINING, progress.step)
         trainer.lr.set(progress.step)
         trainer.display.step(progress.step)
         if progress.step % config.training.log_every == 0 or progress.step == segment_end:
@@ -238,15 +249,16 @@ def evaluate_if_due(trainer: Trainer) -> None:
 def _finish(trainer: Trainer) -> dict[str, Any] | None:
     progress, config = trainer.progress, trainer.config
     if config.evaluation.early_stopping and progress.best is not None:
-        trainer.checkpoints.close()
+        _close_checkpoints(trainer)
         best = config.run_dir / CHECKPOINTS / "best"
-        verify_checkpoint(best)
-        load_checkpoint(best, trainer.session.model)
+        with trainer.processes.watch.during(LOADING):
+            verify_checkpoint(best)
+            load_checkpoint(best, trainer.session.model)
         trainer.checkpoints = Checkpoints(config.run_dir / CHECKPOINTS, config.checkpoint.keep)
     _save_step(trainer)
     splits = {split: _evaluate(trainer, split, write=True) for split in config.evaluation.splits}
     progressive = trainer.ne.compute()
-    trainer.checkpoints.close()
+    _close_checkpoints(trainer)
     # Of the hosts, in bytes: what was resident at most, summed over the processes.
     peak_memory = torch.tensor(getrusage(RUSAGE_SELF).ru_maxrss * 1024)
     dist.all_reduce(peak_memory, group=trainer.processes.cpu_group)
@@ -283,11 +295,12 @@ def _evaluate(trainer: Trainer, split: str, write: bool) -> dict[str, float]:
     shared: list[dict[str, float]] = [{}]
     if scores is not None:
         assert trainer.folder is not None
-        shared = [scores.metrics()]
-        trainer.folder.log("eval", trainer.progress.step, {"split": split, **shared[0]})
-        if write:
-            with written(trainer.folder.path):
-                scores.write(trainer.folder.path / "predictions" / f"{split}.parquet")
+        with trainer.processes.watch.during(MEASURING):
+            shared = [scores.metrics()]
+            trainer.folder.log("eval", trainer.progress.step, {"split": split, **shared[0]})
+            if write:
+                with written(trainer.folder.path):
+                    scores.write(trainer.folder.path / "predictions" / f"{split}.parquet")
         trainer.display.say(f"{split}: {describe(shared[0])}")
     dist.broadcast_object_list(shared, group=trainer.processes.cpu_group)
     return shared[0]
@@ -338,12 +351,17 @@ def _rows_seen(trainer: Trainer) -> int:
 def _leave(trainer: Trainer) -> NoReturn:
     """End as told: the state of this step is saved, and the exit code says "try again"."""
     _save_step(trainer)
-    trainer.checkpoints.close()
+    _close_checkpoints(trainer)
     told = trainer.signals.seen.name if trainer.signals.seen else "a signal to another rank"
     trainer.display.say(
         f"stopped by {told} at step {trainer.progress.step}, which is saved; go on with --resume"
     )
     sys.exit(os.EX_TEMPFAIL)
+
+
+def _close_checkpoints(trainer: Trainer) -> None:
+    with trainer.processes.watch.during(SAVING):
+        trainer.checkpoints.close()
 
 
 def _save_step(trainer: Trainer) -> None:
@@ -357,7 +375,8 @@ def _save(trainer: Trainer, name: str) -> None:
         "config": trainer.config.model_dump(mode="json"),
         **_identity(trainer.reader.dataset),
     }
-    trainer.checkpoints.save(name, trainer.session.model, trainer.session.optimizer, state)
+    with trainer.processes.watch.during(SAVING):
+        trainer.checkpoints.save(name, trainer.session.model, trainer.session.optimizer, state)
 
 
 def _identity(dataset: Dataset) -> dict[str, Any]:
