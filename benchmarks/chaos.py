@@ -37,12 +37,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from trainer.checkpoint import latest_checkpoint
 from trainer.cli import quieten
 from trainer.prepare.synthetic import prepare_synthetic
 from trainer.progress import console, output
 from trainer.run import CHECKPOINTS, RESULT
 from trainer.safe_load import SafeReader
+from trainer.store import Disk
 
 ROOT = Path(__file__).parent.parent
 BATCH_SIZE, CHECKPOINT_EVERY = 64, 6
@@ -160,7 +160,8 @@ class Chaos:
     @property
     def newest(self) -> Path | None:
         """The newest checkpoint."""
-        return latest_checkpoint(self.run / CHECKPOINTS)
+        steps = Disk(self.run / CHECKPOINTS).steps()
+        return steps[-1] if steps else None
 
     def start(self, world_size: int) -> Attempt:
         """Start the next attempt."""

@@ -20,7 +20,7 @@ from trainer.progress import output
 ROWS = 160  # 128 of them train
 MAX_TABLE_ROWS = 500
 MAX_WORKERS = 4
-OVERRIDES = {"data.batch_size": 64, "training.max_steps": 2, "training.log_every": 1}
+OVERRIDES = {"data.batch_size": 64, "training.max_steps": 2, "training.log_every": 1, "checkpoint.path": None}
 NOTE = (
     f"**A smoke run: {ROWS} random rows, {OVERRIDES['training.max_steps']} steps, one seed. It shows that every "
     "variant can be trained; its numbers mean nothing.**\n\n"

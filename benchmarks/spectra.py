@@ -8,7 +8,6 @@ that are too rare or unknown. An ensemble's tables of one feature are measured e
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -21,6 +20,8 @@ from trainer.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from trainer.object_path import Place
 
 Floats = NDArray[np.float64]
 
@@ -103,10 +104,11 @@ def read_spectra(run: Run) -> Spectra | None:
         UserError: the checkpoint cannot be read.
     """
     from trainer.checkpoint import latest_checkpoint
-    from trainer.run import CHECKPOINTS, write_json
+    from trainer.run import write_json
+    from trainer.store import checkpoint_place
 
     file = run.folder.with_name(f"{run.folder.name}.spectra.json")
-    checkpoint = latest_checkpoint(run.folder / CHECKPOINTS)
+    checkpoint = latest_checkpoint(checkpoint_place(run.folder, run.checkpoints))
     written = (checkpoint / ".metadata").stat().st_mtime_ns if checkpoint else 0
     if file.exists():
         try:
@@ -126,7 +128,7 @@ def read_spectra(run: Run) -> Spectra | None:
     return spectra
 
 
-def spectra_of(checkpoint: Path) -> Iterator[Spectrum]:
+def spectra_of(checkpoint: "Place") -> Iterator[Spectrum]:
     """Spectra of the trained tables of a checkpoint; what components have beside their embeddings is left out.
 
     Memory: twice the largest shard of the tables that are compared, and the Gram matrix of their total width.

@@ -188,6 +188,11 @@ class Run(NamedTuple):
         return [str(self.base), *self.overrides, "--nproc", str(self.nproc)]
 
     @property
+    def checkpoints(self) -> str | None:
+        """Its `checkpoint.path`."""
+        return self.settings.get("overrides", {}).get("checkpoint.path")
+
+    @property
     def settings_file(self) -> Path:
         """Beside the run folder, which belongs to the trainer."""
         return self.folder.with_name(f"{self.folder.name}.settings.json")
@@ -215,6 +220,8 @@ def runs_of(study: Study, path: Path) -> list[Run]:
                 continue
             folder = study.folder / variant / f"seed{seed}"
             changes = {**study.common, **overrides, "training.seed": seed}
+            if place := changes.get("checkpoint.path", (base_settings.get("checkpoint") or {}).get("path")):
+                changes["checkpoint.path"] = f"{place}/{variant}/seed{seed}"
             flags = [
                 f"{key}={_flow_yaml(value)}" for key, value in {**changes, "run_dir": str(folder)}.items()
             ]

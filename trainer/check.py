@@ -8,6 +8,7 @@ from trainer.distributed import resolve_device
 from trainer.errors import UserError
 from trainer.reader import Reader
 from trainer.run import prepare_run
+from trainer.store import check_place
 
 
 def check_inputs(config: RunConfig, world_size: int, resume: bool) -> Dataset:
@@ -44,6 +45,8 @@ def check_inputs(config: RunConfig, world_size: int, resume: bool) -> Dataset:
         Dataset(config.data.path, split)
     _check_monitor(config, dataset.schema)
     build_model(config, dataset.schema, "meta")
+    if config.checkpoint.path is not None:
+        check_place(config, resume)
     return dataset
 
 

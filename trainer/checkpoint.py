@@ -8,7 +8,6 @@ temporary name, read back, and published by one rename.
 import itertools
 import json
 import re
-import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -25,11 +24,15 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import KeyedOptimizer
 
+from trainer.config import RunConfig
 from trainer.distributed import PATIENCE
 from trainer.errors import UserError
-from trainer.manifest import MANIFEST, find_damage, sync, write_manifest
+from trainer.manifest import MANIFEST, find_damage, write_manifest
+from trainer.object_path import Place
 from trainer.progress import console
+from trainer.run import CHECKPOINTS
 from trainer.safe_load import OtherModelError, SafePlanner, SafeReader
+from trainer.store import checkpoint_place, open_store
 
 
 class Checkpoints:
@@ -38,17 +41,25 @@ class Checkpoints:
     Args:
         folder: where they are.
         keep: how many of the newest `step-*` are kept.
+        aside: a local folder for what is uploaded from there; only an object store needs it.
     """
 
-    def __init__(self, folder: Path, keep: int) -> None:
+    def __init__(self, folder: Place, keep: int, aside: Path | None = None) -> None:
         self._folder, self._keep = folder, keep
+        self._store = open_store(folder, aside)
         # Collectives of a save run beside those of training, hence a group of their own.
         self._group = dist.new_group(backend="gloo", timeout=PATIENCE)
         self._writer = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[None] | None = None
-        if dist.get_rank() == 0:
-            _mend(folder)
-        dist.barrier(group=self._group)
+        self._store.start(self._group)
+
+    def latest(self) -> Place | None:
+        """The newest `step-*`."""
+        return latest_checkpoint(self._folder)
+
+    def best(self) -> Place:
+        """The checkpoint of the best evaluation."""
+        return self._store.best()
 
     def save(
         self, name: str, model: DistributedModelParallel, optimizer: KeyedOptimizer, trainer: dict[str, Any]
@@ -76,7 +87,7 @@ class Checkpoints:
         self._writer.shutdown()
 
     def _write(self, state: dict[str, Any], trainer: str, name: str) -> None:
-        temporary = self._folder / f".{name}.tmp"
+        temporary = self._store.temporary(name)
         try:
             # Not `dcp.async_save`: its stagers can't copy a ShardedTensor (torch 2.13).
             dcp.save(state, checkpoint_id=temporary, process_group=self._group)
@@ -85,44 +96,14 @@ class Checkpoints:
             write_manifest(temporary, self._group)
             if dist.get_rank() == 0:
                 SafeReader(temporary).read_metadata()  # nothing is published that would be refused
-                self._publish(temporary, name)
+            self._store.publish(temporary, name, self._keep, self._group)
         except (OSError, CheckpointException) as error:
-            if dist.get_rank() == 0:
-                shutil.rmtree(temporary, ignore_errors=True)
             raise UserError(
                 f"{self._folder / name}: cannot be written ({_first_sentence(error)}); make room or mend the disk, "
                 "and go on with --resume"
             ) from error
-
-    def _publish(self, temporary: Path, name: str) -> None:
-        final, old = self._folder / name, self._folder / f".{name}.old"
-        if final.exists():
-            final.rename(old)
-        temporary.rename(final)
-        sync(self._folder)
-        shutil.rmtree(old, ignore_errors=True)
-        for path in _steps(self._folder)[: -self._keep]:
-            _remove(path)
-
-
-def _remove(checkpoint: Path) -> None:
-    """Remove a checkpoint so that a crash in between leaves no part of it under its name."""
-    hidden = checkpoint.with_name(f".{checkpoint.name}.tmp")
-    shutil.rmtree(hidden, ignore_errors=True)
-    checkpoint.rename(hidden)
-    shutil.rmtree(hidden)
-
-
-def _mend(folder: Path) -> None:
-    """Finish what a crash cut short: a checkpoint that was set aside for a newer one, and remains of others."""
-    for old in folder.glob(".*.old"):
-        final = folder / old.name.removeprefix(".").removesuffix(".old")
-        if final.exists():
-            shutil.rmtree(old)
-        else:
-            old.rename(final)
-    for temporary in folder.glob(".*.tmp"):
-        shutil.rmtree(temporary)
+        finally:
+            self._store.discard(temporary)
 
 
 def _copy_to_cpu(value: Any, group: dist.ProcessGroup) -> Any:
@@ -141,45 +122,56 @@ def _copy_to_cpu(value: Any, group: dist.ProcessGroup) -> Any:
     return value.detach().cpu().clone() if isinstance(value, torch.Tensor) else value
 
 
-def latest_checkpoint(folder: Path) -> Path | None:
+def open_checkpoints(config: RunConfig) -> Checkpoints:
+    """The checkpoints of a run, to be written."""
+    place = checkpoint_place(config.run_dir, config.checkpoint.path)
+    return Checkpoints(place, config.checkpoint.keep, config.run_dir / CHECKPOINTS)
+
+
+def latest_checkpoint(folder: Place) -> Place | None:
     """The newest `step-*` checkpoint."""
-    return max(_steps(folder), default=None)
+    steps: Sequence[Place] = open_store(folder).steps()
+    return steps[-1] if steps else None
 
 
-def _steps(folder: Path) -> list[Path]:
-    """The `step-*` checkpoints from the oldest to the newest; one that was renamed is none."""
-    return sorted(path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdecimal())
-
-
-def verify_checkpoint(checkpoint: Path) -> None:
+def verify_checkpoint(checkpoint: Place) -> None:
     """Compare every file with the manifest, each rank a share of them; every rank calls it.
 
     Raises:
         UserError: on every rank, if any found a file missing, truncated or altered.
     """
-    found: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, find_damage(checkpoint, dist.get_rank(), dist.get_world_size()))
-    if damage := next(filter(None, found), None):
-        raise _damaged(checkpoint, damage)
+    found: list[str | UserError | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, _find_damage(checkpoint))
+    if damage := next((one for one in found if one is not None), None):
+        raise damage if isinstance(damage, UserError) else _damaged(checkpoint, damage)
     if dist.get_rank() == 0 and not (checkpoint / MANIFEST).exists():
         console.print(
             f"{checkpoint}: no {MANIFEST}, as earlier versions wrote none; its files are not compared"
         )
 
 
-def read_trainer_state(checkpoint: Path) -> dict[str, Any]:
+def _find_damage(checkpoint: Place) -> str | UserError | None:
+    try:
+        return find_damage(checkpoint, dist.get_rank(), dist.get_world_size())
+    except UserError as error:  # the store does not answer: that is no damage
+        return error
+
+
+def read_trainer_state(checkpoint: Place) -> dict[str, Any]:
     """What `trainer.json` holds; raises UserError if it can't be read."""
     try:
         state = json.loads((checkpoint / "trainer.json").read_text())
         if not (isinstance(state, dict) and {"progress", "ne"} <= state.keys()):
             raise ValueError("not the state of a trainer")
         return state
+    except UserError:
+        raise
     except (OSError, ValueError) as error:
         raise _damaged(checkpoint, f"trainer.json is not readable: {error}") from error
 
 
 def load_checkpoint(
-    checkpoint: Path, model: DistributedModelParallel, optimizer: KeyedOptimizer | None = None
+    checkpoint: Place, model: DistributedModelParallel, optimizer: KeyedOptimizer | None = None
 ) -> None:
     """Load parameters, and with an optimizer its state too, whatever the world size and plan were.
 
@@ -198,14 +190,16 @@ def load_checkpoint(
                 f"{checkpoint}: of another model ({other}); use the configuration that it was trained with or choose "
                 "another run_dir=..."
             ) from error
+        if refused := next((e for e, _ in error.failures.values() if isinstance(e, UserError)), None):
+            raise refused from error
         raise _damaged(checkpoint, _first_sentence(error)) from error
     model.load_state_dict(state["model"])
     if optimizer is not None:
         optimizer.load_state_dict(state["optim"])
 
 
-def _damaged(checkpoint: Path, damage: str) -> UserError:
-    before = [path for path in _steps(checkpoint.parent) if path.name < checkpoint.name]
+def _damaged(checkpoint: Place, damage: str) -> UserError:
+    before = [path for path in open_store(checkpoint.parent).steps() if path.name < checkpoint.name]
     remedy = (
         f"remove it or move it away to go back to {before[-1].name}"
         if before
@@ -243,12 +237,14 @@ class SavedTables:
         r"model\.tables\.(?P<owner>[^.]+)\.collections\.[^.]+\.embedding(_bag)?s\.(?P=owner)__(?P<name>[^.]+)\.weight"
     )
 
-    def __init__(self, checkpoint: Path) -> None:
+    def __init__(self, checkpoint: Place) -> None:
         if damage := find_damage(checkpoint):
             raise _damaged(checkpoint, damage)
         self._reader = SafeReader(checkpoint)
         try:
             metadata = self._reader.read_metadata()
+        except UserError:
+            raise
         except Exception as error:  # unpickling a damaged file may raise anything
             raise _damaged(checkpoint, _first_sentence(error)) from None
         self._checkpoint = checkpoint
@@ -278,6 +274,8 @@ class SavedTables:
                 items += create_read_items_for_chunk_list(table.key, metadata, [chunk])
             try:
                 self._reader.read_data(LoadPlan(items), _PartsPlanner(parts)).wait()
+            except UserError:
+                raise
             except Exception as error:  # as for the metadata
                 raise _damaged(self._checkpoint, _first_sentence(error)) from None
             yield torch.cat(list(parts.values()), dim=1)

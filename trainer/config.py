@@ -122,8 +122,13 @@ class EvaluationConfig(_Section):
 
 
 class CheckpointConfig(_Section):
-    """Checkpoints are written in the background and appear whole, by one rename."""
+    """Checkpoints are written in the background and appear whole or not at all."""
 
+    path: str | None = Field(
+        None,
+        description="Where they are kept: a directory, or the URL of an object store (`s3://bucket/run`); default: "
+        "`<run_dir>/checkpoints`.",
+    )
     every_steps: int | None = Field(
         None, gt=0, description="Steps between checkpoints; always one at the end."
     )

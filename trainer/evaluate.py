@@ -11,9 +11,11 @@ from trainer.config import RunConfig
 from trainer.dataset import Dataset
 from trainer.distributed import process_group
 from trainer.errors import UserError
+from trainer.object_path import Place
 from trainer.progress import output
-from trainer.run import CHECKPOINTS, load_run
+from trainer.run import load_run
 from trainer.scoring import Scores, score
+from trainer.store import checkpoint_place
 
 METRICS = {"ne": "NE", "auc": "AUC", "gauc": "gAUC", "logloss": "LogLoss", "calibration": "calibration"}
 
@@ -44,12 +46,12 @@ def predict_run(run: Path, data: Path, split: str, out: Path) -> None:
         output.print(f"{out}: {scores.dataset.num_rows:,} rows", highlight=False)
 
 
-def check_inputs(run: Path, data: Path, split: str) -> tuple[RunConfig, Dataset, Path]:
+def check_inputs(run: Path, data: Path, split: str) -> tuple[RunConfig, Dataset, Place]:
     """Configuration and newest checkpoint of a run, and the split to score; raises UserError."""
     config, schema = load_run(run)
     dataset = Dataset(data, split)
     _check_same(schema, dataset.schema, data)
-    checkpoint = latest_checkpoint(run / CHECKPOINTS)
+    checkpoint = latest_checkpoint(checkpoint_place(run, config.checkpoint.path))
     if checkpoint is None:
         raise UserError(f"{run}: no checkpoint yet; finish the run with `cetnet train ... --resume`")
     return config, dataset, checkpoint

@@ -7,6 +7,8 @@ from pathlib import Path
 import torch.distributed as dist
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from trainer.object_path import Place
+
 MANIFEST = "manifest.json"
 
 
@@ -36,7 +38,7 @@ def write_manifest(folder: Path, group: dist.ProcessGroup) -> None:
             sync(path)
 
 
-def find_damage(folder: Path, rank: int = 0, world_size: int = 1) -> str | None:
+def find_damage(folder: Place, rank: int = 0, world_size: int = 1) -> str | None:
     """The first difference between the manifest and a rank's share of the files; None too if there is no manifest."""
     try:
         files = _FILES.validate_json((folder / MANIFEST).read_bytes())
@@ -46,9 +48,10 @@ def find_damage(folder: Path, rank: int = 0, world_size: int = 1) -> str | None:
         return f"{MANIFEST} is not readable"
     for name in sorted(files)[rank::world_size]:
         try:
-            if (size := (folder / name).stat().st_size) != files[name].bytes:
-                return f"{name} has {size} of {files[name].bytes} bytes"
-            if _describe(folder / name) != files[name]:
+            found = _describe(folder / name)
+            if found.bytes != files[name].bytes:
+                return f"{name} has {found.bytes} of {files[name].bytes} bytes"
+            if found != files[name]:
                 return f"{name} was altered: its checksum differs"
         except FileNotFoundError:
             return f"{name} is missing"
@@ -66,7 +69,7 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _describe(path: Path) -> _File:
+def _describe(path: Place) -> _File:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "blake2b").hexdigest()
-    return _File(bytes=path.stat().st_size, blake2b=digest)
+        return _File(bytes=file.tell(), blake2b=digest)

@@ -46,9 +46,7 @@ def prepare_run(config: RunConfig, resume: bool) -> None:
         UserError: the folder can't be made, is taken and this is no resume, is finished or was another run's.
     """
     folder = config.run_dir
-    place = next(path for path in (folder, *folder.parents) if path.exists())
-    if not place.is_dir() or not os.access(place, os.W_OK):
-        raise UserError(f"{folder}: {place} is not a directory one may write to; choose another run_dir=...")
+    check_folder(folder, "run_dir")
     if not folder.exists() or not any(folder.iterdir()):
         return
     if not resume:
@@ -61,6 +59,13 @@ def prepare_run(config: RunConfig, resume: bool) -> None:
             raise UserError(
                 f"{folder}: cannot resume, {changed}; use the same configuration or another run_dir"
             )
+
+
+def check_folder(folder: Path, key: str) -> None:
+    """Raise UserError if a folder, named by a key of the configuration, can't be made or written to."""
+    place = next(path for path in (folder, *folder.parents) if path.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise UserError(f"{folder}: {place} is not a directory one may write to; choose another {key}=...")
 
 
 def restarted(folder: Path) -> bool:

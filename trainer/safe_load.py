@@ -3,12 +3,14 @@
 import dataclasses
 import io
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, BinaryIO, ClassVar, cast
 
 import torch
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
-from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemReader
 from torch.distributed.checkpoint.metadata import (
     Metadata,
     StorageMeta,
@@ -17,13 +19,19 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.distributed.checkpoint.planner import LoadPlan, ReadItem
 
+from trainer.object_path import Place
+
 
 class SafeReader(FileSystemReader):
     """Reads a checkpoint's metadata, a pickle, with an unpickler that knows only its own data classes."""
 
+    def __init__(self, checkpoint: Place) -> None:
+        super().__init__("")
+        self.fs, self.path = _Files(), cast(Any, checkpoint)
+
     def read_metadata(self, *_: Any, **__: Any) -> Metadata:
         """Metadata of the checkpoint; raises pickle.UnpicklingError for anything that isn't metadata."""
-        metadata = _MetadataUnpickler(io.BytesIO((Path(self.path) / ".metadata").read_bytes())).load()
+        metadata = _MetadataUnpickler(io.BytesIO((cast(Place, self.path) / ".metadata").read_bytes())).load()
         if not isinstance(metadata, Metadata):
             raise pickle.UnpicklingError("not the metadata of a checkpoint")
         for info in metadata.storage_data.values():
@@ -35,6 +43,18 @@ class SafeReader(FileSystemReader):
             metadata.storage_meta = StorageMeta()
         metadata.storage_meta.load_id = self.load_id
         return metadata
+
+
+class _Files(FileSystem):
+    """The files of a checkpoint, local or not."""
+
+    def concat_path(self, path: Any, suffix: str) -> Any:
+        return path / suffix
+
+    @contextmanager
+    def create_stream(self, path: Any, mode: str) -> Iterator[BinaryIO]:  # type: ignore[override]
+        with path.open(mode) as stream:
+            yield stream
 
 
 class _MetadataUnpickler(pickle._Unpickler):  # in Python, as the one in C can't be told what BUILD may do

@@ -4,7 +4,6 @@ import math
 import os
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 from resource import RUSAGE_SELF, getrusage
 from typing import Any, NoReturn
 
@@ -16,8 +15,8 @@ from trainer.build import Session, build_session, load_pretrained
 from trainer.check import check_inputs
 from trainer.checkpoint import (
     Checkpoints,
-    latest_checkpoint,
     load_checkpoint,
+    open_checkpoints,
     read_trainer_state,
     verify_checkpoint,
 )
@@ -26,11 +25,12 @@ from trainer.config import RunConfig
 from trainer.dataset import Dataset
 from trainer.distributed import Processes
 from trainer.errors import UserError
+from trainer.object_path import Place
 from trainer.preemption import Agreement
 from trainer.progress import TrainingProgress, console
 from trainer.progressive import ProgressiveNE
 from trainer.reader import Reader
-from trainer.run import CHECKPOINTS, RunFolder, first_difference, written
+from trainer.run import RunFolder, first_difference, written
 from trainer.schedule import LearningRate
 from trainer.scoring import run_pipeline, score
 from trainer.signals import StopSignals
@@ -128,8 +128,8 @@ def _start(
     ne = ProgressiveNE(session.outputs, training.ne_window_steps, processes.device)
     lr = LearningRate(session.optimizer, config.optimizer, int(total_steps))
     progress = Progress()
-    checkpoints = Checkpoints(config.run_dir / CHECKPOINTS, config.checkpoint.keep)
-    checkpoint = latest_checkpoint(config.run_dir / CHECKPOINTS) if resume else None
+    checkpoints = open_checkpoints(config)
+    checkpoint = checkpoints.latest() if resume else None
     if checkpoint:
         verify_checkpoint(checkpoint)
         state = read_trainer_state(checkpoint)
@@ -250,11 +250,11 @@ def _finish(trainer: Trainer) -> dict[str, Any] | None:
     progress, config = trainer.progress, trainer.config
     if config.evaluation.early_stopping and progress.best is not None:
         _close_checkpoints(trainer)
-        best = config.run_dir / CHECKPOINTS / "best"
+        best = trainer.checkpoints.best()
         with trainer.processes.watch.during(LOADING):
             verify_checkpoint(best)
             load_checkpoint(best, trainer.session.model)
-        trainer.checkpoints = Checkpoints(config.run_dir / CHECKPOINTS, config.checkpoint.keep)
+        trainer.checkpoints = open_checkpoints(config)
     _save_step(trainer)
     splits = {split: _evaluate(trainer, split, write=True) for split in config.evaluation.splits}
     progressive = trainer.ne.compute()
@@ -387,7 +387,7 @@ def _identity(dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def _check_same_data(state: dict[str, Any], dataset: Dataset, checkpoint: Path) -> None:
+def _check_same_data(state: dict[str, Any], dataset: Dataset, checkpoint: Place) -> None:
     now = _identity(dataset)
     if changed := first_difference({key: state.get(key) for key in now}, now):
         raise UserError(
