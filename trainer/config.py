@@ -179,10 +179,15 @@ def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
     settings = read_yaml(path)
     for override in overrides or []:
         _override(settings, override)
+    return parse_config(settings, path)
+
+
+def parse_config(settings: Any, source: object) -> RunConfig:
+    """The configuration of settings from somewhere, which the UserError names that says what is wrong with them."""
     try:
         return RunConfig.model_validate(settings)
     except ValidationError as error:
-        raise UserError(f"{path}: {validation_message(error)}") from error
+        raise UserError(f"{source}: {validation_message(error)}") from error
 
 
 def validation_message(error: ValidationError) -> str:

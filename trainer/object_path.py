@@ -167,16 +167,17 @@ def parse_place(place: str, key: str) -> Place:
     protocol, separator, _ = place.partition("://")
     if not separator or protocol in LocalFileSystem.protocol:
         return Path(LocalFileSystem._strip_protocol(place) if separator else place)
-    if wildcards := set("*?[") & set(place):
-        raise UserError(f"{key}={place}: the URL of a place has no {min(wildcards)!r}; name one place")
+    for several in ("*", "?", "[", "::"):
+        if several in place:
+            raise UserError(f"{key}={place}: the URL of a place has no {several!r}; name one place")
     try:
         return ObjectPath(*url_to_fs(place))
-    except ImportError as error:
-        package = known_implementations[protocol]["class"].split(".")[0]
-        raise UserError(
-            f"{key}={place}: {protocol}:// needs the package {package}; pip install {package}"
-        ) from error
     except Exception as error:  # each driver has its own
+        if isinstance(error, ImportError) and (known := known_implementations.get(protocol)):
+            package = known["class"].split(".")[0]
+            raise UserError(
+                f"{key}={place}: {protocol}:// needs the package {package}; pip install {package}"
+            ) from error
         raise UserError(
             f"{key}={place}: {' '.join(str(error).split())}; give a URL that fsspec knows"
         ) from error

@@ -24,6 +24,7 @@ from sharding.report import plan_dict, plan_table
 from trainer.config import RunConfig, load_config, save_yaml
 from trainer.dataset import load_schema
 from trainer.errors import UserError
+from trainer.object_path import Place
 from trainer.versions import installed_versions
 
 RESULT = "result.json"
@@ -54,11 +55,13 @@ def prepare_run(config: RunConfig, resume: bool) -> None:
     if (folder / RESULT).exists():
         raise UserError(f"{folder}: this run is finished; choose another run_dir=... to train again")
     if (folder / "config.yaml").exists():
-        before, now = (_what_is_learned(c) for c in (load_config(folder / "config.yaml"), config))
-        if changed := first_difference(before, now):
-            raise UserError(
-                f"{folder}: cannot resume, {changed}; use the same configuration or another run_dir"
-            )
+        check_same_run(load_config(folder / "config.yaml"), config, folder)
+
+
+def check_same_run(before: RunConfig, now: RunConfig, place: Place) -> None:
+    """Raise UserError if a configuration can't go on with what another one began in a place."""
+    if changed := first_difference(_what_is_learned(before), _what_is_learned(now)):
+        raise UserError(f"{place}: cannot resume, {changed}; use the same configuration or another run_dir")
 
 
 def check_folder(folder: Path, key: str) -> None:

@@ -21,7 +21,7 @@ from trainer.checkpoint import (
     verify_checkpoint,
 )
 from trainer.clock import Clock, TimedBatches
-from trainer.config import RunConfig
+from trainer.config import RunConfig, parse_config
 from trainer.dataset import Dataset
 from trainer.distributed import Processes
 from trainer.errors import UserError
@@ -30,7 +30,7 @@ from trainer.preemption import Agreement
 from trainer.progress import TrainingProgress, console
 from trainer.progressive import ProgressiveNE
 from trainer.reader import Reader
-from trainer.run import RunFolder, first_difference, written
+from trainer.run import RunFolder, check_same_run, first_difference, written
 from trainer.schedule import LearningRate
 from trainer.scoring import run_pipeline, score
 from trainer.signals import StopSignals
@@ -133,6 +133,7 @@ def _start(
     if checkpoint:
         verify_checkpoint(checkpoint)
         state = read_trainer_state(checkpoint)
+        check_same_run(parse_config(state.get("config"), checkpoint), config, checkpoint)
         _check_same_data(state, dataset, checkpoint)
         load_checkpoint(checkpoint, session.model, session.optimizer)
         progress = Progress(**state["progress"])

@@ -15,7 +15,7 @@ from rich.console import Console
 from scipy import stats
 
 from benchmarks.run_study import report_study, run_study
-from benchmarks.study import Study
+from benchmarks.study import Study, runs_of
 from trainer.errors import UserError
 
 FAKE_TRAINER = [sys.executable, str(Path(__file__).with_name("fake_trainer.py"))]
@@ -243,6 +243,15 @@ def test_common_keys_and_variants_of_a_file(make: Make) -> None:
         run(make(seeds=[1], variants="variants.yaml", common={"skill": 0.6}))
     with pytest.raises(UserError, match=r"absent\.yaml: cannot be read"):
         run(make(variants="absent.yaml"))
+
+
+def test_each_run_has_a_place_of_its_own_for_checkpoints(make: Make) -> None:
+    path = make(seeds=[1])
+    assert [run.checkpoints for run in runs_of(Study.load(path), path)] == [None, None]
+    Path("base.yaml").write_text("checkpoint: {path: 's3://bucket/all'}\n")
+    runs = runs_of(Study.load(path), path)
+    assert [run.checkpoints for run in runs] == ["s3://bucket/all/single/seed1", "s3://bucket/all/pair/seed1"]
+    assert all(f"checkpoint.path={run.checkpoints}" in run.arguments for run in runs)
 
 
 def test_several_baselines_each_head_their_section(make: Make) -> None:

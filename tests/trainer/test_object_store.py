@@ -177,7 +177,10 @@ def assert_used_from_there(run: Callable[..., str]) -> None:
     spectra = read_spectra(study_run)
     assert spectra
     assert spectra.checkpoint == "step-000000012.000007"
-    assert "has the checkpoints of a run" in run("train", "experiment.yaml", "run_dir=other")
+    assert "has the checkpoints of a run" in run("train", "experiment.yaml", "run_dir=lost")
+    line = run(*train, "run_dir=lost", "optimizer.dense.lr=1")
+    assert "cannot resume, optimizer.dense.lr was 0.001 and is now 1.0" in line
+    assert not Path("lost").exists()
 
     newest = "bucket://b/killed/step-000000012.000007"
     shard = file_of(f"{newest}/__0_0.distcp")
@@ -271,6 +274,7 @@ def test_mistakes_are_found_before_anything_starts(
         "ossb://b/run": "Protocol not known",
         "oss://b/run": "pip install ossfs",
         "bucket://b/run*": "no '*'",
+        "simplecache::bucket://b/run": "no '::'",
         "bucket://b/run": "bucket://b/run/probe-",
         "experiment.yaml/checkpoints": "choose another checkpoint.path=",
     }.items():
