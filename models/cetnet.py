@@ -1,7 +1,7 @@
 """CETNet (arXiv 2411.13700): N different CTR models, each with its own tables, trained to work together."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,7 @@ from torchrec.modules.embedding_configs import DataType
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from models.collaboration import collaboration_loss
-from models.component import Component, ComponentConfig, Output
+from models.component import Component, ComponentConfig, Inputs, Output
 from models.config import CETNetConfig
 from models.embeddings import InputAssembly, Tables
 from models.fusion import Fusion
@@ -153,7 +153,12 @@ class Towers(nn.ModuleDict):
     Args:
         towers: by component.
         sources: the sets of tables that each reads.
+
+    Attributes:
+        gate: if set, what the inputs of all components go through, before the first of them computes.
     """
+
+    gate: Callable[[list[Inputs]], list[Inputs]] | None = None
 
     def __init__(self, towers: dict[str, "Tower"], sources: dict[str, list[str]]) -> None:
         super().__init__(towers)
@@ -162,10 +167,15 @@ class Towers(nn.ModuleDict):
     def forward(self, looked_up: dict[str, list], sparse: KeyedJaggedTensor, dense: Tensor) -> list[Output]:
         """Outputs of the sets of tables, the ids looked up, dense `[B, m]` -> the components' outputs."""
         counts = dict(zip(sparse.keys(), sparse.lengths().view(-1, len(dense)), strict=True))
-        return [
-            tower([rows for source in self._sources[name] for rows in looked_up[source]], counts, dense)
+        inputs = [
+            cast(Tower, tower).assembly(
+                [rows for source in self._sources[name] for rows in looked_up[source]], counts, dense
+            )
             for name, tower in self.items()
         ]
+        if self.gate is not None:
+            inputs = self.gate(inputs)
+        return [tower(each) for tower, each in zip(self.values(), inputs, strict=True)]
 
 
 class Tower(nn.Module):
@@ -179,10 +189,9 @@ class Tower(nn.Module):
         self.component = cls(assembly.shape, config)
         self._bf16 = bf16
 
-    def forward(self, looked_up: list, counts: dict[str, Tensor], dense: Tensor) -> Output:
-        """The component's output; arguments as of `InputAssembly`."""
-        inputs = self.assembly(looked_up, counts, dense)
-        with torch.autocast(dense.device.type, dtype=torch.bfloat16, enabled=self._bf16):
+    def forward(self, inputs: Inputs) -> Output:
+        """The component's output."""
+        with torch.autocast(inputs.dense.device.type, dtype=torch.bfloat16, enabled=self._bf16):
             return self.component(inputs)
 
 

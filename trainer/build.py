@@ -21,6 +21,7 @@ from trainer.batch import Batch
 from trainer.config import RunConfig
 from trainer.distributed import Processes
 from trainer.errors import DoesNotFit, UserError
+from trainer.nonfinite import GuardedOptimizer
 
 _COPIED_ROWS = 1 << 18
 
@@ -31,6 +32,7 @@ class Session:
 
     model: DistributedModelParallel
     optimizer: KeyedOptimizer
+    guard: GuardedOptimizer
     pipeline: TrainPipelineSparseDist[Batch, Predictions] | TrainPipelineBase[Batch, Predictions]
     plan: Plan
     outputs: list[str]
@@ -57,8 +59,9 @@ def build_session(config: RunConfig, schema: Schema, processes: Processes) -> Se
     )
     # Without a sharded table there is no sparse data to distribute ahead, and nothing for the trace to find.
     pipeline_class = TrainPipelineSparseDist if plan.placements else TrainPipelineBase
-    pipeline = pipeline_class(parallel, optimizer, processes.device)
-    return Session(parallel, optimizer, pipeline, plan, outputs, num_parameters, table_bytes)
+    guard = GuardedOptimizer(optimizer, parallel)
+    pipeline = pipeline_class(parallel, guard, processes.device)
+    return Session(parallel, optimizer, guard, pipeline, plan, outputs, num_parameters, table_bytes)
 
 
 def build_model(config: RunConfig, schema: Schema, device: torch.device | str) -> CETNet:

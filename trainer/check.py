@@ -20,6 +20,11 @@ def check_inputs(config: RunConfig, world_size: int, resume: bool) -> Dataset:
             "optimizer.sparse.kind=adam runs on CUDA only, and the device here is the CPU; "
             "use rowwise_adagrad, adagrad or sgd"
         )
+    if config.training.nonfinite == "skip" and config.optimizer.sparse.kind == "adam":
+        raise UserError(
+            "training.nonfinite=skip cannot leave a step out with optimizer.sparse.kind=adam, whose momentum moves "
+            "rows without a gradient; use rowwise_adagrad, adagrad or sgd"
+        )
     for direction, precision in config.sharding.communication:
         if precision == "bf16" and on_cpu:
             raise UserError(

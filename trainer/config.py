@@ -88,6 +88,11 @@ class TrainingConfig(_Section):
     table_precision: Literal["fp32", "fp16"] = Field(
         "fp32", description="Of the sharded tables' rows; what is looked up is always fp32."
     )
+    nonfinite: Literal["stop", "skip"] = Field(
+        "stop",
+        description="What to do about a step whose loss or gradient is NaN or infinite: stop the run, or leave the "
+        "step out, as long as it can be left out whole.",
+    )
     device: Literal["auto", "cpu", "cuda"] = "auto"
     timeout_minutes: float = Field(
         10,

@@ -24,7 +24,6 @@ class TrainingProgress(AbstractContextManager["TrainingProgress"]):
 
     def __init__(self, total: int, done: int, enabled: bool) -> None:
         self._enabled, self._total = enabled, total
-        self._warned = False
         self._bar: Progress | None = None
         if enabled and console.is_terminal:
             self._bar = Progress(
@@ -63,11 +62,10 @@ class TrainingProgress(AbstractContextManager["TrainingProgress"]):
         if self._enabled:
             console.print(message, highlight=False, soft_wrap=True)
 
-    def warn_once(self, message: str) -> None:
-        """Print a warning that stands out; once a run, since it would come again with every report."""
-        if self._enabled and not self._warned:
+    def warn(self, message: str) -> None:
+        """Print a line that stands out."""
+        if self._enabled:
             console.print(message, style="bold red", highlight=False, soft_wrap=True)
-        self._warned = True
 
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:

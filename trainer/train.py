@@ -24,7 +24,9 @@ from trainer.clock import Clock, TimedBatches
 from trainer.config import RunConfig, parse_config
 from trainer.dataset import Dataset
 from trainer.distributed import Processes
+from trainer.divergence import Divergence
 from trainer.errors import UserError
+from trainer.nonfinite import FaultPolicy, check_parameters
 from trainer.object_path import Place
 from trainer.preemption import Agreement
 from trainer.progress import TrainingProgress, console
@@ -48,6 +50,8 @@ class Progress:
     bad_evaluations: int = 0
     stopped: bool = False
     evaluation_left: bool = False  # the step's evaluation was cut short, and comes first on resuming
+    skipped_steps: int = 0  # that nothing was learned from: `training.nonfinite`
+    skipped_rows: int = 0
 
 
 @dataclass
@@ -63,6 +67,8 @@ class Trainer:
     checkpoints: Checkpoints
     signals: StopSignals
     agreement: Agreement
+    faults: FaultPolicy
+    divergence: Divergence
     folder: RunFolder | None
     display: TrainingProgress
     total_steps: int
@@ -156,6 +162,8 @@ def _start(
         checkpoints=checkpoints,
         signals=signals,
         agreement=Agreement(signals, config.checkpoint.every_minutes),
+        faults=FaultPolicy(training.nonfinite == "skip", data.split),
+        divergence=Divergence(config),
         folder=folder,
         display=TrainingProgress(int(total_steps), progress.step, processes.is_main),
         total_steps=int(total_steps),
@@ -187,13 +195,18 @@ def train_segment(trainer: Trainer) -> None:
     clock = Clock(progress.step, progress.seconds, batches)
     trainer.session.model.train()
     trainer.lr.set(progress.step)
-    loss = torch.zeros((), device=trainer.processes.device)
     watch.at(TRAINING, progress.step)
+    loss = torch.zeros(2, dtype=torch.float64, device=trainer.processes.device)  # sum, steps
     for predictions in run_pipeline(trainer.session, batches):
-        trainer.ne.update(predictions.logits, predictions.label, predictions.weight)
-        loss += predictions.loss
         progress.step += 1
         watch.at(TRAINING, progress.step)
+        if fault := trainer.session.guard.fault(trainer.processes.cpu_group):
+            trainer.display.warn(trainer.faults.take(progress.step, fault))
+            progress.skipped_steps += 1
+            progress.skipped_rows += fault.num_rows
+        else:
+            trainer.ne.update(predictions.logits, predictions.label, predictions.weight)
+            loss += torch.stack([predictions.loss, torch.ones_like(predictions.loss)])
         trainer.lr.set(progress.step)
         trainer.display.step(progress.step)
         if progress.step % config.training.log_every == 0 or progress.step == segment_end:
@@ -269,6 +282,8 @@ def _finish(trainer: Trainer) -> dict[str, Any] | None:
     result = {
         "steps": progress.step,
         "rows": rows,
+        "skipped_steps": progress.skipped_steps,
+        "skipped_rows": progress.skipped_rows,
         "seconds": progress.seconds,
         "rows_per_second": rows / progress.seconds if progress.seconds else 0.0,
         "parameters": trainer.session.num_parameters,
@@ -321,11 +336,12 @@ def _log(trainer: Trainer, clock: Clock, loss: torch.Tensor) -> None:
     ne = trainer.ne.compute()
     timing = clock.lap(step)
     dist.all_reduce(loss)
-    mean_loss = float(loss) / trainer.processes.world_size / timing.pop("steps")
+    mean_loss = float(loss[0] / loss[1])
     if trainer.folder is None:
         return
     values = {
         "rows": _rows_seen(trainer),
+        "skipped_rows": trainer.progress.skipped_rows,
         "loss": mean_loss,
         "lr_scale": trainer.lr.scale,
         **ne,
@@ -334,13 +350,8 @@ def _log(trainer: Trainer, clock: Clock, loss: torch.Tensor) -> None:
     }
     trainer.folder.log("train", step, values)
     trainer.display.report(step, values)
-    # By then the window holds no step of the warm-up.
-    warm = trainer.config.optimizer.warmup_steps + trainer.config.training.ne_window_steps
-    if step >= warm and not values["ne/window/fused"] < 1:
-        trainer.display.warn_once(
-            f"WARNING: NE is {values['ne/window/fused']:.4f} at step {step}: no better than predicting the base "
-            "rate. Lower optimizer.dense.lr or optimizer.sparse.lr, add optimizer.warmup_steps, or look at the data."
-        )
+    for line in trainer.divergence.warnings(step, ne):
+        trainer.display.warn(line)
 
 
 def _rows_seen(trainer: Trainer) -> int:
@@ -370,6 +381,7 @@ def _save_step(trainer: Trainer) -> None:
 
 
 def _save(trainer: Trainer, name: str) -> None:
+    check_parameters(trainer.session.model, trainer.progress.step)
     state = {
         "progress": vars(trainer.progress).copy(),
         "ne": trainer.ne.state_dict(),
