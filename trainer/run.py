@@ -238,7 +238,7 @@ def _what_is_learned(config: RunConfig) -> dict[str, Any]:
             "run_dir": True,
             "checkpoint": True,
             "data": {"path", "prefetch", "threads"},
-            "training": {"device", "log_every", "timeout_minutes"},
+            "training": {"device", "log_every", "timeout_minutes", "nonfinite"},
             "sharding": {"constraints", "reserve", "cluster"},
             "evaluation": {"splits", "batch_size"},
         },

@@ -83,6 +83,8 @@ def settings(folder: Path, fault: str, policy: str) -> dict[str, Any]:
         evaluation={"splits": []},
     )
     run["training"] |= {"nonfinite": policy, "max_steps": STEPS}
+    if fault == "dense":
+        components["faulty"]["fault"], run["sharding"] = "gradient", {"dense_tables": ["*"]}
     if fault == "overflow":
         components["faulty"]["fault"] = "none"
         run["optimizer"] = {"dense": {"kind": "sgd", "lr": 1e3, "weight_decay": 1e37}}
@@ -111,6 +113,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("gradient", "skip"),
         ("weight", "skip"),
         ("overflow", "skip"),
+        ("dense", "skip"),
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(folder))
@@ -147,6 +150,11 @@ def test_a_skipped_step_changes_nothing_and_training_goes_on(folder: Path, fault
         assert checksums(run, step) == checksums(healthy, step)
     assert checksums(run, BAD_STEP) == checksums(run, BAD_STEP - 1) != checksums(healthy, BAD_STEP)
     assert checksums(run, BAD_STEP + 1) != checksums(run, BAD_STEP)
+
+
+def test_a_skipped_step_changes_nothing_where_every_table_is_dense(folder: Path) -> None:
+    run = folder / "dense-skip"
+    assert checksums(run, BAD_STEP - 1) == checksums(run, BAD_STEP) != checksums(run, BAD_STEP + 1)
 
 
 @pytest.mark.parametrize("fault", ["logit", "gradient"])
