@@ -11,16 +11,18 @@ from typing import Annotated, Any, NamedTuple
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from models.strict_yaml import read_strict_yaml
 from trainer.errors import UserError
+from trainer.paths import UsablePath
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$", max_length=100)]
 """A name that is a folder too."""
 
 
 class Numbers(BaseModel):
     """Published numbers of a variant."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     gauc: float | None = None
     auc: float | None = None
@@ -31,7 +33,7 @@ class Numbers(BaseModel):
 class Paper(BaseModel):
     """Published numbers that a report shows beside its own."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     source: str = Field(description="Where they are published, and what they were measured on.")
     numbers: dict[str, Numbers] = Field(
@@ -42,7 +44,7 @@ class Paper(BaseModel):
 class MoreSeeds(BaseModel):
     """Seeds that only the variants have that conclusions rest on."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     seeds: tuple[int, ...] = Field(min_length=1)
     variants: tuple[str, ...] = Field(
@@ -54,22 +56,24 @@ class MoreSeeds(BaseModel):
 class Study(BaseModel):
     """A study file: what to train, and what to compare it with."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: Name
     title: str | None = Field(None, description="Heading of the report. Default: the name.")
     description: str = Field("", description="Markdown under the heading.")
-    base: Path = Field(description="Configuration that the variants change, relative to the study file.")
-    data_schema: Path | None = Field(
+    base: UsablePath = Field(
+        description="Configuration that the variants change, relative to the study file."
+    )
+    data_schema: UsablePath | None = Field(
         None,
         alias="schema",
         description="Schema of the data, relative to the study file: what `--smoke` draws random rows in.",
     )
-    out: Path | None = Field(
+    out: UsablePath | None = Field(
         None,
         description="Folder for runs and report, relative to the working directory. Default: runs/<name>.",
     )
-    nproc: int = Field(gt=0, description="Processes of each run.")
+    nproc: int = Field(gt=0, le=1024, description="Processes of each run.")
     seeds: tuple[int, ...] = Field(min_length=1, description="Of every variant.")
     more_seeds: MoreSeeds | None = Field(None, description="Further seeds of some variants.")
     split: str = Field("test", description="The split that the table reports.")
@@ -255,8 +259,8 @@ def _flow_yaml(value: Any) -> str:
 
 def _read_yaml(path: Path) -> Any:
     try:
-        return yaml.safe_load(path.read_text())
+        return read_strict_yaml(path.read_text())
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except yaml.YAMLError as error:
+    except (ValueError, yaml.YAMLError) as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
 
-from models.component import ComponentConfig
+from models.component import ComponentConfig, check_sizes
 from models.registry import component_class
 
 FusionMode = Literal["confidence_concat", "confidence_sum", "gate_concat", "gate_sum", "concat", "mean"]
@@ -12,11 +12,13 @@ FusionMode = Literal["confidence_concat", "confidence_sum", "gate_concat", "gate
 # Other columns of a predictions file, and names of tables that no component owns.
 _TAKEN = ("fused", "row", "label", "weight", "group", "true_probability", "shared", "pretrained")
 
+_MOST_COPIES = 1000
+
 
 class FusionConfig(BaseModel):
     """How the components' output embeddings become one prediction."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     mode: FusionMode = Field(
         "confidence_concat",
@@ -39,6 +41,7 @@ class FusionConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> "FusionConfig":
+        check_sizes(self)
         if self.head == "bilinear" and self.mode.endswith("concat"):
             raise ValueError(
                 f"head bilinear halves a sum or mean into two streams, which mode {self.mode} does not have"
@@ -49,7 +52,7 @@ class FusionConfig(BaseModel):
 class NoCollaboration(BaseModel):
     """Components learn nothing from each other."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     kind: Literal["none"] = "none"
 
@@ -57,7 +60,7 @@ class NoCollaboration(BaseModel):
 class SymmetricKL(BaseModel):
     """The paper's: KL in both directions, averaged over the pairs of components."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     kind: Literal["symmetric_kl"] = "symmetric_kl"
     weight: float = Field(0.5, ge=0, description="alpha; the paper tunes it among 0.1, 0.5, 1.")
@@ -69,7 +72,7 @@ class SymmetricKL(BaseModel):
 class MutualLearning(BaseModel):
     """Deep mutual learning: each component towards the mean of its peers' KL, the peers constant."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     kind: Literal["mutual_learning"]
     weight: float = Field(1.0, ge=0, description="Of the sum over components; the paper has 1.")
@@ -78,7 +81,7 @@ class MutualLearning(BaseModel):
 class Distillation(BaseModel):
     """The ensemble teaches its components (ONE, KDCL)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     kind: Literal["distillation"]
     weight: float = Field(1.0, ge=0, description="Of the sum over components; the papers have 1.")
@@ -98,7 +101,7 @@ Collaboration = Annotated[
 class CETNetConfig(BaseModel):
     """An ensemble; with one component it is that single model, with neither fusion nor collaboration."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     components: dict[str, SerializeAsAny[ComponentConfig]] = Field(
         min_length=1,
@@ -168,11 +171,13 @@ def _with_copies(components: dict[str, Any]) -> dict[str, Any]:
         copies = settings.get("copies") if isinstance(settings, dict) else None
         if copies is None:
             named = {name: settings}
-        elif isinstance(copies, int) and copies > 0:
+        elif isinstance(copies, int) and 0 < copies <= _MOST_COPIES:
             single = {key: value for key, value in settings.items() if key != "copies"}
             named = {f"{name}_{i}": single for i in range(1, copies + 1)}
         else:
-            raise ValueError(f"component {name!r}: copies must be a positive number, not {copies!r}")
+            raise ValueError(
+                f"component {name!r}: copies must be a number from 1 to {_MOST_COPIES}, not {copies!r}"
+            )
         if taken := set(named) & set(expanded):
             raise ValueError(f"component {min(taken)!r} is there twice, once as a copy")
         expanded |= named

@@ -4,10 +4,12 @@ Imports neither torch nor torchrec, so that configuration errors are found in mi
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from models.strict_yaml import read_strict_yaml
 
 FeatureKind = Literal["categorical", "multi_valued", "sequence", "dense"]
 
@@ -23,16 +25,18 @@ class Feature(BaseModel):
     | dense        | float              | the number                                                 |
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="Column name in the Parquet files.")
     kind: FeatureKind
     table: str | None = Field(
         None, description="Embedding table the ids look up; features may share one. Default: the name."
     )
-    max_length: int | None = Field(None, gt=0, description="Sequences only: the longest one allowed.")
+    max_length: int | None = Field(
+        None, gt=0, le=1 << 20, description="Sequences only: the longest one allowed."
+    )
     mean_length: float = Field(
-        1.0, ge=0, description="Mean number of ids per row: the planner's pooling factor."
+        1.0, ge=0, le=1 << 20, description="Mean number of ids per row: the planner's pooling factor."
     )
     behavior: str | None = Field(
         None,
@@ -60,7 +64,7 @@ class Schema(BaseModel):
     `[0, num_embeddings)`. By convention of `cetnet prepare`, id 0 stands for missing or unseen values.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     label: str = Field(description="Column with 0 or 1.")
     group: str | None = Field(None, description="Integer column; gAUC is computed within each of its values.")
@@ -69,8 +73,10 @@ class Schema(BaseModel):
     true_probability: str | None = Field(
         None, description="Float column, synthetic data only: the probability the label was drawn from."
     )
-    tables: dict[str, int] = Field(description="Number of rows (num_embeddings) of each table.")
-    pretrained: dict[str, int] = Field(
+    tables: dict[str, Annotated[int, Field(le=1 << 40)]] = Field(
+        description="Number of rows (num_embeddings) of each table."
+    )
+    pretrained: dict[str, Annotated[int, Field(gt=0, le=1 << 20)]] = Field(
         default_factory=dict,
         description="Tables of given vectors, which are not trained, and the size of a vector. The dataset has "
         "them in `pretrained/<table>.npy`, float32 `[rows, size]`.",
@@ -113,7 +119,7 @@ class Schema(BaseModel):
     @classmethod
     def load(cls, path: Path) -> "Schema":
         """Read `schema.yaml`; raises OSError, yaml.YAMLError or pydantic.ValidationError."""
-        return cls.model_validate(yaml.safe_load(path.read_text()))
+        return cls.model_validate(read_strict_yaml(path.read_text()))
 
     def save(self, path: Path) -> None:
         """Write `schema.yaml`."""

@@ -28,7 +28,7 @@ class ClusterConfig(BaseModel):
 class CommunicationConfig(BaseModel):
     """Precision of pooled and unpooled embeddings on the network; tables and arithmetic stay as they are."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     forward: Precision = Field("fp32", description="Of embeddings. fp16 and bf16 halve the bytes.")
     backward: Precision = Field(
@@ -39,7 +39,7 @@ class CommunicationConfig(BaseModel):
 class TableConstraint(BaseModel):
     """What the planner may do with a table."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     sharding_types: tuple[ShardingType, ...] = Field(min_length=1)
 
@@ -47,7 +47,7 @@ class TableConstraint(BaseModel):
 class ShardingConfig(BaseModel):
     """Placement of the embedding tables; the planner chooses within it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     constraints: dict[str, TableConstraint] = Field(
         default={},

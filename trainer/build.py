@@ -83,7 +83,11 @@ def build_model(config: RunConfig, schema: Schema, device: torch.device | str) -
             bf16=config.training.precision == "bf16",
             table_type=DataType[config.training.table_precision.upper()],
         )
-    except ValueError as error:
+    except (
+        ValueError,
+        RuntimeError,
+        OverflowError,
+    ) as error:  # RuntimeError: torch's, of sizes that can't be
         raise UserError(f"model: {' '.join(str(error).split())}") from error
     for key in ("constraints", "dense_tables"):
         for pattern in getattr(config.sharding, key):

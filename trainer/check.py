@@ -1,7 +1,9 @@
 """What can be wrong with a training run before it starts."""
 
+import psutil
+
 from models.schema import Schema
-from trainer.build import build_model
+from trainer.build import build_model, count_parameters
 from trainer.config import RunConfig
 from trainer.dataset import Dataset
 from trainer.distributed import resolve_device
@@ -49,10 +51,20 @@ def check_inputs(config: RunConfig, world_size: int, resume: bool) -> Dataset:
     for split in sorted(splits):
         Dataset(config.data.path, split)
     _check_monitor(config, dataset.schema)
-    build_model(config, dataset.schema, "meta")
+    _check_memory(count_parameters(build_model(config, dataset.schema, "meta"))["dense"])
     if config.checkpoint.path is not None:
         check_place(config, resume)
     return dataset
+
+
+def _check_memory(dense: int) -> None:
+    """Of dense parameters alone, which every process holds; the planner looks after the tables."""
+    gib, total = 4 * dense / 2**30, psutil.virtual_memory().total / 2**30
+    if gib > total:
+        raise UserError(
+            f"model: {dense:,} dense parameters take {gib:,.0f} GiB, and this host has {total:,.0f}; make layers "
+            "smaller, or shard tables that sharding.dense_tables names"
+        )
 
 
 def _check_monitor(config: RunConfig, schema: Schema) -> None:

@@ -1,39 +1,49 @@
 """The experiment file: one YAML, checked as a whole before anything starts."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from models.config import CETNetConfig
+from models.strict_yaml import read_strict_yaml
 from sharding.config import ShardingConfig
 from trainer.errors import UserError
+from trainer.paths import UsablePath
+
+LearningRate = Annotated[float, Field(gt=0, le=1e6)]
+Split = Annotated[str, Field(pattern=r"^[^/]+$", max_length=50)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class DataConfig(_Section):
     """What is read, and in which order."""
 
-    path: Path = Field(
+    path: UsablePath = Field(
         description="A prepared dataset: a directory with schema.yaml and a directory per split."
     )
-    split: str = Field("train", description="Split that is trained on.")
-    batch_size: int = Field(4096, gt=0, description="Rows per step over all processes (global batch size).")
+    split: Split = Field("train", description="Split that is trained on.")
+    batch_size: int = Field(
+        4096, gt=0, le=1 << 24, description="Rows per step over all processes (global batch size)."
+    )
     order: Literal["shuffled", "sequential"] = Field(
         "shuffled", description="`sequential` keeps the order of the files: for a log in time order."
     )
     lanes: int = Field(
-        16, gt=0, description="Shares of the shuffled epoch: a multiple of every world size you will use."
+        16,
+        gt=0,
+        le=1 << 16,
+        description="Shares of the shuffled epoch: a multiple of every world size you will use.",
     )
     shuffle_rows: int = Field(
         65_536, gt=0, description="Rows of a lane that are shuffled together, at least."
     )
-    prefetch: int = Field(4, ge=0, description="Batches assembled ahead of the step.")
-    threads: int = Field(1, gt=0, description="Decoding threads per process.")
+    prefetch: int = Field(4, ge=0, le=1024, description="Batches assembled ahead of the step.")
+    threads: int = Field(1, gt=0, le=1024, description="Decoding threads per process.")
 
 
 class SparseOptimizerConfig(_Section):
@@ -42,18 +52,19 @@ class SparseOptimizerConfig(_Section):
     kind: Literal["rowwise_adagrad", "adagrad", "sgd", "adam"] = Field(
         "rowwise_adagrad", description="`adam` runs on CUDA only."
     )
-    lr: float = Field(0.02, gt=0)
-    eps: float = Field(1e-8, gt=0)
+    lr: LearningRate = 0.02
+    eps: float = Field(1e-8, ge=1e-30, le=1e6)
 
 
 class DenseOptimizerConfig(_Section):
     """Optimizer of parameters that every process holds."""
 
     kind: Literal["adam", "adamw", "adagrad", "sgd"] = "adam"
-    lr: float = Field(1e-3, gt=0)
+    lr: LearningRate = 1e-3
     weight_decay: float = Field(
         0.0,
         ge=0,
+        le=1e38,
         description="L2 term added to the gradient (decoupled for adamw); on tables: of the whole table.",
     )
 
@@ -102,7 +113,9 @@ class TrainingConfig(_Section):
     log_every: int = Field(
         50, gt=0, description="Steps between progress lines, metrics and TensorBoard points."
     )
-    ne_window_steps: int = Field(100, gt=0, description="Steps in the window of the progressive NE.")
+    ne_window_steps: int = Field(
+        100, gt=0, le=1 << 20, description="Steps in the window of the progressive NE."
+    )
 
 
 class EarlyStoppingConfig(_Section):
@@ -118,11 +131,13 @@ class EarlyStoppingConfig(_Section):
 class EvaluationConfig(_Section):
     """Held-out splits."""
 
-    splits: tuple[str, ...] = Field(("validation", "test"), description="Scored when training has ended.")
-    validation: str = Field("validation", description="Split scored during training.")
+    splits: tuple[Split, ...] = Field(("validation", "test"), description="Scored when training has ended.")
+    validation: Split = Field("validation", description="Split scored during training.")
     every_steps: int | None = Field(None, gt=0, description="Steps between evaluations during training.")
     every_epoch: bool = Field(False, description="Evaluate at the end of each epoch.")
-    batch_size: int | None = Field(None, gt=0, description="Rows per step; default: `data.batch_size`.")
+    batch_size: int | None = Field(
+        None, gt=0, le=1 << 24, description="Rows per step; default: `data.batch_size`."
+    )
     early_stopping: EarlyStoppingConfig | None = None
 
 
@@ -146,7 +161,9 @@ class CheckpointConfig(_Section):
 class RunConfig(_Section):
     """A training run."""
 
-    run_dir: Path = Field(Path("runs/run"), description="Folder that receives everything the run writes.")
+    run_dir: UsablePath = Field(
+        Path("runs/run"), description="Folder that receives everything the run writes."
+    )
     data: DataConfig
     model: CETNetConfig
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -213,7 +230,7 @@ def validation_message(error: ValidationError) -> str:
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file that holds a mapping; raises UserError otherwise."""
     try:
-        content = yaml.safe_load(path.read_text())
+        content = read_strict_yaml(path.read_text())
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
     except (OSError, ValueError, yaml.YAMLError) as error:
@@ -238,6 +255,7 @@ def _override(settings: dict[str, Any], override: str) -> None:
         if not isinstance(settings, dict):
             raise UserError(f"override {override!r}: {parent!r} is a value, not a section")
     try:
-        settings[last] = yaml.safe_load(value)
-    except (ValueError, yaml.YAMLError) as error:
-        raise UserError(f"override {override!r}: the value is not YAML") from error
+        settings[last] = read_strict_yaml(value)
+    except yaml.YAMLError as error:
+        why = " ".join(str(error).split())
+        raise UserError(f"override {override!r}: the value is not YAML: {why}") from error

@@ -156,7 +156,7 @@ def read_schema(file: Path) -> Schema:
         problem = error.errors()[0]
         where = ".".join(map(str, problem["loc"])) or "schema"
         raise UserError(f"{file}: {where}: {problem['msg']}") from error
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+    except (OSError, yaml.YAMLError, ValueError) as error:
         raise UserError(f"{file}: not readable as YAML: {_first_line(error)}") from error
 
 

@@ -7,10 +7,10 @@ from typing import Literal
 
 import numpy as np
 import polars as pl
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from models.schema import Feature, FeatureKind, Schema
+from models.strict_yaml import read_strict_yaml
 from trainer.errors import UserError
 from trainer.prepare.dataset import mix64, yaml_errors
 
@@ -153,7 +153,7 @@ class RawSchema(BaseModel):
     def load(cls, path: Path) -> "RawSchema":
         """Read and check a raw schema; every mistake in it is a UserError."""
         with yaml_errors(path):
-            spec = cls.model_validate(yaml.safe_load(path.read_text()))
+            spec = cls.model_validate(read_strict_yaml(path.read_text()))
         paths = {table: path.parent / vectors for table, vectors in spec.pretrained.items()}
         return spec.model_copy(update={"pretrained": paths})
 
