@@ -61,7 +61,8 @@ class Schema(BaseModel):
     """Columns of a prepared dataset (`schema.yaml`).
 
     `tables` maps each embedding table to its number of rows; every id of a feature is in
-    `[0, num_embeddings)`. By convention of `cetnet prepare`, id 0 stands for missing or unseen values.
+    `[0, num_embeddings)`, unless its table is `hashed`. By convention of `cetnet prepare`, id 0 stands for missing
+    or unseen values.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -81,6 +82,11 @@ class Schema(BaseModel):
         description="Tables of given vectors, which are not trained, and the size of a vector. The dataset has "
         "them in `pretrained/<table>.npy`, float32 `[rows, size]`.",
     )
+    hashed: tuple[str, ...] | None = Field(
+        None,
+        description="Tables without a vocabulary. Columns that read them hold integers or text of any value, which "
+        "are hashed to rows 1, 2, ... as they are read; null and the empty text are row 0, a null list is empty.",
+    )
     features: tuple[Feature, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -98,6 +104,13 @@ class Schema(BaseModel):
                 raise ValueError(f"table {table!r} has {rows} rows")
         if unknown := sorted(set(self.pretrained) - set(self.tables)):
             raise ValueError(f"pretrained tables that are not in tables: {', '.join(unknown)}")
+        for table in self.hashed or ():
+            if table not in self.tables:
+                raise ValueError(f"hashed table {table!r} is not in tables")
+            if self.tables[table] < 2:
+                raise ValueError(f"hashed table {table!r} needs two rows at least: row 0 is for missing ids")
+            if table in self.pretrained:
+                raise ValueError(f"table {table!r} is both hashed and pretrained")
         if unread := sorted(set(self.tables) - {feature.table for feature in self.features}):
             raise ValueError(f"tables that no feature reads: {', '.join(unread)}")
         return self
@@ -115,6 +128,11 @@ class Schema(BaseModel):
     def dense_features(self) -> list[Feature]:
         """Dense features, in the schema's order: the columns of `Batch.dense`."""
         return self.of_kind("dense")
+
+    @property
+    def hashed_features(self) -> list[Feature]:
+        """Features that look up a hashed table, in the schema's order."""
+        return [feature for feature in self.id_features if feature.table in (self.hashed or ())]
 
     @classmethod
     def load(cls, path: Path) -> "Schema":

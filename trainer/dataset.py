@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from models.schema import Feature, Schema
 from trainer.errors import UserError
+from trainer.hashing import hash_ids
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class Dataset:
         for piece in pieces:
             table = self._read_row_group(piece.row_group, names)
             _check_values(piece.row_group, table, schema)
-            tables.append(table.slice(piece.start, piece.stop - piece.start))
+            tables.append(_hash_columns(table.slice(piece.start, piece.stop - piece.start), schema))
             rows.append(piece.row_group.first_row + np.arange(piece.start, piece.stop))
         table, row = pa.concat_tables(tables), np.concatenate(rows)
         if permutation is not None:
@@ -174,30 +175,32 @@ def _first_line(error: BaseException) -> str:
 
 
 def _check_columns(file: Path, arrow: pa.Schema, schema: Schema) -> None:
-    wanted: dict[str, str] = {schema.label: "a number"}
-    for name in (schema.weight, schema.true_probability):
-        if name:
-            wanted[name] = "a number"
+    wanted = [(name, "a number") for name in (schema.label, schema.weight, schema.true_probability) if name]
     if schema.group:
-        wanted[schema.group] = "an integer"
-    for feature in schema.features:
-        wanted[feature.name] = {"dense": "a number", "categorical": "an integer"}.get(
-            feature.kind, "a list of integers"
-        )
-    for name, want in wanted.items():
+        wanted.append((schema.group, "an integer"))
+    wanted += [(feature.name, "a number") for feature in schema.dense_features]
+    for feature in schema.id_features:
+        hashed = feature in schema.hashed_features
+        if feature.kind == "categorical":
+            wanted.append((feature.name, "an integer or text" if hashed else "an integer"))
+        else:
+            wanted.append((feature.name, "a list of integers or texts" if hashed else "a list of integers"))
+    for name, want in wanted:
         if name not in arrow.names:
             raise UserError(f"{file}: no column {name!r}, which schema.yaml names; columns: {arrow.names}")
         kind = arrow.field(name).type
-        if want == "a list of integers":
-            ok = (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and pa.types.is_integer(
-                kind.value_type
-            )
-        elif want == "an integer":
-            ok = pa.types.is_integer(kind)
-        else:
-            ok = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+        value = kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else kind
+        ok = pa.types.is_integer(value) or ("text" in want and _is_text(value))
+        if want == "a number":
+            ok = ok or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+        ok = ok and (value is not kind) == want.startswith("a list")
         if not ok:
             raise UserError(f"{file}: column {name!r} is {kind}, but schema.yaml wants {want}")
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    value = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return pa.types.is_string(value) or pa.types.is_large_string(value) or pa.types.is_string_view(value)
 
 
 def _bad(group: RowGroup, column: str, problem: str) -> UserError:
@@ -211,7 +214,8 @@ def _check_nulls(group: RowGroup, table: pa.Table) -> None:
 
 
 def _check_values(group: RowGroup, table: pa.Table, schema: Schema) -> None:
-    _check_nulls(group, table)
+    hashed = schema.hashed_features
+    _check_nulls(group, table.drop_columns([feature.name for feature in hashed]))
     label = _numbers(table, schema.label)
     if not np.isin(label, (0, 1)).all():
         raise _bad(group, schema.label, f"label {label[~np.isin(label, (0, 1))][0]:g} is neither 0 nor 1")
@@ -233,8 +237,10 @@ def _check_values(group: RowGroup, table: pa.Table, schema: Schema) -> None:
                     f"a sequence of {longest} ids, longer than max_length {feature.max_length}",
                 )
             column = pc.list_flatten(column)
-            if column.null_count:
-                raise _bad(group, feature.name, f"{column.null_count} null ids")
+        if feature in hashed:  # any value will do
+            continue
+        if column.null_count:
+            raise _bad(group, feature.name, f"{column.null_count} null ids")
         rows = schema.tables[str(feature.table)]
         extremes = pc.min_max(column).as_py()
         for value in (extremes["min"], extremes["max"]):
@@ -253,10 +259,29 @@ def _dense(table: pa.Table, features: list[Feature]) -> NDArray[np.float32]:
     return np.stack(columns, axis=1) if columns else np.empty((table.num_rows, 0), np.float32)
 
 
-def _jagged(table: pa.Table, feature: Feature) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    column = table[feature.name].combine_chunks()
+def _hash_columns(table: pa.Table, schema: Schema) -> pa.Table:
+    """The table with the columns of hashed features as ids of their tables; file by file, whose types may differ."""
+    for feature in schema.hashed_features:
+        column, rows = _array(table[feature.name]), schema.tables[str(feature.table)]
+        if feature.kind == "categorical":
+            ids = pa.array(hash_ids(column, rows))
+        else:
+            lengths = pc.list_value_length(column).fill_null(0).to_numpy()
+            offsets = np.concatenate([[0], lengths.cumsum(dtype=np.int64)])
+            ids = pa.LargeListArray.from_arrays(offsets, hash_ids(column.flatten(), rows))
+        table = table.set_column(table.column_names.index(feature.name), feature.name, ids)
+    return table
+
+
+def _array(column: pa.ChunkedArray) -> pa.Array:
+    column = column.combine_chunks()
     if isinstance(column, pa.ChunkedArray):  # combine_chunks keeps an empty column chunked
         column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+    return column
+
+
+def _jagged(table: pa.Table, feature: Feature) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    column = _array(table[feature.name])
     if feature.kind == "categorical":
         return column.to_numpy().astype(np.int64), np.arange(len(column) + 1)
     offsets = column.offsets.to_numpy().astype(np.int64)

@@ -84,3 +84,9 @@ def _check_same(run: Schema, data: Schema, path: Path) -> None:
         raise UserError(
             f"{path}: table {table!r} has other rows than in the run; use the run's own vocabulary"
         )
+    if different := set(run.hashed or ()) ^ set(data.hashed or ()):
+        table = min(different)
+        where = "the run" if table in (run.hashed or ()) else "the data"
+        raise UserError(
+            f"{path}: table {table!r} is hashed in {where} only; use the run's schema.yaml and raw ids"
+        )

@@ -92,3 +92,19 @@ def by_split(rows: Sequence[dict[str, Any]], split: Sequence[int]) -> dict[str, 
         name: [row for row, index in zip(rows, split, strict=True) if index == number]
         for number, name in enumerate(SPLITS)
     }
+
+
+def mix(x: int) -> int:
+    """splitmix64's finalizer on Python's integers."""
+    x = (x + 0x9E3779B97F4A7C15) % 2**64
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB % 2**64
+    return x ^ (x >> 31)
+
+
+def loop_hash(text: str) -> int:
+    data = text.encode()
+    value = mix(len(data))
+    for start in range(0, len(data), 8):
+        value = mix(value ^ int.from_bytes(data[start : start + 8], "little"))
+    return value

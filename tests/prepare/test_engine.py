@@ -24,10 +24,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.prepare.slow import loop_hash
 from tests.prepare.test_tabular import check_against_loops, read, records, write_csv, write_schema
 from trainer.errors import UserError
 from trainer.prepare import chunks, splits, stages, tasks
-from trainer.prepare.raw import RawFeature, RawSchema, hash_ids, hash_text
+from trainer.prepare.raw import RawFeature, RawSchema, hash_ids
 from trainer.prepare.splits import TimeSplit, parse_split
 from trainer.prepare.tabular import prepare_table, prepare_tabular
 from trainer.prepare.tasks import (
@@ -386,35 +387,6 @@ def test_order_statistic(values: list[int], data: st.DataObject) -> None:
     halves = np.array_split(np.array(values, np.int64), 2)
     found = splits._order_statistic(lambda: iter(halves), rank, min(values), max(values), bins=4)
     assert found == sorted(values)[rank]
-
-
-def mix(x: int) -> int:
-    """splitmix64's finalizer on Python's integers."""
-    x = (x + 0x9E3779B97F4A7C15) % 2**64
-    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
-    x = (x ^ (x >> 27)) * 0x94D049BB133111EB % 2**64
-    return x ^ (x >> 31)
-
-
-def loop_hash(text: str) -> int:
-    data = text.encode()
-    value = mix(len(data))
-    for start in range(0, len(data), 8):
-        value = mix(value ^ int.from_bytes(data[start : start + 8], "little"))
-    return value
-
-
-@given(st.lists(st.one_of(st.none(), st.text(max_size=20))))
-def test_hash_against_a_loop(values: list[str | None]) -> None:
-    hashes = hash_text(pl.Series(values, dtype=pl.String)).tolist()
-    assert hashes == [0 if value is None else loop_hash(value) for value in values]
-
-
-def test_hash_is_pinned() -> None:
-    assert hash_text(pl.Series(["", "a", "68fd1e64", "a longer text, ä"])).tolist() == PINNED
-
-
-PINNED = [16294208416658607535, 6774081908283191102, 12669446482656369175, 2607946979210560863]
 
 
 def test_hashed_features(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ from rich.text import Text
 
 from models.schema import Feature, Schema
 from trainer.errors import UserError
+from trainer.hashing import mix64
 from trainer.prepare.card import Card, SplitStatistics, write_card
 
 SPLITS = ("train", "validation", "test")
@@ -63,15 +64,6 @@ def yaml_errors(path: Path) -> Iterator[None]:
 
 
 # ---------------------------------------------------------------------------------------------- splits
-
-
-def mix64(keys: np.ndarray) -> np.ndarray:
-    """The splitmix64 finalizer: a bijection of uint64, stable over versions, machines and processes."""
-    with np.errstate(over="ignore"):  # arithmetic modulo 2**64 is meant; numpy warns of it for scalars
-        x = keys.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
 
 
 def hashed_uniform(keys: np.ndarray, seed: int) -> np.ndarray:

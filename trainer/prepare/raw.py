@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from models.schema import Feature, FeatureKind, Schema
 from models.strict_yaml import read_strict_yaml
 from trainer.errors import UserError
-from trainer.prepare.dataset import mix64, yaml_errors
+from trainer.hashing import hash_text
+from trainer.prepare.dataset import yaml_errors
 
 
 class RawFeature(BaseModel):
@@ -190,31 +191,11 @@ class Mistake(ValueError):
 _MAX_FLOAT32 = float(np.finfo(np.float32).max)
 
 
-def hash_text(values: pl.Series) -> np.ndarray:
-    """A uint64 per text: the same on every machine and in every version; 0 for null.
-
-    splitmix64's finalizer over the UTF-8 bytes, eight at a time (little-endian, zeros at the end), and the length.
-    """
-    arrow = values.cast(pl.String).fill_null("").rechunk().to_arrow()
-    _, offset_buffer, data_buffer = arrow.cast("large_string").buffers()
-    offsets = np.frombuffer(offset_buffer, np.int64)[arrow.offset : arrow.offset + len(values) + 1]
-    data = np.frombuffer(data_buffer or b"", np.uint8)
-    starts, lengths = offsets[:-1], np.diff(offsets)
-    hashes = mix64(lengths.astype(np.uint64))
-    for first in range(0, int(lengths.max(initial=0)), 8):
-        rows = np.flatnonzero(lengths > first)
-        at = starts[rows, None] + first + np.arange(8)
-        inside = first + np.arange(8) < lengths[rows, None]
-        words = np.where(inside, data[np.minimum(at, len(data) - 1)], 0).astype(np.uint8)
-        hashes[rows] = mix64(hashes[rows] ^ words.view("<u8")[:, 0])
-    return np.where(values.is_null().to_numpy(), np.uint64(0), hashes)
-
-
 def hash_ids(values: pl.Series, feature: RawFeature) -> np.ndarray:
     """Ids (int64) in [0, feature.hash) of non-null texts; -1 for one that `hash_function` hex cannot read."""
     assert feature.hash is not None
     if feature.hash_function == "text":
-        return (1 + hash_text(values) % np.uint64(feature.hash - 1)).astype(np.int64)
+        return (1 + hash_text(values.to_arrow()) % np.uint64(feature.hash - 1)).astype(np.int64)
     numbers = values.str.to_integer(base=16, strict=False, dtype=pl.Int64)
     readable = numbers.is_between(0, 2**32 - 1).fill_null(False).to_numpy()
     signed = numbers.fill_null(0).to_numpy().astype(np.uint32).view(np.int32).astype(np.int64)

@@ -9,8 +9,9 @@ import numpy as np
 import polars as pl
 
 from trainer.errors import UserError
+from trainer.hashing import hash_text
 from trainer.prepare.dataset import Fractions, check_fractions, random_split, time_split
-from trainer.prepare.raw import RawSchema, hash_text
+from trainer.prepare.raw import RawSchema
 
 Frames = Callable[[Sequence[str]], Iterator[pl.DataFrame]]
 Assign = Callable[[pl.DataFrame], pl.Series]
@@ -69,7 +70,9 @@ def _random(fractions: Fractions, seed: int, key: str, frame: pl.DataFrame) -> p
     if keys.dtype == pl.String:
         integers = keys.cast(pl.Int64, strict=False)
         if integers.null_count():
-            integers = integers.zip_with(integers.is_not_null(), pl.Series(hash_text(keys).view(np.int64)))
+            integers = integers.zip_with(
+                integers.is_not_null(), pl.Series(hash_text(keys.to_arrow()).view(np.int64))
+            )
         keys = integers
     return random_split(keys, seed, fractions)
 

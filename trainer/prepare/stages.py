@@ -31,9 +31,10 @@ import polars as pl
 import pyarrow as pa
 
 from models.schema import Schema
+from trainer.hashing import mix64
 from trainer.prepare.card import SplitStatistics
 from trainer.prepare.chunks import BadValue, Format, Unit, frames, line_cuts
-from trainer.prepare.dataset import PartWriter, arrow_schema, check_table, list_column, mix64
+from trainer.prepare.dataset import PartWriter, arrow_schema, check_table, list_column
 from trainer.prepare.raw import Mistake, RawFeature, RawSchema, columns, hash_ids
 from trainer.prepare.splits import Assign
 from trainer.prepare.tasks import Plan, write_json

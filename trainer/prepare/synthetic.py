@@ -32,13 +32,13 @@ import pyarrow as pa
 
 from models.schema import Feature, Schema
 from trainer.errors import UserError
+from trainer.hashing import mix64
 from trainer.prepare.card import Card
 from trainer.prepare.dataset import (
     DEFAULT_FRACTIONS,
     SPLITS,
     Fractions,
     check_fractions,
-    mix64,
     staging,
     write_dataset,
 )

@@ -18,8 +18,9 @@ import pyarrow.parquet as pq
 
 from models.schema import Schema
 from trainer.errors import UserError
+from trainer.hashing import mix64
 from trainer.prepare.convert import conversion
-from trainer.prepare.dataset import list_column, mix64
+from trainer.prepare.dataset import list_column
 from trainer.prepare.published import TAOBAO_AD_X1, Published
 from trainer.prepare.raw import RawFeature, RawSchema
 from trainer.prepare.tabular import prepare_table

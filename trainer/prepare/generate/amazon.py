@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from trainer.prepare.dataset import mix64, staging
+from trainer.hashing import mix64
+from trainer.prepare.dataset import staging
 from trainer.prepare.generate.draw import long_tailed
 
 FIRST_DAY, DAYS = 10_957, 5_318  # 1 January 2000 to 23 July 2014

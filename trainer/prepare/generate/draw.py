@@ -15,7 +15,8 @@ import polars as pl
 import pyarrow as pa
 
 from trainer.errors import UserError
-from trainer.prepare.dataset import hashed_uniform, mix64, progress_bar, staging
+from trainer.hashing import mix64
+from trainer.prepare.dataset import hashed_uniform, progress_bar, staging
 from trainer.prepare.synthetic import long_tail
 
 CHUNK_ROWS = 131_072
