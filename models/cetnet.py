@@ -57,6 +57,7 @@ class CETNet(nn.Module):
         device: device of everything else.
         bf16: run the components (not fusion and losses) under bfloat16 autocast.
         table_type: data type of the tables that will be sharded; dense and pretrained ones are float32.
+        buckets: parts that tables with managed collision are cut into: a multiple of every world size.
 
     Attributes:
         tables: sets of tables: each component's, or `shared`; and `pretrained`, which all read and none trains.
@@ -78,6 +79,7 @@ class CETNet(nn.Module):
         device: torch.device | str = "cpu",
         bf16: bool = False,
         table_type: DataType = DataType.FP32,
+        buckets: int = 1,
     ) -> None:
         super().__init__()
         table_device, device = torch.device(table_device), torch.device(device)
@@ -107,6 +109,8 @@ class CETNet(nn.Module):
                             table_device,
                             device,
                             table_type,
+                            component.embedding_std,
+                            buckets,
                         )
                         self.table_std |= dict.fromkeys(tables[owner].names, component.embedding_std)
             if schema.pretrained:

@@ -2,12 +2,20 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, EmbeddingConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
+from torchrec.modules.hash_mc_evictions import HashZchEvictionConfig, HashZchEvictionPolicyName
+from torchrec.modules.hash_mc_modules import HashZchManagedCollisionModule
+from torchrec.modules.mc_embedding_modules import (
+    ManagedCollisionEmbeddingBagCollection,
+    ManagedCollisionEmbeddingCollection,
+)
+from torchrec.modules.mc_modules import ManagedCollisionCollection
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
 from models.component import Component, ComponentConfig, ExtraTable, Inputs, input_shape
@@ -15,6 +23,7 @@ from models.layers.mlp import linear
 from models.schema import Schema
 
 _BLOCK_ROWS = 65_536
+_HOURS_KEPT = 1
 _KERNEL_WIDTH = 4
 """FBGEMM's kernels read rows in pieces of four numbers: a sharded table's dim must be a multiple."""
 
@@ -34,7 +43,7 @@ class Tables(nn.Module):
     cross the network. It sums; `InputAssembly` makes means of the sums. Where they are read position by position, an
     EmbeddingCollection holds the tables a sequence looks up (its target features share them) and an
     EmbeddingBagCollection the rest. Tables that `is_dense` picks stand in collections of their own, which are
-    not sharded.
+    not sharded, and so do those of `schema.managed_collision`, each with a map from ids to its rows.
 
     Args:
         owner: name of the component, or `shared`, or `pretrained`.
@@ -47,9 +56,12 @@ class Tables(nn.Module):
         device: device of the tables that will be sharded; `meta` leaves their memory to the sharding.
         dense_device: device of the dense tables.
         data_type: of the tables that will be sharded; dense ones are float32.
+        std: standard deviation of what a row starts from again when another id gets it.
+        buckets: parts that tables with managed collision are cut into: a multiple of every world size.
 
     Raises:
-        ValueError: a table that is to be sharded has a dim that is not a multiple of 4.
+        ValueError: a table that is to be sharded has a dim that is not a multiple of 4; one with managed collision
+            is dense, or its rows are not a multiple of `buckets`.
     """
 
     def __init__(
@@ -63,6 +75,8 @@ class Tables(nn.Module):
         device: torch.device,
         dense_device: torch.device,
         data_type: DataType = DataType.FP32,
+        std: float = 0.0,
+        buckets: int = 1,
     ) -> None:
         super().__init__()
         read_in_order = {f.table for f in schema.of_kind("sequence")} if reads_sequences else set()
@@ -74,6 +88,20 @@ class Tables(nn.Module):
             groups.setdefault(group, []).append(table)
             self.names.append(table.name)
 
+        def holding(name: str, table: str) -> str:
+            """How a table is held: the end of its collection's name."""
+            dense = is_dense(name)
+            if table not in (schema.managed_collision or ()):
+                return "_dense" if dense else ""
+            if dense:
+                raise ValueError(f"table {name} has managed collision and can't be in sharding.dense_tables")
+            if schema.tables[table] % buckets:
+                raise ValueError(
+                    f"table {name} has managed collision and {schema.tables[table]} rows, which must be a multiple "
+                    f"of data.lanes={buckets}"
+                )
+            return "_managed"
+
         for table, dim in dims.items():
             features = [f.name for f in schema.id_features if f.table == table]
             settings: dict[str, Any] = {
@@ -82,7 +110,8 @@ class Tables(nn.Module):
                 "embedding_dim": dim,
                 "feature_names": features,
             }
-            dense = is_dense(f"{owner}__{table}")
+            held = holding(settings["name"], table)
+            dense = held == "_dense"
             settings["data_type"] = DataType.FP32 if dense else data_type
             if not dense and dim % _KERNEL_WIDTH:
                 raise ValueError(
@@ -93,21 +122,21 @@ class Tables(nn.Module):
                 group, embedding = "unpooled", EmbeddingConfig(**settings)
             else:
                 group, embedding = "pooled", EmbeddingBagConfig(**settings, pooling=PoolingType.SUM)
-            group += "_dense" if dense else ""
+            group += held
             add(group, embedding)
             self.collection_of |= dict.fromkeys(features, group)
-        rows = {f.name: schema.tables[f.table] for f in schema.id_features if f.table is not None}
+        table_of = {f.name: str(f.table) for f in schema.id_features}
         self.extra: list[tuple[ExtraTable, str]] = []
         for own in extra:
             name = f"{owner}__{own.feature}__extra"
-            dense = is_dense(name)
-            group = "extra_dense" if dense else "extra"
+            held = holding(name, table_of[own.feature])
+            dense, group = held == "_dense", f"extra{held}"
             self.extra.append((own, group))
             add(
                 group,
                 EmbeddingBagConfig(
                     name=name,
-                    num_embeddings=rows[own.feature],
+                    num_embeddings=schema.tables[table_of[own.feature]],
                     embedding_dim=own.dim if dense else -(-own.dim // _KERNEL_WIDTH) * _KERNEL_WIDTH,
                     feature_names=[own.feature],
                     pooling=PoolingType.SUM,
@@ -120,10 +149,19 @@ class Tables(nn.Module):
                 for group, tables in sorted(groups.items())
             }
         )
+        for group in groups:
+            if group.endswith("managed"):
+                self.collections[group] = _managed(
+                    self.collections[group], groups[group], std, buckets, device
+                )
 
     def forward(self, sparse: KeyedJaggedTensor) -> list[KeyedTensor | dict[str, JaggedTensor]]:
         """Output of each collection, in the order of `collections`."""
-        return [collection(sparse) for collection in self.collections.values()]
+        return [
+            # Managed ones return the rows they looked up as well.
+            collection(sparse)[0] if group.endswith("managed") else collection(sparse)
+            for group, collection in self.collections.items()
+        ]
 
 
 def _collection(group: str, tables: Any, device: torch.device) -> nn.Module:
@@ -131,6 +169,25 @@ def _collection(group: str, tables: Any, device: torch.device) -> nn.Module:
     if group.startswith("unpooled"):
         return (DenseEmbeddingCollection if dense else EmbeddingCollection)(tables=tables, device=device)
     return (DenseEmbeddingBagCollection if dense else EmbeddingBagCollection)(tables=tables, device=device)
+
+
+def _managed(collection: Any, tables: Any, std: float, buckets: int, device: torch.device) -> nn.Module:
+    """The collection behind a map from ids to rows for each table: TorchRec's multi-probe zero-collision hash."""
+    maps: dict[str, Any] = {}
+    for table in tables:
+        table.init_fn = partial(nn.init.normal_, std=std)
+        maps[table.name] = HashZchManagedCollisionModule(
+            zch_size=table.num_embeddings,
+            device=device,
+            total_num_buckets=buckets,
+            name=table.name,
+            eviction_policy_name=HashZchEvictionPolicyName.LRU_EVICTION,
+            eviction_config=HashZchEvictionConfig(features=[], single_ttl=_HOURS_KEPT),
+        )
+    managed = ManagedCollisionCollection(maps, tables)
+    if isinstance(collection, EmbeddingCollection):
+        return ManagedCollisionEmbeddingCollection(collection, managed)
+    return ManagedCollisionEmbeddingBagCollection(collection, managed)
 
 
 class InputAssembly(nn.Module):

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from models.strict_yaml import read_strict_yaml
 
+_MANAGED_IDS = 2**62  # so many that two ids of a table hardly ever collide
 FeatureKind = Literal["categorical", "multi_valued", "sequence", "dense"]
 
 
@@ -61,8 +62,8 @@ class Schema(BaseModel):
     """Columns of a prepared dataset (`schema.yaml`).
 
     `tables` maps each embedding table to its number of rows; every id of a feature is in
-    `[0, num_embeddings)`, unless its table is `hashed`. By convention of `cetnet prepare`, id 0 stands for missing
-    or unseen values.
+    `[0, num_embeddings)`, unless its table is in `id_ranges`. By convention of `cetnet prepare`, id 0 stands for
+    missing or unseen values.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -87,6 +88,11 @@ class Schema(BaseModel):
         description="Tables without a vocabulary. Columns that read them hold integers or text of any value, which "
         "are hashed to rows 1, 2, ... as they are read; null and the empty text are row 0, a null list is empty.",
     )
+    managed_collision: tuple[str, ...] | None = Field(
+        None,
+        description="Tables without a vocabulary, of columns as those of `hashed`, that give an id a row of its own "
+        "when training first sees it, and take it from ids long unseen (TorchRec's MPZCH). They train on CUDA only.",
+    )
     features: tuple[Feature, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -104,13 +110,18 @@ class Schema(BaseModel):
                 raise ValueError(f"table {table!r} has {rows} rows")
         if unknown := sorted(set(self.pretrained) - set(self.tables)):
             raise ValueError(f"pretrained tables that are not in tables: {', '.join(unknown)}")
-        for table in self.hashed or ():
-            if table not in self.tables:
-                raise ValueError(f"hashed table {table!r} is not in tables")
+        if unknown := sorted(set(self.id_ranges) - set(self.tables)):
+            raise ValueError(
+                f"hashed or managed_collision tables that are not in tables: {', '.join(unknown)}"
+            )
+        kinds = [*(self.hashed or ()), *(self.managed_collision or ()), *self.pretrained]
+        for table in self.id_ranges:
             if self.tables[table] < 2:
                 raise ValueError(f"hashed table {table!r} needs two rows at least: row 0 is for missing ids")
-            if table in self.pretrained:
-                raise ValueError(f"table {table!r} is both hashed and pretrained")
+            if kinds.count(table) > 1:
+                raise ValueError(
+                    f"table {table!r} is more than one of hashed, managed_collision and pretrained"
+                )
         if unread := sorted(set(self.tables) - {feature.table for feature in self.features}):
             raise ValueError(f"tables that no feature reads: {', '.join(unread)}")
         return self
@@ -130,9 +141,15 @@ class Schema(BaseModel):
         return self.of_kind("dense")
 
     @property
+    def id_ranges(self) -> dict[str, int]:
+        """Tables whose columns hold ids of any value, and into how many these are hashed as they are read."""
+        hashed = {table: self.tables.get(table, 0) for table in self.hashed or ()}
+        return hashed | dict.fromkeys(self.managed_collision or (), _MANAGED_IDS)
+
+    @property
     def hashed_features(self) -> list[Feature]:
-        """Features that look up a hashed table, in the schema's order."""
-        return [feature for feature in self.id_features if feature.table in (self.hashed or ())]
+        """Features whose columns hold ids of any value, in the schema's order."""
+        return [feature for feature in self.id_features if feature.table in self.id_ranges]
 
     @classmethod
     def load(cls, path: Path) -> "Schema":

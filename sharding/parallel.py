@@ -4,6 +4,7 @@ import torch
 from torch import nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.modules.hash_mc_modules import HashZchManagedCollisionModule
 
 from models.cetnet import CETNet
 from models.embeddings import initial_rows
@@ -27,6 +28,10 @@ def shard(
         sharders=sharders(communication, device.type),
     )
     fill_tables(parallel, stds, seed)
+    if device.type == "cpu":
+        for module in parallel.modules():
+            if isinstance(module, HashZchManagedCollisionModule):
+                module.reset_intrainer_bulk_eval_mode()  # on CPU the map from ids to rows can only be read
     return parallel
 
 

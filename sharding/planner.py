@@ -11,6 +11,8 @@ import torch.distributed as dist
 from torch import nn
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.mc_embedding import ManagedCollisionEmbeddingCollectionSharder
+from torchrec.distributed.mc_embeddingbag import ManagedCollisionEmbeddingBagCollectionSharder
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
 from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
 from torchrec.distributed.planner.proposers import Proposer
@@ -26,6 +28,7 @@ from torchrec.distributed.planner.types import (
 from torchrec.distributed.types import ModuleSharder, ShardingPlan
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig, EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
+from torchrec.modules.mc_modules import ManagedCollisionCollection
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from models.schema import Schema
@@ -66,7 +69,14 @@ class UnpooledSharder(EmbeddingCollectionSharder):
 def sharders(communication: CommunicationConfig, device: str) -> list[ModuleSharder[nn.Module]]:
     """The sharders that planning and DistributedModelParallel use alike; `device` is `cpu` or `cuda`."""
     registry = codecs(communication, device)
-    return [PooledSharder(qcomm_codecs_registry=registry), UnpooledSharder(qcomm_codecs_registry=registry)]
+    pooled = PooledSharder(qcomm_codecs_registry=registry)
+    unpooled = UnpooledSharder(qcomm_codecs_registry=registry)
+    return [
+        pooled,
+        unpooled,
+        ManagedCollisionEmbeddingBagCollectionSharder(ebc_sharder=pooled, qcomm_codecs_registry=registry),
+        ManagedCollisionEmbeddingCollectionSharder(ec_sharder=unpooled, qcomm_codecs_registry=registry),
+    ]
 
 
 class Phases(NamedTuple):
@@ -191,14 +201,17 @@ def make_plan(
     tables = _tables(model)
     if not tables:
         return Plan(ShardingPlan({}), [])
+    managed = managed_tables(model)
     kernels = ["fused", "fused_uvm_caching"] if config.host_memory else ["fused"]
     constraints = {
         table.name: ParameterConstraints(
             sharding_types=types,
-            compute_kernels=kernels,
+            compute_kernels=["fused"] if table.name in managed else kernels,
             pooling_factors=[_mean_length(schema, feature) for feature in table.feature_names],
         )
-        for table, types in zip(tables, _types_to_weigh(tables, schema, config, topology), strict=True)
+        for table, types in zip(
+            tables, _types_to_weigh(tables, managed, schema, config, topology), strict=True
+        )
     }
     planner = EmbeddingShardingPlanner(
         topology=topology,
@@ -241,11 +254,24 @@ def _tables(model: nn.Module) -> list[BaseEmbeddingConfig]:
     return tables
 
 
-def _allowed_types(table: BaseEmbeddingConfig, config: ShardingConfig) -> list[str]:
+def managed_tables(model: nn.Module) -> set[str]:
+    """Full names of the tables with managed collision."""
+    collections = [module for module in model.modules() if isinstance(module, ManagedCollisionCollection)]
+    return {table.name for collection in collections for table in collection.embedding_configs()}
+
+
+def _allowed_types(table: BaseEmbeddingConfig, managed: set[str], config: ShardingConfig) -> list[str]:
     wanted: Sequence[str] = DEFAULT_SHARDING_TYPES
     for pattern, constraint in config.constraints.items():
         if fnmatchcase(table.name, pattern):
             wanted = constraint.sharding_types
+    if table.name in managed:
+        if "row_wise" not in wanted:
+            raise ValueError(
+                f"sharding.constraints: table {table.name!r} has managed collision and can be row_wise only, not "
+                f"{', '.join(wanted)}"
+            )
+        return ["row_wise"]
     supported = (
         wanted if isinstance(table, EmbeddingBagConfig) else [t for t in wanted if t in _UNPOOLED_TYPES]
     )
@@ -262,14 +288,18 @@ def _mean_length(schema: Schema, name: str) -> float:
 
 
 def _types_to_weigh(
-    tables: list[BaseEmbeddingConfig], schema: Schema, config: ShardingConfig, topology: Topology
+    tables: list[BaseEmbeddingConfig],
+    managed: set[str],
+    schema: Schema,
+    config: ShardingConfig,
+    topology: Topology,
 ) -> list[list[str]]:
     """The sharding types that the planner weighs for each table: those allowed.
 
     On large clusters only for the tables that have most to gain from a split, the largest and the most looked
     up: a row-wise option has a shard per rank. The others stay whole, if that is allowed.
     """
-    allowed = [_allowed_types(table, config) for table in tables]
+    allowed = [_allowed_types(table, managed, config) for table in tables]
     limit = max(32, _MAX_SPLIT_SHARDS // topology.world_size)
     if len(tables) <= limit:
         return allowed

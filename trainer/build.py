@@ -82,6 +82,7 @@ def build_model(config: RunConfig, schema: Schema, device: torch.device | str) -
             device=device,
             bf16=config.training.precision == "bf16",
             table_type=DataType[config.training.table_precision.upper()],
+            buckets=config.data.lanes,
         )
     except (
         ValueError,
@@ -126,7 +127,12 @@ def plan_model(
     model: CETNet, config: RunConfig, schema: Schema, device: str, world_size: int, local_world_size: int
 ) -> Plan:
     """The planner's plan of a model for a cluster; raises DoesNotFit if there is none, UserError for a constraint
-    that no table can meet."""
+    that no table can meet, or that managed collision can't."""
+    if schema.managed_collision and config.data.lanes % world_size:
+        raise UserError(
+            f"data.lanes={config.data.lanes} is not a multiple of the {world_size} processes, which tables with "
+            "managed_collision need; change one of them"
+        )
     try:
         return make_plan(
             model,

@@ -38,6 +38,7 @@ def check_inputs(config: RunConfig, world_size: int, resume: bool) -> Dataset:
             f"data.batch_size={config.data.batch_size} is not a multiple of the {world_size} processes"
         )
     dataset = Dataset(config.data.path, config.data.split)
+    _check_managed_collision(config, dataset.schema, on_cpu)
     Reader(
         dataset,
         config.data.batch_size,
@@ -64,6 +65,20 @@ def _check_memory(dense: int) -> None:
         raise UserError(
             f"model: {dense:,} dense parameters take {gib:,.0f} GiB, and this host has {total:,.0f}; make layers "
             "smaller, or shard tables that sharding.dense_tables names"
+        )
+
+
+def _check_managed_collision(config: RunConfig, schema: Schema, on_cpu: bool) -> None:
+    if schema.managed_collision and on_cpu:
+        raise UserError(
+            f"{config.data.path}/schema.yaml: tables with managed_collision train on CUDA only, and the device here "
+            f"is the CPU; name {', '.join(schema.managed_collision)} in hashed instead"
+        )
+    # FBGEMM forgets the optimizer's state of a row that changes hands for this one alone; sgd has none.
+    if schema.managed_collision and config.optimizer.sparse.kind not in ("rowwise_adagrad", "sgd"):
+        raise UserError(
+            f"optimizer.sparse.kind={config.optimizer.sparse.kind} can't train tables with managed_collision; use "
+            "rowwise_adagrad or sgd"
         )
 
 

@@ -234,7 +234,8 @@ class SavedTables:
     """
 
     _KEY = re.compile(
-        r"model\.tables\.(?P<owner>[^.]+)\.collections\.[^.]+\.embedding(_bag)?s\.(?P=owner)__(?P<name>[^.]+)\.weight"
+        r"model\.tables\.(?P<owner>[^.]+)\.collections\.[^.]+\.(_embedding_module\.)?embedding(_bag)?s\.(?P=owner)__"
+        r"(?P<name>[^.]+)\.weight"
     )
 
     def __init__(self, checkpoint: Place) -> None:

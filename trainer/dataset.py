@@ -262,7 +262,7 @@ def _dense(table: pa.Table, features: list[Feature]) -> NDArray[np.float32]:
 def _hash_columns(table: pa.Table, schema: Schema) -> pa.Table:
     """The table with the columns of hashed features as ids of their tables; file by file, whose types may differ."""
     for feature in schema.hashed_features:
-        column, rows = _array(table[feature.name]), schema.tables[str(feature.table)]
+        column, rows = _array(table[feature.name]), schema.id_ranges[str(feature.table)]
         if feature.kind == "categorical":
             ids = pa.array(hash_ids(column, rows))
         else:

@@ -84,9 +84,8 @@ def _check_same(run: Schema, data: Schema, path: Path) -> None:
         raise UserError(
             f"{path}: table {table!r} has other rows than in the run; use the run's own vocabulary"
         )
-    if different := set(run.hashed or ()) ^ set(data.hashed or ()):
-        table = min(different)
-        where = "the run" if table in (run.hashed or ()) else "the data"
+    if different := set(run.id_ranges.items()) ^ set(data.id_ranges.items()):
+        table = min(different)[0]
         raise UserError(
-            f"{path}: table {table!r} is hashed in {where} only; use the run's schema.yaml and raw ids"
+            f"{path}: table {table!r} is not hashed as in the run; use the run's schema.yaml, and raw ids if it is"
         )

@@ -259,15 +259,15 @@ def test_training_evaluating_and_predicting_from_raw_files(
     assert raw.equals(pq.read_table("run_raw/predictions/test.parquet"))
     code, stderr = cetnet("evaluate", "run_raw", "prepared")
     assert code == 2
-    assert stderr.splitlines()[-1].startswith("cetnet: prepared: table 'item' is hashed in the run only")
+    assert stderr.splitlines()[-1].startswith("cetnet: prepared: table 'item' is not hashed as in the run")
 
 
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"hashed": ["users"]}, "hashed table 'users' is not in tables"),
+        ({"hashed": ["users"]}, "not in tables: users"),
         ({"hashed": ["user"], "tables": {"user": 1}}, "hashed table 'user' needs two rows"),
-        ({"hashed": ["user"], "pretrained": {"user": 4}}, "'user' is both hashed and pretrained"),
+        ({"hashed": ["user"], "pretrained": {"user": 4}}, "'user' is more than one of"),
         ({"hashed": "user"}, "hashed"),
     ],
 )
