@@ -16,8 +16,8 @@ class Batch(Pipelineable):
         sparse: ids of every id feature; keys in the schema's order, ids int64, lengths int32.
         dense: `[B, m]` float32, columns in the schema's order.
         label: `[B]` float32, 0 or 1.
-        weight: `[B]` float32; 0 for the rows that pad the tail of an epoch.
-        row: `[B]` int64, the row's number in the split's files; -1 for padding.
+        weight: `[B]` float32; 0 for the rows that pad the tail of an epoch, and for bad rows.
+        row: `[B]` int64, the row's number in the split's files; -1 for padding and bad rows.
     """
 
     sparse: KeyedJaggedTensor

@@ -37,7 +37,7 @@ def check_inputs(config: RunConfig, world_size: int, resume: bool) -> Dataset:
         raise UserError(
             f"data.batch_size={config.data.batch_size} is not a multiple of the {world_size} processes"
         )
-    dataset = Dataset(config.data.path, config.data.split)
+    dataset = Dataset(config.data.path, config.data.split, config.data.bad_rows)
     _check_managed_collision(config, dataset.schema, on_cpu)
     Reader(
         dataset,

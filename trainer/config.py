@@ -44,6 +44,14 @@ class DataConfig(_Section):
     )
     prefetch: int = Field(4, ge=0, le=1024, description="Batches assembled ahead of the step.")
     threads: int = Field(1, gt=0, le=1024, description="Decoding threads per process.")
+    bad_rows: Literal["fail", "quarantine"] = Field(
+        "fail",
+        description="What a null, an id outside its table, a NaN, ... does: end the run, or have its row skipped, "
+        "counted and written to `quarantine/` in run_dir.",
+    )
+    bad_rows_limit: int = Field(
+        1000, ge=0, description="More quarantined rows end the run; every epoch counts them anew."
+    )
 
 
 class SparseOptimizerConfig(_Section):

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -13,18 +14,22 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from models.schema import Feature, Schema
+from trainer.bad_rows import BadRow, find_bad_rows, numbers, replace_rows
 from trainer.errors import UserError
 from trainer.hashing import hash_ids
+
+BadRowPolicy = Literal["fail", "quarantine"]
 
 
 @dataclass(frozen=True)
 class RowGroup:
-    """A Parquet row group and where its first row stands in the split."""
+    """A Parquet row group and where its first row stands in the split, and in its file."""
 
     file: Path
     index: int
     num_rows: int
     first_row: int
+    row_in_file: int
 
     def __str__(self) -> str:
         return f"{self.file}, row group {self.index}"
@@ -44,11 +49,12 @@ class Rows:
     """Decoded rows.
 
     Attributes:
-        row: `[n]` int64 row numbers.
+        row: `[n]` int64 row numbers; -1 for bad rows, whose contents are replaced.
         label: `[n]` float32.
-        weight: `[n]` float32.
+        weight: `[n]` float32; 0 for bad rows.
         dense: `[n, m]` float32.
         ids: per id feature its values (int64) and offsets (`[n + 1]`, int64).
+        bad: the bad rows, by position.
     """
 
     row: NDArray[np.int64]
@@ -56,6 +62,7 @@ class Rows:
     weight: NDArray[np.float32]
     dense: NDArray[np.float32]
     ids: list[tuple[NDArray[np.int64], NDArray[np.int64]]]
+    bad: dict[int, BadRow]
 
 
 class Dataset:
@@ -64,29 +71,30 @@ class Dataset:
     Args:
         path: directory with `schema.yaml` and one directory of Parquet files per split.
         split: name of the split, such as `train`.
+        bad_rows: `fail`, or `quarantine`: they keep their place, but count for nothing.
 
     Raises:
-        UserError: a missing or unreadable file, no rows, or a column that the schema names and a file
-            lacks or has with another type.
+        UserError: a missing or unreadable file, no rows, a column that the schema names and a file lacks or has
+            with another type, or files whose types differ.
     """
 
-    def __init__(self, path: Path, split: str) -> None:
-        self.split = split
+    def __init__(self, path: Path, split: str, bad_rows: BadRowPolicy = "fail") -> None:
+        self.split, self.bad_rows = split, bad_rows
         self.schema = load_schema(path)
         files = sorted((path / split).glob("*.parquet"))
         if not files:
             have = sorted({file.parent.name for file in path.glob("*/*.parquet")})
             raise UserError(f"{path / split}: no Parquet files; splits here: {', '.join(have) or 'none'}")
         self.row_groups: list[RowGroup] = []
-        self._metadata: dict[Path, pq.FileMetaData] = {}
+        self._footers = {file: _read_footer(file) for file in files}
         first_row = 0
-        for file in files:
-            metadata = self._metadata[file] = _read_metadata(file)
-            _check_columns(file, metadata.schema.to_arrow_schema(), self.schema)
-            for index in range(metadata.num_row_groups):
-                num_rows = metadata.row_group(index).num_rows
-                self.row_groups.append(RowGroup(file, index, num_rows, first_row))
-                first_row += num_rows
+        for file, footer in self._footers.items():
+            _check_columns(file, footer.columns, self.schema)
+            _check_same_types(file, footer.columns, files[0], self._footers[files[0]].columns, self.schema)
+            row_in_file = 0
+            for index, num_rows in enumerate(footer.row_groups):
+                self.row_groups.append(RowGroup(file, index, num_rows, first_row, row_in_file))
+                first_row, row_in_file = first_row + num_rows, row_in_file + num_rows
         self.num_rows = first_row
         if not self.num_rows:
             raise UserError(f"{path / split}: the Parquet files hold no rows; prepare the data again")
@@ -95,8 +103,8 @@ class Dataset:
         """Decode these pieces, one after the other, and permute their rows.
 
         Raises:
-            UserError: bad data (null, NaN, id out of its table, label not 0 or 1, list too long,
-                truncated file), named by file, row group and column.
+            UserError: a row group can't be read or its file changed since this object was made; bad rows (see
+                `find_bad_rows`) unless they are quarantined. Both name file and row group, the latter row and column.
         """
         schema = self.schema
         names = [
@@ -105,41 +113,92 @@ class Dataset:
             *(f.name for f in schema.features),
         ]
         tables, rows = [], []
+        bad: dict[int, BadRow] = {}
         for piece in pieces:
-            table = self._read_row_group(piece.row_group, names)
-            _check_values(piece.row_group, table, schema)
-            tables.append(_hash_columns(table.slice(piece.start, piece.stop - piece.start), schema))
-            rows.append(piece.row_group.first_row + np.arange(piece.start, piece.stop))
-        table, row = pa.concat_tables(tables), np.concatenate(rows)
+            group = piece.row_group
+            table = _hash_columns(self._read_row_group(group, names), schema)
+            if found := find_bad_rows(table, schema):
+                bad_here = {
+                    group.first_row + row: BadRow(group.file, group.index, group.row_in_file + row, *what)
+                    for row, what in found.items()
+                }
+                if self.bad_rows == "fail":
+                    raise _bad(list(bad_here.values()))
+                bad |= bad_here
+                table = replace_rows(table, list(found))
+            tables.append(table.slice(piece.start, piece.stop - piece.start))
+            rows.append(group.first_row + np.arange(piece.start, piece.stop))
+        table, row = pa.concat_tables(tables, promote_options="default"), np.concatenate(rows)
         if permutation is not None:
             table, row = table.take(permutation), row[permutation]
         table = table.combine_chunks()
+        weight = numbers(table, schema.weight) if schema.weight else np.ones(len(row), np.float32)
+        skipped = np.flatnonzero(np.isin(row, list(bad))) if bad else np.empty(0, np.int64)
+        bad_at = {position: bad[row[position]] for position in skipped.tolist()}
+        if bad_at:
+            row, weight = row.copy(), weight.copy()
+            row[skipped], weight[skipped] = -1, 0
         return Rows(
             row=row,
-            label=_numbers(table, schema.label),
-            weight=_numbers(table, schema.weight) if schema.weight else np.ones(len(row), np.float32),
+            label=numbers(table, schema.label),
+            weight=weight,
             dense=_dense(table, schema.dense_features),
             ids=[_jagged(table, feature) for feature in schema.id_features],
+            bad=bad_at,
         )
 
-    def column(self, name: str) -> NDArray:
-        """One whole column, in the order of the files; raises UserError for nulls."""
+    def column(self, name: str, wanted: NDArray[np.bool_] | None = None) -> NDArray:
+        """A column of all rows, or of those wanted (`[num_rows]`), in the order of the files.
+
+        Raises UserError for nulls, or a row group that can't be read.
+        """
         parts = []
         for group in self.row_groups:
             table = self._read_row_group(group, [name])
-            _check_nulls(group, table)
+            rows = np.arange(group.num_rows)
+            if wanted is not None:
+                rows = np.flatnonzero(wanted[group.first_row : group.first_row + group.num_rows])
+                table = table.take(rows)
+            if table[name].null_count:
+                nulls = group.row_in_file + rows[table[name].is_null().to_numpy()]
+                raise _bad([BadRow(group.file, group.index, row, name, "null") for row in nulls.tolist()])
             parts.append(table[name].to_numpy())
         return np.concatenate(parts)
 
     def _read_row_group(self, group: RowGroup, columns: list[str]) -> pa.Table:
+        footer = self._footers[group.file]
+        problem = None
         try:
-            # A ParquetFile isn't safe to share between threads; its parsed footer is.
-            with pq.ParquetFile(group.file, metadata=self._metadata[group.file], memory_map=True) as file:
-                return file.read_row_group(group.index, columns=columns, use_threads=False)
-        except (OSError, pa.ArrowException) as error:
-            raise UserError(
-                f"{group}: cannot be read ({_first_line(error)}); prepare the data again"
-            ) from error
+            # A ParquetFile isn't safe to share between threads; its parsed footer is. Not mapped into memory: a file
+            # that is truncated meanwhile would kill the process (SIGBUS).
+            with pq.ParquetFile(
+                group.file, metadata=footer.metadata, page_checksum_verification=True
+            ) as file:
+                table = file.read_row_group(group.index, columns=columns, use_threads=False)
+                if table.num_rows != group.num_rows:
+                    problem = f"{table.num_rows} rows where its footer says {group.num_rows}"
+        except (OSError, ValueError, pa.ArrowException) as error:
+            problem = _first_line(error)
+        if changed := _changed(group.file, footer):
+            raise UserError(f"{group.file}: {changed}; restore it, or start a new run")
+        if problem:
+            raise UserError(f"{group}: cannot be read ({problem}); prepare the data again")
+        return table
+
+
+@dataclass(frozen=True)
+class _Footer:
+    """What a file said of itself when it was opened first, and what its directory entry was then.
+
+    Attributes:
+        row_groups: their numbers of rows.
+        entry: size in bytes and time of the last change in nanoseconds.
+    """
+
+    metadata: pq.FileMetaData
+    columns: pa.Schema
+    row_groups: list[int]
+    entry: tuple[int, int]
 
 
 def load_schema(path: Path) -> Schema:
@@ -161,13 +220,29 @@ def read_schema(file: Path) -> Schema:
         raise UserError(f"{file}: not readable as YAML: {_first_line(error)}") from error
 
 
-def _read_metadata(file: Path) -> pq.FileMetaData:
+def _read_footer(file: Path) -> _Footer:
     try:
-        return pq.read_metadata(file)
-    except (OSError, pa.ArrowException) as error:
+        stat = file.stat()
+        metadata = pq.read_metadata(file)
+        return _Footer(
+            metadata=metadata,
+            columns=metadata.schema.to_arrow_schema(),
+            row_groups=[metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)],
+            entry=(stat.st_size, stat.st_mtime_ns),
+        )
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise UserError(
             f"{file}: not a whole Parquet file ({_first_line(error)}); prepare the data again"
         ) from error
+
+
+def _changed(file: Path, footer: _Footer) -> str | None:
+    """What happened to the file since its footer was read."""
+    try:
+        stat = file.stat()
+    except OSError as error:
+        return f"was there when the run began and is no more ({error.strerror})"
+    return None if (stat.st_size, stat.st_mtime_ns) == footer.entry else "was changed since the run began"
 
 
 def _first_line(error: BaseException) -> str:
@@ -186,8 +261,9 @@ def _check_columns(file: Path, arrow: pa.Schema, schema: Schema) -> None:
         else:
             wanted.append((feature.name, "a list of integers or texts" if hashed else "a list of integers"))
     for name, want in wanted:
-        if name not in arrow.names:
-            raise UserError(f"{file}: no column {name!r}, which schema.yaml names; columns: {arrow.names}")
+        if arrow.names.count(name) != 1:
+            has = f"{arrow.names.count(name)} columns" if name in arrow.names else "no column"
+            raise UserError(f"{file}: {has} {name!r}, which schema.yaml names; columns: {arrow.names}")
         kind = arrow.field(name).type
         value = kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else kind
         ok = pa.types.is_integer(value) or ("text" in want and _is_text(value))
@@ -203,59 +279,28 @@ def _is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(value) or pa.types.is_large_string(value) or pa.types.is_string_view(value)
 
 
-def _bad(group: RowGroup, column: str, problem: str) -> UserError:
-    return UserError(f"{group}, column {column!r}: {problem}; mend the data and prepare it again")
+def _check_same_types(
+    file: Path, columns: pa.Schema, first: Path, expected: pa.Schema, schema: Schema
+) -> None:
+    names = [schema.label, schema.weight, schema.group, schema.true_probability]
+    features = [feature.name for feature in schema.features if feature not in schema.hashed_features]
+    for name in (*filter(None, names), *features):
+        here, there = columns.field(name).type, expected.field(name).type
+        if here != there:
+            raise UserError(
+                f"{file}: column {name!r} is {here}, but {there} in {first.name}; write all files alike"
+            )
 
 
-def _check_nulls(group: RowGroup, table: pa.Table) -> None:
-    for name in table.column_names:
-        if nulls := table[name].null_count:
-            raise _bad(group, name, f"{nulls} null values")
-
-
-def _check_values(group: RowGroup, table: pa.Table, schema: Schema) -> None:
-    hashed = schema.hashed_features
-    _check_nulls(group, table.drop_columns([feature.name for feature in hashed]))
-    label = _numbers(table, schema.label)
-    if not np.isin(label, (0, 1)).all():
-        raise _bad(group, schema.label, f"label {label[~np.isin(label, (0, 1))][0]:g} is neither 0 nor 1")
-    if schema.weight:
-        weight = _numbers(table, schema.weight)
-        if not (np.isfinite(weight) & (weight >= 0)).all():
-            raise _bad(group, schema.weight, "a weight is negative, infinite or NaN")
-    for feature in schema.dense_features:
-        if not np.isfinite(_numbers(table, feature.name)).all():
-            raise _bad(group, feature.name, "an infinite or NaN value")
-    for feature in schema.id_features:
-        column = table[feature.name]
-        if feature.kind != "categorical":
-            longest = pc.max(pc.list_value_length(column)).as_py() or 0
-            if feature.max_length is not None and longest > feature.max_length:
-                raise _bad(
-                    group,
-                    feature.name,
-                    f"a sequence of {longest} ids, longer than max_length {feature.max_length}",
-                )
-            column = pc.list_flatten(column)
-        if feature in hashed:  # any value will do
-            continue
-        if column.null_count:
-            raise _bad(group, feature.name, f"{column.null_count} null ids")
-        rows = schema.tables[str(feature.table)]
-        extremes = pc.min_max(column).as_py()
-        for value in (extremes["min"], extremes["max"]):
-            if value is not None and not 0 <= value < rows:
-                raise _bad(
-                    group, feature.name, f"id {value} is outside table {feature.table!r} of {rows} rows"
-                )
-
-
-def _numbers(table: pa.Table, name: str) -> NDArray[np.float32]:
-    return table[name].cast(pa.float32(), safe=False).to_numpy()  # integers beyond 2^24 are rounded
+def _bad(rows: list[BadRow]) -> UserError:
+    more = f" (and {len(rows) - 1} more bad rows in this row group)" if len(rows) > 1 else ""
+    return UserError(
+        f"{rows[0]}{more}; mend the data and prepare it again, or train with data.bad_rows=quarantine"
+    )
 
 
 def _dense(table: pa.Table, features: list[Feature]) -> NDArray[np.float32]:
-    columns = [_numbers(table, feature.name) for feature in features]
+    columns = [numbers(table, feature.name) for feature in features]
     return np.stack(columns, axis=1) if columns else np.empty((table.num_rows, 0), np.float32)
 
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from models.schema import Schema
+from trainer.bad_rows import BadRow
 from trainer.batch import Batch
 from trainer.dataset import Dataset, Piece, Rows
 from trainer.errors import UserError
@@ -93,6 +94,9 @@ class Reader:
         rank: this process's rank.
         world_size: number of processes.
 
+    Attributes:
+        bad_rows: by step of the epoch, the rows that are skipped in this rank's batch: for who trains it to take out.
+
     Raises:
         UserError: the world size does not divide the lanes, or the lanes the batch size.
     """
@@ -116,6 +120,7 @@ class Reader:
         self._lanes = lanes if order == "shuffled" else world_size
         self._shuffle_rows, self._prefetch, self._threads = shuffle_rows, prefetch, threads
         self._rank, self._world_size = rank, world_size
+        self.bad_rows: dict[int, list[BadRow]] = {}
         lane_rows = batch_size // self._lanes
         # Lanes differ by one row at most, so counting by the longest lane equals counting by rows.
         self.steps_per_epoch = math.ceil(math.ceil(dataset.num_rows / self._lanes) / lane_rows)
@@ -170,6 +175,9 @@ class Reader:
         for stream, offset, stride, count in plan:
             start = offset + step * stride
             slices += stream.read(start, start + count)
+        bad = [row for rows, start, stop in slices for at, row in rows.bad.items() if start <= at < stop]
+        if bad:
+            self.bad_rows[step] = bad
         return _to_batch(self.dataset.schema, slices, self.batch_size // self._world_size)
 
 

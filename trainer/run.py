@@ -125,10 +125,7 @@ class RunFolder:
         shutil.rmtree(self.path / "predictions", ignore_errors=True)
         with written(self.path):
             if self._metrics.exists():
-                lines = self._metrics.read_text().splitlines(keepends=True)
-                # A line cut short by a crash has no newline; it is dropped like those beyond the step.
-                kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-                _write_text(self._metrics, "".join(kept))
+                drop_lines_after(self._metrics, step)
             self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=step + 1)
 
     def log(self, kind: str, step: int, values: dict[str, Any]) -> None:
@@ -160,6 +157,15 @@ def written(path: Path) -> Iterator[None]:
         raise UserError(
             f"{path}: cannot be written ({error.strerror}); make room or mend the disk, and go on with --resume"
         ) from error
+
+
+def drop_lines_after(file: Path, step: int) -> int:
+    """Drop the lines of later steps from a file of JSON lines; returns how many are left."""
+    lines = file.read_text().splitlines(keepends=True)
+    # A line cut short by a crash has no newline; it is dropped like those beyond the step.
+    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    _write_text(file, "".join(kept))
+    return len(kept)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -237,7 +243,7 @@ def _what_is_learned(config: RunConfig) -> dict[str, Any]:
         exclude={
             "run_dir": True,
             "checkpoint": True,
-            "data": {"path", "prefetch", "threads"},
+            "data": {"path", "prefetch", "threads", "bad_rows", "bad_rows_limit"},
             "training": {"device", "log_every", "timeout_minutes", "nonfinite"},
             "sharding": {"constraints", "reserve", "cluster"},
             "evaluation": {"splits", "batch_size"},

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from models.cetnet import Predictions
+from trainer.bad_rows import BadRow
 from trainer.batch import Batch
 from trainer.build import Session
 from trainer.dataset import Dataset
@@ -26,17 +27,19 @@ class Scores:
 
     Attributes:
         probability: per output, `[n]` float64 in the order of the split's files.
+        scored: `[dataset.num_rows]`, False for bad rows, which have no probability.
     """
 
     dataset: Dataset
     probability: dict[str, NDArray[np.float64]]
+    scored: NDArray[np.bool_]
 
     def metrics(self) -> dict[str, float]:
         """`ne/<output>`, `auc/<output>`, ... of every output, and `rows`; see `binary_metrics`."""
         schema = self.dataset.schema
-        label = self.dataset.column(schema.label)
-        weight = self.dataset.column(schema.weight) if schema.weight else np.ones(len(label))
-        group = self.dataset.column(schema.group) if schema.group else None
+        label = self._column(schema.label)
+        weight = self._column(schema.weight) if schema.weight else np.ones(len(label))
+        group = self._column(schema.group) if schema.group else None
         result: dict[str, float] = {"rows": len(label)}
         for output, probability in self.probability.items():
             for metric, value in binary_metrics(label, probability, weight, group).items():
@@ -52,13 +55,16 @@ class Scores:
             "group": schema.group,
             "true_probability": schema.true_probability,
         }
-        columns: dict[str, NDArray] = {"row": np.arange(self.dataset.num_rows)}
-        columns |= {key: self.dataset.column(name) for key, name in names.items() if name}
-        columns.setdefault("weight", np.ones(self.dataset.num_rows, np.float32))
+        columns: dict[str, NDArray] = {"row": np.flatnonzero(self.scored)}
+        columns |= {key: self._column(name) for key, name in names.items() if name}
+        columns.setdefault("weight", np.ones(len(columns["row"]), np.float32))
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.tmp")
         pq.write_table(pa.table(columns | self.probability), temporary, compression="zstd")
         temporary.rename(path)
+
+    def _column(self, name: str) -> NDArray:
+        return self.dataset.column(name, None if self.scored.all() else self.scored)
 
 
 def score(
@@ -66,12 +72,12 @@ def score(
     dataset: Dataset,
     batch_size: int,
     processes: Processes,
-    after_batch: Callable[[], None] = lambda: None,
+    after_batch: Callable[[list[BadRow]], None] = lambda _: None,
 ) -> Scores | None:
-    """Score every row of a split once; every rank calls it, rank 0 gets the scores.
+    """Score every row of a split once, but bad rows; every rank calls it, rank 0 gets the scores.
 
     `batch_size` is rounded up to a multiple of the world size: the last batch is padded, nothing is lost.
-    `after_batch` is called after each batch, on every rank the same number of times.
+    `after_batch` is called after each batch with its bad rows, on every rank the same number of times.
     """
     batch_size = -(-batch_size // processes.world_size) * processes.world_size
     reader = Reader(
@@ -85,11 +91,11 @@ def score(
     training = session.model.training
     session.model.eval()
     with torch.no_grad(), processes.watch.during(f"evaluating {dataset.split}"):
-        for predictions in run_pipeline(session, reader.batches(epoch=0)):
+        for step, predictions in enumerate(run_pipeline(session, reader.batches(epoch=0))):
             rows.append(predictions.row.cpu())
             logits.append(predictions.logits.cpu())
             processes.watch.move()
-            after_batch()
+            after_batch(reader.bad_rows.pop(step, []))
     session.model.train(training)
     row, logit = torch.cat(rows), torch.cat(logits, 1)
     all_rows = [torch.empty_like(row) for _ in range(processes.world_size)] if processes.is_main else None
@@ -101,7 +107,11 @@ def score(
     row, logit = torch.cat(all_rows), torch.cat(all_logits, 1)
     ordered = torch.empty(logit.shape[0], dataset.num_rows, dtype=torch.float64)
     ordered[:, row[row >= 0]] = logit[:, row >= 0].double().sigmoid()
-    return Scores(dataset, dict(zip(session.outputs, ordered.numpy(), strict=True)))
+    scored = torch.zeros(dataset.num_rows, dtype=torch.bool)
+    scored[row[row >= 0]] = True
+    if not scored.all():
+        ordered = ordered[:, scored]
+    return Scores(dataset, dict(zip(session.outputs, ordered.numpy(), strict=True)), scored.numpy())
 
 
 def run_pipeline(session: Session, batches: Iterable[Batch]) -> Iterator[Predictions]:

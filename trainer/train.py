@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from sharding.report import plan_table
+from trainer.bad_rows import BadRow
 from trainer.build import Session, build_session, load_pretrained
 from trainer.check import check_inputs
 from trainer.checkpoint import (
@@ -31,6 +32,7 @@ from trainer.object_path import Place
 from trainer.preemption import Agreement
 from trainer.progress import TrainingProgress, console
 from trainer.progressive import ProgressiveNE
+from trainer.quarantine import Quarantine
 from trainer.reader import Reader
 from trainer.run import RunFolder, check_same_run, first_difference, written
 from trainer.schedule import LearningRate
@@ -69,6 +71,7 @@ class Trainer:
     agreement: Agreement
     faults: FaultPolicy
     divergence: Divergence
+    quarantine: Quarantine
     folder: RunFolder | None
     display: TrainingProgress
     total_steps: int
@@ -164,6 +167,7 @@ def _start(
         agreement=Agreement(signals, config.checkpoint.every_minutes),
         faults=FaultPolicy(training.nonfinite == "skip", data.split),
         divergence=Divergence(config),
+        quarantine=Quarantine(config.run_dir / "quarantine", data.bad_rows_limit, progress.step, processes),
         folder=folder,
         display=TrainingProgress(int(total_steps), progress.step, processes.is_main),
         total_steps=int(total_steps),
@@ -181,12 +185,8 @@ def _start(
 
 def train_segment(trainer: Trainer) -> None:
     """Train until the next evaluation or the end of the epoch; the pipeline is empty afterwards."""
-    progress, reader, config, watch = (
-        trainer.progress,
-        trainer.reader,
-        trainer.config,
-        trainer.processes.watch,
-    )
+    progress, reader, config = trainer.progress, trainer.reader, trainer.config
+    watch = trainer.processes.watch
     epoch, first = divmod(progress.step, reader.steps_per_epoch)
     segment_end = min((epoch + 1) * reader.steps_per_epoch, trainer.total_steps)
     if every := config.evaluation.every_steps:
@@ -198,6 +198,7 @@ def train_segment(trainer: Trainer) -> None:
     watch.at(TRAINING, progress.step)
     loss = torch.zeros(2, dtype=torch.float64, device=trainer.processes.device)  # sum, steps
     for predictions in run_pipeline(trainer.session, batches):
+        bad_rows = reader.bad_rows.pop(progress.step % reader.steps_per_epoch, [])
         progress.step += 1
         watch.at(TRAINING, progress.step)
         if fault := trainer.session.guard.fault(trainer.processes.cpu_group):
@@ -207,6 +208,7 @@ def train_segment(trainer: Trainer) -> None:
         else:
             trainer.ne.update(predictions.logits, predictions.label, predictions.weight)
             loss += torch.stack([predictions.loss, torch.ones_like(predictions.loss)])
+        trainer.quarantine.add(progress.step, bad_rows)
         trainer.lr.set(progress.step)
         trainer.display.step(progress.step)
         if progress.step % config.training.log_every == 0 or progress.step == segment_end:
@@ -284,6 +286,7 @@ def _finish(trainer: Trainer) -> dict[str, Any] | None:
         "rows": rows,
         "skipped_steps": progress.skipped_steps,
         "skipped_rows": progress.skipped_rows,
+        "quarantined": trainer.quarantine.count,
         "seconds": progress.seconds,
         "rows_per_second": rows / progress.seconds if progress.seconds else 0.0,
         "parameters": trainer.session.num_parameters,
@@ -299,15 +302,21 @@ def _finish(trainer: Trainer) -> dict[str, Any] | None:
 def _evaluate(trainer: Trainer, split: str, write: bool) -> dict[str, float]:
     """Metrics of a split, on every rank."""
 
-    def leave_if_told() -> None:
+    bad_rows: list[BadRow] = []
+
+    def after_batch(skipped: list[BadRow]) -> None:
+        if len(bad_rows) <= trainer.quarantine.limit:
+            bad_rows.extend(skipped)
         trainer.agreement.step()
         if trainer.agreement.stop:
             _leave(trainer)
 
     config = trainer.config
-    dataset = Dataset(config.data.path, split)
+    dataset = Dataset(config.data.path, split, config.data.bad_rows)
     batch_size = config.evaluation.batch_size or config.data.batch_size
-    scores = score(trainer.session, dataset, batch_size, trainer.processes, leave_if_told)
+    scores = score(trainer.session, dataset, batch_size, trainer.processes, after_batch)
+    if left_out := trainer.quarantine.evaluated(split, bad_rows):
+        trainer.display.say(left_out)
     shared: list[dict[str, float]] = [{}]
     if scores is not None:
         assert trainer.folder is not None
@@ -337,6 +346,7 @@ def _log(trainer: Trainer, clock: Clock, loss: torch.Tensor) -> None:
     timing = clock.lap(step)
     dist.all_reduce(loss)
     mean_loss = float(loss[0] / loss[1])
+    _count_bad_rows(trainer)
     if trainer.folder is None:
         return
     values = {
@@ -354,10 +364,16 @@ def _log(trainer: Trainer, clock: Clock, loss: torch.Tensor) -> None:
         trainer.display.warn(line)
 
 
+def _count_bad_rows(trainer: Trainer) -> None:
+    if more := trainer.quarantine.recount():
+        trainer.display.say(more)
+
+
 def _rows_seen(trainer: Trainer) -> int:
     epoch, step = divmod(trainer.progress.step, trainer.reader.steps_per_epoch)
     num_rows = trainer.reader.dataset.num_rows
-    return epoch * num_rows + min(step * trainer.config.data.batch_size, num_rows)
+    positions = epoch * num_rows + min(step * trainer.config.data.batch_size, num_rows)
+    return positions - trainer.quarantine.count
 
 
 def _leave(trainer: Trainer) -> NoReturn:
@@ -382,6 +398,7 @@ def _save_step(trainer: Trainer) -> None:
 
 def _save(trainer: Trainer, name: str) -> None:
     check_parameters(trainer.session.model, trainer.progress.step)
+    _count_bad_rows(trainer)  # no checkpoint of a run that must end
     state = {
         "progress": vars(trainer.progress).copy(),
         "ne": trainer.ne.state_dict(),

@@ -219,14 +219,14 @@ def test_bad_data_that_is_found_before_training(
         ("user", 50, "id 50 is outside table 'user' of 50 rows"),
         ("user", -1, "id -1 is outside table 'user' of 50 rows"),
         ("history", [3, 40], "id 40 is outside table 'item' of 40 rows"),
-        ("tags", [3, None], "1 null ids"),
-        ("tags", None, "1 null values"),
+        ("tags", [3, None], "a null id"),
+        ("tags", None, "null"),
         ("history", [1] * 7, "a sequence of 7 ids, longer than max_length 6"),
-        ("click", None, "1 null values"),
-        ("click", 2, "label 2 is neither 0 nor 1"),
-        ("price", float("nan"), "NaN"),
-        ("price", float("inf"), "infinite"),
-        ("weight", -1.0, "a weight is negative"),
+        ("click", None, "null"),
+        ("click", 2, "2 is neither 0 nor 1"),
+        ("price", float("nan"), "nan is not a finite number"),
+        ("price", float("inf"), "inf is not a finite number"),
+        ("weight", -1.0, "-1.0 is not a finite number of 0 or more"),
     ],
 )
 @pytest.mark.usefixtures("folder")
@@ -240,11 +240,20 @@ def test_bad_values(column: str, value: Any, problem: str, stderr_of: Callable[.
 
 
 @pytest.mark.usefixtures("folder")
+def test_too_many_bad_rows(stderr_of: Callable[..., str]) -> None:
+    edit_table(set_value("user", 43, 50))
+    quarantine = ["data.bad_rows=quarantine", "data.bad_rows_limit=0"]
+    stderr = stderr_of("train", "experiment.yaml", *quarantine)
+    assert_last_line(stderr, "run/quarantine", "data.bad_rows_limit=0", "--resume")
+    assert_nothing_half_written()
+
+
+@pytest.mark.usefixtures("folder")
 def test_a_null_group_of_an_evaluated_split(stderr_of: Callable[..., str]) -> None:
     write_config({"evaluation": {"splits": ["train"]}})
     edit_table(set_value("session", 43, None))
     place = "train/part-00001.parquet, row group 1"
-    assert_last_line(stderr_of("train", "experiment.yaml"), place, "column 'session'", "1 null values")
+    assert_last_line(stderr_of("train", "experiment.yaml"), place, "column 'session'", "null")
     assert not Path("run/result.json").exists()
 
 
