@@ -207,7 +207,8 @@ def test_rows_of_a_chunk_are_mixed_and_chunks_stay_within_shuffle_rows() -> None
 
 def contents(batch: Batch) -> list[tuple[Any, ...]]:
     """One tuple per row: number, label, weight, dense, ids per key."""
-    ids = [[values.tolist() for values in batch.sparse[key].to_dense()] for key in KEYS]
+    keys = batch.sparse.keys()
+    ids = [[values.tolist() for values in batch.sparse[key].to_dense()] for key in keys]
     dense = map(tuple, batch.dense.tolist())
     return list(
         zip(batch.row.tolist(), batch.label.tolist(), batch.weight.tolist(), dense, *ids, strict=True)

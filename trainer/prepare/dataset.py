@@ -226,7 +226,7 @@ class PartWriter:
     """One Parquet file whose row groups have exactly ROW_GROUP_ROWS rows (but the last), whatever it is given."""
 
     def __init__(self, path: Path, columns: pa.Schema) -> None:
-        self._writer = pq.ParquetWriter(path, columns, compression="zstd")
+        self._writer = pq.ParquetWriter(path, columns, compression="zstd", write_page_checksum=True)
         self._pending = columns.empty_table()
 
     def write(self, table: pa.Table) -> None:
