@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +35,8 @@ from trainer.run import CHECKPOINTS
 from trainer.safe_load import OtherModelError, SafePlanner, SafeReader
 from trainer.store import checkpoint_place, open_store
 
+_RESCUE = 60.0  # seconds
+
 
 class Checkpoints:
     """The checkpoints of a run, saved in the background; every rank has one and calls it at the same steps.
@@ -54,8 +57,11 @@ class Checkpoints:
         self._store.start(self._group)
 
     def latest(self) -> Place | None:
-        """The newest `step-*`."""
-        return latest_checkpoint(self._folder)
+        """The newest `step-*` that rank 0 sees, as others may see it later; every rank calls it."""
+        newest = latest_checkpoint(self._folder) if dist.get_rank() == 0 else None
+        names = [newest.name if newest else None]
+        dist.broadcast_object_list(names, src=0, group=self._group)
+        return self._folder / names[0] if names[0] else None
 
     def best(self) -> Place:
         """The checkpoint of the best evaluation."""
@@ -80,10 +86,25 @@ class Checkpoints:
         if pending is not None:
             pending.result()
 
-    def close(self) -> None:
+    @property
+    def failed(self) -> bool:
+        """Whether the save under way has failed on this rank; `wait` says why."""
+        return self._pending is not None and self._pending.done() and self._pending.exception() is not None
+
+    def rescue(self) -> None:
+        """Let the save under way become whole before an error ends the run; not for ever, as a rank may be gone."""
+        if self._pending is not None:
+            with suppress(Exception):
+                self._pending.result(_RESCUE)
+
+    def settle(self) -> None:
         """Finish the save under way; afterwards every rank can read it."""
         self.wait()
         dist.barrier(group=self._group)
+
+    def close(self) -> None:
+        """The same, for good."""
+        self.settle()
         self._writer.shutdown()
 
     def _write(self, state: dict[str, Any], trainer: str, name: str) -> None:
@@ -200,6 +221,10 @@ def load_checkpoint(
 
 def _damaged(checkpoint: Place, damage: str) -> UserError:
     before = [path for path in open_store(checkpoint.parent).steps() if path.name < checkpoint.name]
+    if checkpoint.name.startswith("best"):
+        return UserError(
+            f"{checkpoint}: damaged ({damage}); remove it or move it away, and the next evaluation counts as the best"
+        )
     remedy = (
         f"remove it or move it away to go back to {before[-1].name}"
         if before

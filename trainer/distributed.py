@@ -141,8 +141,10 @@ def _fresh(store: dist.Store, rank: int, size: int, timeout: timedelta) -> dist.
             raise UserError(
                 f"rank {missing[0]} of {size} did not start within {timeout}; look at what it printed"
             )
-        for other in missing:  # what it finds may be of an earlier start, until the process says hello
-            store.set(f"cetnet/welcome/{store.get(f'cetnet/hello/{other}').decode()}", me)
+        for other in missing:
+            hello = f"cetnet/hello/{other}"
+            if store.check([hello]):  # perhaps of an earlier start, until the process says hello
+                store.set(f"cetnet/welcome/{store.get(hello).decode()}", me)
         time.sleep(0.05)
     return dist.PrefixStore(me, store)
 

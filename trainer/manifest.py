@@ -46,6 +46,8 @@ def find_damage(folder: Place, rank: int = 0, world_size: int = 1) -> str | None
         return None
     except (OSError, ValidationError):
         return f"{MANIFEST} is not readable"
+    if ".metadata" not in files:
+        return f"{MANIFEST} lacks .metadata"
     for name in sorted(files)[rank::world_size]:
         try:
             found = _describe(folder / name)

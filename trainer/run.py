@@ -1,5 +1,6 @@
 """The run folder: everything needed to understand and repeat a run."""
 
+import fcntl
 import json
 import math
 import os
@@ -13,7 +14,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 from torch.utils.tensorboard import SummaryWriter
@@ -25,9 +26,11 @@ from trainer.config import RunConfig, load_config, save_yaml
 from trainer.dataset import load_schema
 from trainer.errors import UserError
 from trainer.object_path import Place
+from trainer.progress import console
 from trainer.versions import installed_versions
 
 RESULT = "result.json"
+LOCK = ".lock"
 CHECKPOINTS = "checkpoints"
 SLURM = (
     "SLURM_CLUSTER_NAME",
@@ -48,7 +51,7 @@ def prepare_run(config: RunConfig, resume: bool) -> None:
     """
     folder = config.run_dir
     check_folder(folder, "run_dir")
-    if not folder.exists() or not any(folder.iterdir()):
+    if not folder.exists() or not any(path.name != LOCK for path in folder.iterdir()):
         return
     if not resume:
         raise UserError(f"{folder} exists; continue it with --resume or choose another run_dir=...")
@@ -69,6 +72,28 @@ def check_folder(folder: Path, key: str) -> None:
     place = next(path for path in (folder, *folder.parents) if path.exists())
     if not place.is_dir() or not os.access(place, os.W_OK):
         raise UserError(f"{folder}: {place} is not a directory one may write to; choose another {key}=...")
+
+
+def lock_run(folder: Path) -> TextIO:
+    """Keep other processes out of a run's folder while the file that is returned is open.
+
+    Raises:
+        UserError: one is in it, or the folder can't be written.
+    """
+    with written(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / LOCK).open("a")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise UserError(
+            f"{folder}: another process trains in it, here or on another host; wait for it, end it, or choose "
+            "another run_dir=..."
+        ) from None
+    except OSError as error:  # a file system without locks
+        console.print(f"{folder}: not kept from other processes ({error.strerror})", highlight=False)
+    return lock
 
 
 def restarted(folder: Path) -> bool:

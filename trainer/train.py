@@ -3,7 +3,8 @@
 import math
 import os
 import sys
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from resource import RUSAGE_SELF, getrusage
 from typing import Any, NoReturn
 
@@ -34,7 +35,7 @@ from trainer.progress import TrainingProgress, console
 from trainer.progressive import ProgressiveNE
 from trainer.quarantine import Quarantine
 from trainer.reader import Reader
-from trainer.run import RunFolder, check_same_run, first_difference, written
+from trainer.run import RunFolder, check_same_run, first_difference, lock_run, written
 from trainer.schedule import LearningRate
 from trainer.scoring import run_pipeline, score
 from trainer.signals import StopSignals
@@ -76,6 +77,7 @@ class Trainer:
     display: TrainingProgress
     total_steps: int
     progress: Progress = field(default_factory=Progress)
+    saved: Progress | None = None  # as the newest `step-*` has it
 
 
 def train(config: RunConfig, processes: Processes, resume: bool = False) -> dict[str, Any] | None:
@@ -94,22 +96,25 @@ def _train(
 ) -> dict[str, Any] | None:
     dataset = check_inputs(config, processes.world_size, resume)
     session = build_session(config, dataset.schema, processes)
-    trainer = _start(config, processes, session, dataset, signals, resume)
-    try:
-        with trainer.display:
-            if trainer.progress.evaluation_left:
-                evaluate_if_due(trainer)
-            while trainer.progress.step < trainer.total_steps and not trainer.progress.stopped:
-                train_segment(trainer)
-                evaluate_if_due(trainer)
-                save_if_due(trainer)
-            return _finish(trainer)
-    except UserError:
-        with processes.watch.during(
-            SAVING
-        ):  # the save under way becomes whole: nothing half-written stays behind
-            trainer.checkpoints.wait()
-        raise
+    with lock_run(config.run_dir) if processes.is_main else nullcontext():
+        trainer = _start(config, processes, session, dataset, signals, resume)
+        try:
+            with trainer.display:
+                return _run(trainer)
+        except Exception:
+            with processes.watch.during(SAVING):
+                trainer.checkpoints.rescue()
+            raise
+
+
+def _run(trainer: Trainer) -> dict[str, Any] | None:
+    if trainer.progress.evaluation_left:
+        evaluate_if_due(trainer)
+    while trainer.progress.step < trainer.total_steps and not trainer.progress.stopped:
+        train_segment(trainer)
+        evaluate_if_due(trainer)
+        save_if_due(trainer)
+    return _finish(trainer)
 
 
 def _start(
@@ -145,7 +150,9 @@ def _start(
         check_same_run(parse_config(state.get("config"), checkpoint), config, checkpoint)
         _check_same_data(state, dataset, checkpoint)
         load_checkpoint(checkpoint, session.model, session.optimizer)
-        progress = Progress(**state["progress"])
+        progress = _read_progress(state, checkpoint)
+        if progress.best is not None:
+            _check_best(checkpoints.best(), progress)
         ne.load_state_dict(state["ne"])
         lr.plateau = progress.plateau
     else:
@@ -164,7 +171,7 @@ def _start(
         lr=lr,
         checkpoints=checkpoints,
         signals=signals,
-        agreement=Agreement(signals, config.checkpoint.every_minutes),
+        agreement=Agreement(signals, checkpoints, config.checkpoint.every_minutes),
         faults=FaultPolicy(training.nonfinite == "skip", data.split),
         divergence=Divergence(config),
         quarantine=Quarantine(config.run_dir / "quarantine", data.bad_rows_limit, progress.step, processes),
@@ -181,6 +188,26 @@ def _start(
         + (f"; resumed at step {progress.step} from {checkpoint}" if checkpoint else "")
     )
     return trainer
+
+
+def _read_progress(state: dict[str, Any], checkpoint: Place) -> Progress:
+    try:
+        return Progress(**state["progress"])
+    except TypeError as error:
+        raise UserError(
+            f"{checkpoint}: its trainer.json is of another version of this program ({error}); use that version or "
+            "choose another run_dir=..."
+        ) from None
+
+
+def _check_best(best: Place, progress: Progress) -> None:
+    """Find damage before the training that needs it in the end; without it the next evaluation is the best."""
+    if (best / "trainer.json").exists():
+        verify_checkpoint(best)
+        return
+    progress.best = None
+    if dist.get_rank() == 0:
+        console.print(f"{best}: gone; the next evaluation counts as the best", highlight=False)
 
 
 def train_segment(trainer: Trainer) -> None:
@@ -265,12 +292,12 @@ def evaluate_if_due(trainer: Trainer) -> None:
 def _finish(trainer: Trainer) -> dict[str, Any] | None:
     progress, config = trainer.progress, trainer.config
     if config.evaluation.early_stopping and progress.best is not None:
-        _close_checkpoints(trainer)
+        with trainer.processes.watch.during(SAVING):
+            trainer.checkpoints.settle()
         best = trainer.checkpoints.best()
         with trainer.processes.watch.during(LOADING):
             verify_checkpoint(best)
             load_checkpoint(best, trainer.session.model)
-        trainer.checkpoints = open_checkpoints(config)
     _save_step(trainer)
     splits = {split: _evaluate(trainer, split, write=True) for split in config.evaluation.splits}
     progressive = trainer.ne.compute()
@@ -378,7 +405,15 @@ def _rows_seen(trainer: Trainer) -> int:
 
 def _leave(trainer: Trainer) -> NoReturn:
     """End as told: the state of this step is saved, and the exit code says "try again"."""
-    _save_step(trainer)
+    unsaved = torch.tensor(trainer.saved != trainer.progress, dtype=torch.int32)
+    try:
+        trainer.checkpoints.wait()
+    except UserError as error:
+        trainer.display.say(f"{error}: trying once more")
+        unsaved += 1
+    dist.all_reduce(unsaved, group=trainer.processes.cpu_group)  # a save may fail on one rank alone
+    if unsaved:
+        _save_step(trainer)
     _close_checkpoints(trainer)
     told = trainer.signals.seen.name if trainer.signals.seen else "a signal to another rank"
     trainer.display.say(
@@ -394,6 +429,7 @@ def _close_checkpoints(trainer: Trainer) -> None:
 
 def _save_step(trainer: Trainer) -> None:
     _save(trainer, f"step-{trainer.progress.step:09d}")
+    trainer.saved = replace(trainer.progress)
 
 
 def _save(trainer: Trainer, name: str) -> None:

@@ -292,7 +292,7 @@ def test_wrong_schemas(changes: dict[str, Any], problem: str) -> None:
         ("other", ["a", "b"], "column 'other' is string, but schema.yaml wants an integer$"),
         ("g", ["a", "b"], "column 'g' is string, but schema.yaml wants an integer$"),
         ("items", [["a"] * 4, []], "column 'items': a sequence of 4 ids, longer than max_length 3"),
-        ("y", [0, None], "column 'y': 1 null values"),
+        ("y", [0, None], "row 1 .*, column 'y': null is neither 0 nor 1"),
     ],
 )
 def test_wrong_columns(tmp_path: Path, column: str, values: list[Any], problem: str) -> None:
