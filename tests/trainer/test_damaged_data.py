@@ -184,7 +184,7 @@ def of_type(value: Any, kind: pa.DataType) -> Any:
     )
 
 
-@fuzz(40)
+@fuzz(60)
 @given(
     st.sampled_from(COLUMNS),
     st.sampled_from(TYPES),
@@ -275,7 +275,7 @@ HARMLESS = (reordered, without_nulls, no_rows, no_row_groups, with_other_encodin
 HARMFUL = (without_column, with_a_column_twice, renamed, truncated, beheaded, other_bytes, a_directory)
 
 
-@fuzz(40)
+@fuzz(60)
 @given(st.sampled_from(HARMLESS + HARMFUL), st.sampled_from(FILES), st.integers(0, 10_000))
 def test_damaged_files(damage: Callable[[Path, int], None], name: str, number: int) -> None:
     with dataset() as path:
@@ -302,7 +302,7 @@ def test_a_flipped_bit(name: str, position: int, bit: int) -> None:
         assert isinstance(told, str) or (told, []) == before
 
 
-@fuzz(40)
+@fuzz(60)
 @given(st.data())
 def test_a_damaged_schema(data: st.DataObject) -> None:
     with dataset() as path:
