@@ -27,6 +27,7 @@ from trainer.cli import main
 from trainer.distributed import Processes, process_group
 from trainer.errors import UserError
 from trainer.manifest import find_damage
+from trainer.run import lock_run
 
 MODEL = {"components": {"dcnv2": {"kind": "dcnv2", "embedding_dim": 4, "hidden_units": [8]}}}
 COMMANDS = [
@@ -114,6 +115,38 @@ def test_the_checkpoint_before_a_damaged_one_is_offered(
     assert_refused(run(*command), f"{newest}: damaged (__0_0.distcp has 100 of ", "go back to step-000000004")
     newest.rename(newest.with_name("step-000000006.damaged"))
     assert run(*command)[0] == 0
+
+
+@pytest.mark.usefixtures("folder")
+def test_two_runs_are_kept_out_of_one_folder(run: Callable[..., tuple[int, str]]) -> None:
+    with lock_run(Path("run")):
+        assert_refused(run(*COMMANDS[0]), "run: another process trains in it")
+    assert run(*COMMANDS[0])[0] == 0
+
+
+def test_the_best_checkpoint_is_looked_at_before_it_is_needed(
+    folder: Path, run: Callable[..., tuple[int, str]]
+) -> None:
+    experiment = yaml.safe_load(Path("experiment.yaml").read_text()) | {
+        "run_dir": "stopping",
+        "training": {"device": "cpu", "epochs": 2},
+        "evaluation": {
+            "validation": "test",
+            "splits": ["test"],
+            "every_epoch": True,
+            "early_stopping": {"monitor": "ne/fused"},
+        },
+    }
+    (folder / "stopping.yaml").write_text(yaml.safe_dump(experiment))
+    command = ["train", "stopping.yaml", "--resume"]
+    assert run(*command)[0] == 0
+    (folder / "stopping/result.json").unlink()
+    best = Path("stopping/checkpoints/best")
+    truncate(best)
+    assert_refused(run(*command), f"{best}: damaged (", "the next evaluation counts as the best")
+    shutil.rmtree(best)
+    assert run(*command)[0] == 0
+    assert (folder / "stopping/result.json").exists()
 
 
 @pytest.mark.usefixtures("folder")

@@ -108,10 +108,12 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any
 def start(data: Path, tmp_path: Path) -> Iterator[Callable[..., Job]]:
     jobs: list[Job] = []
 
-    def start(*command: str, ledger: str = "ledger", **env: str) -> Job:
+    def start(*command: str, ledger: str = "ledger", every_steps: int = 10, **env: str) -> Job:
         """`python COMMAND` where `train.yaml` is, an experiment that is held at step 25."""
         (tmp_path / ledger).mkdir(exist_ok=True)
-        (tmp_path / "train.yaml").write_text(yaml.safe_dump(settings(data, tmp_path / "run")))
+        (tmp_path / "train.yaml").write_text(
+            yaml.safe_dump(settings(data, tmp_path / "run", checkpoint={"every_steps": every_steps}))
+        )
         python_path = f"{ROOT / 'benchmarks/recorder'}:{ROOT}"
         recorder = {"PYTHONPATH": python_path, "LEDGER": str(tmp_path / ledger), "HOLD_AT": str(HOLD_AT)}
         with (tmp_path / "log.txt").open("ab") as log:
@@ -168,6 +170,19 @@ def test_told_to_stop_it_saves_and_says_try_again(
     assert Counter(job.rows(0, stopped_at)) + rows_of(tmp_path / "after", STEPS) == Counter(range(ROWS))
     assert_as_if_nothing_had_happened(job, whole)
     assert len([step for step in job.checkpoints if stopped_at < step < STEPS]) > 2
+
+
+def test_told_to_stop_it_tries_a_save_that_has_failed_once_more(start: Callable[..., Job]) -> None:
+    job = start(*CETNET, "train", "train.yaml", every_steps=5)
+    (rank,) = job.wait_until_held(0)
+    (job.folder / "run/checkpoints/.step-000000025.tmp").touch()  # where a folder is to be made
+    os.kill(rank, signal.SIGTERM)
+    until(lambda: "SIGTERM: stopping after this step" in job.log, job.log)
+    job.release()
+    assert job.wait() == os.EX_TEMPFAIL, job.log
+    assert "trying once more" in job.log
+    assert "step-000000025: cannot be written" in " ".join(job.log.split())
+    assert (job.folder / "run/checkpoints/step-000000026").exists()
 
 
 def test_a_lost_process_is_started_again_and_resumes_by_itself(
