@@ -238,7 +238,11 @@ def truncate_the_newest(chaos: Chaos, attempt: Attempt) -> None:
     assert checkpoint is not None
     file = chaos.rng.choice(sorted(checkpoint.iterdir()))
     os.truncate(file, chaos.rng.randrange(file.stat().st_size))
-    chaos.start(attempt.world_size).expect_exit(2, f"cetnet: {checkpoint}: damaged ({file.name} ")
+    refused = chaos.start(attempt.world_size)
+    try:
+        refused.expect_exit(2, f"cetnet: {checkpoint}: damaged ({file.name} ")
+    finally:
+        refused.kill()
     shutil.move(checkpoint, chaos.folder / f"damaged-{attempt.number}-{checkpoint.name}")
 
 

@@ -27,6 +27,7 @@ from rich.table import Table
 
 from trainer.build import Session, build_session
 from trainer.checkpoint import Checkpoints, load_checkpoint, verify_checkpoint
+from trainer.cli import quieten
 from trainer.config import load_config
 from trainer.dataset import Dataset
 from trainer.distributed import process_group
@@ -53,6 +54,7 @@ def main(
     All figures are medians. The stall is also given in steps, which depends
     less on what else the machine does, and as a share of 60 seconds.
     """
+    quieten()
     settings = load_config(config)
     table = Table("", title=f"{config.stem}: {pairs} pairs of windows of {window} steps, {rounds} rounds")
     columns: list[list[str]] = []
@@ -87,7 +89,14 @@ def main(
     if processes.is_main:
         names = [
             *("a step", "in save(): the copy", "stall of a save", "in steps", "of a minute"),
-            *("checkpoint", "save", "disk: write and fsync", "load", "disk: read"),
+            *(
+                "checkpoint",
+                "save",
+                "disk: write and fsync",
+                "load",
+                "disk: read",
+                "CPU time of a save, rank 0",
+            ),
         ]
         for name, *values in zip(names, *columns, strict=True):
             table.add_row(name, *values)
@@ -128,12 +137,13 @@ def measure_stall(
 
 
 def measure_bandwidth(session: Session, folder: Path, save: Save, wait: Save, rounds: int) -> list[str]:
-    """Bytes of a checkpoint, and bytes a second of save, of writing, of load and of reading."""
+    """Bytes of a checkpoint, bytes a second of save, of writing, of load and of reading, CPU seconds of a save."""
     times: dict[str, list[float]] = {"save": [], "write": [], "load": [], "read": []}
+    cpu: list[float] = []
     checkpoint, plain = folder / NAME, folder / "plain"
     for _ in range(rounds):
         dist.barrier()
-        with timed(times["save"]):
+        with timed(times["save"]), timed(cpu, time.process_time):
             save()
             wait()
             dist.barrier()
@@ -153,15 +163,15 @@ def measure_bandwidth(session: Session, folder: Path, save: Save, wait: Save, ro
                 read(plain)
             plain.unlink()
     rates = [f"{size / median(seconds) / 1e6:,.0f} MB/s" if seconds else "" for seconds in times.values()]
-    return [f"{size / 1e6:,.1f} MB", *rates]
+    return [f"{size / 1e6:,.1f} MB", *rates, f"{median(cpu):.2f} s"]
 
 
 @contextmanager
-def timed(seconds: list[float]) -> Iterator[None]:
+def timed(seconds: list[float], clock: Callable[[], float] = time.perf_counter) -> Iterator[None]:
     """Append the seconds that the block takes."""
-    start = time.perf_counter()
+    start = clock()
     yield
-    seconds.append(time.perf_counter() - start)
+    seconds.append(clock() - start)
 
 
 def write(path: Path, size: int) -> None:
