@@ -26,7 +26,7 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import KeyedOptimizer
 
 from trainer.config import RunConfig
-from trainer.distributed import PATIENCE
+from trainer.distributed import PATIENCE, on_main, share
 from trainer.errors import UserError
 from trainer.manifest import MANIFEST, find_damage, write_manifest
 from trainer.object_path import Place
@@ -112,11 +112,10 @@ class Checkpoints:
         try:
             # Not `dcp.async_save`: its stagers can't copy a ShardedTensor (torch 2.13).
             dcp.save(state, checkpoint_id=temporary, process_group=self._group)
-            if dist.get_rank() == 0:
-                (temporary / "trainer.json").write_text(trainer)
+            on_main(lambda: (temporary / "trainer.json").write_text(trainer), self._group)
             write_manifest(temporary, self._group)
-            if dist.get_rank() == 0:
-                SafeReader(temporary).read_metadata()  # nothing is published that would be refused
+            # Nothing is published that would be refused.
+            on_main(lambda: SafeReader(temporary).read_metadata(), self._group)
             self._store.publish(temporary, name, self._keep, self._group)
         except (OSError, CheckpointException) as error:
             raise UserError(
@@ -161,21 +160,13 @@ def verify_checkpoint(checkpoint: Place) -> None:
     Raises:
         UserError: on every rank, if any found a file missing, truncated or altered.
     """
-    found: list[str | UserError | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, _find_damage(checkpoint))
-    if damage := next((one for one in found if one is not None), None):
-        raise damage if isinstance(damage, UserError) else _damaged(checkpoint, damage)
+    found = share(lambda: find_damage(checkpoint, dist.get_rank(), dist.get_world_size()))
+    if damage := next(filter(None, found), None):
+        raise _damaged(checkpoint, damage)
     if dist.get_rank() == 0 and not (checkpoint / MANIFEST).exists():
         console.print(
             f"{checkpoint}: no {MANIFEST}, as earlier versions wrote none; its files are not compared"
         )
-
-
-def _find_damage(checkpoint: Place) -> str | UserError | None:
-    try:
-        return find_damage(checkpoint, dist.get_rank(), dist.get_world_size())
-    except UserError as error:  # the store does not answer: that is no damage
-        return error
 
 
 def read_trainer_state(checkpoint: Place) -> dict[str, Any]:

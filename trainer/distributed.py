@@ -5,10 +5,11 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import torch
@@ -19,6 +20,8 @@ from trainer.errors import UserError
 from trainer.signals import pass_on_signals
 from trainer.versions import installed_versions
 from trainer.watch import Watch
+
+T = TypeVar("T")
 
 # How long the ranks wait for each other to start, and how long in a collective: hangs are for the watch to find.
 _START, PATIENCE = timedelta(minutes=10), timedelta(hours=6)
@@ -48,6 +51,35 @@ class Processes:
     def is_main(self) -> bool:
         """Whether this process writes files and speaks to the user."""
         return self.rank == 0
+
+
+def share(action: Callable[[], T], group: dist.ProcessGroup | None = None) -> list[T]:
+    """What a local action returns on each rank, on every rank: a collective.
+
+    Raises:
+        OSError, UserError: on every rank, the first that it raised on any, so that none waits for one that gave up.
+    """
+    result: T | None = None
+    problem: OSError | UserError | None = None
+    try:
+        result = action()
+    except (OSError, UserError) as error:
+        problem = error
+    everyone: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(everyone, (result, problem), group=group)
+    if first := next((problem for _, problem in everyone if problem is not None), None):
+        raise first
+    return [result for result, _ in everyone]
+
+
+def on_main(action: Callable[[], object], group: dist.ProcessGroup) -> None:
+    """Do something on rank 0 and wait for it; what it raises is raised on every rank, as by `share`."""
+
+    def act() -> None:
+        if dist.get_rank(group) == 0:
+            action()
+
+    share(act, group)
 
 
 def world_size() -> int:
@@ -98,11 +130,12 @@ def process_group(device: str, timeout_minutes: float = 10) -> Iterator[Processe
         store, rank, size = next(rendezvous("env://", timeout=_START))
         store = _fresh(store, rank, size, _START)
     watch = Watch(store, rank, size, timeout_minutes)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
+    watch.start()
     try:
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
         cpu_group = dist.new_group(backend="gloo", timeout=PATIENCE)
         assert dist.group.WORLD is not None
-        watch.start(dist.group.WORLD, cpu_group)
+        watch.count(dist.group.WORLD, cpu_group)
         yield Processes(
             rank=dist.get_rank(),
             world_size=dist.get_world_size(),
@@ -116,7 +149,8 @@ def process_group(device: str, timeout_minutes: float = 10) -> Iterator[Processe
             sys.exit(code)
         raise
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
         watch.close()
 
 

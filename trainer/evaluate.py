@@ -16,6 +16,7 @@ from trainer.progress import output
 from trainer.run import load_run
 from trainer.scoring import Scores, score
 from trainer.store import checkpoint_place
+from trainer.watch import LOADING
 
 METRICS = {"ne": "NE", "auc": "AUC", "gauc": "gAUC", "logloss": "LogLoss", "calibration": "calibration"}
 
@@ -62,8 +63,9 @@ def _score_run(run: Path, data: Path, split: str) -> Scores | None:
     # On whatever there is here: a model trained on GPUs can be scored without one.
     with process_group("auto", config.training.timeout_minutes) as processes:
         session = build_session(config, dataset.schema, processes)
-        verify_checkpoint(checkpoint)
-        load_checkpoint(checkpoint, session.model)
+        with processes.watch.during(LOADING):
+            verify_checkpoint(checkpoint)
+            load_checkpoint(checkpoint, session.model)
         batch_size = config.evaluation.batch_size or config.data.batch_size
         return score(session, dataset, batch_size, processes)
 

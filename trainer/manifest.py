@@ -7,6 +7,7 @@ from pathlib import Path
 import torch.distributed as dist
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from trainer.distributed import on_main, share
 from trainer.object_path import Place
 
 MANIFEST = "manifest.json"
@@ -25,17 +26,22 @@ def write_manifest(folder: Path, group: dist.ProcessGroup) -> None:
 
     Each rank reads back what it wrote, and rank 0 what is of no rank. On rank 0 all is on the disk afterwards.
     """
-    rank = dist.get_rank(group)
+    parts = share(lambda: _describe_own(folder, dist.get_rank(group)), group)
+
+    def write() -> None:
+        files = {name: file for part in parts for name, file in part.items()}
+        (folder / MANIFEST).write_bytes(_FILES.dump_json(files, indent=1))
+        for path in (*(folder / name for name in parts[0]), folder / MANIFEST, folder):
+            sync(path)
+
+    on_main(write, group)
+
+
+def _describe_own(folder: Path, rank: int) -> dict[str, _File]:
     own = [path for path in folder.iterdir() if path.name.startswith(f"__{rank}_")]
     if rank == 0:
         own += [path for path in folder.iterdir() if not path.name.startswith("__")]
-    parts: list[dict[str, _File]] | None = [{}] * dist.get_world_size(group) if rank == 0 else None
-    dist.gather_object({path.name: _describe(path) for path in own}, parts, group=group)
-    if parts is not None:
-        files = {name: file for part in parts for name, file in part.items()}
-        (folder / MANIFEST).write_bytes(_FILES.dump_json(files, indent=1))
-        for path in (*own, folder / MANIFEST, folder):
-            sync(path)
+    return {path.name: _describe(path) for path in own}
 
 
 def find_damage(folder: Place, rank: int = 0, world_size: int = 1) -> str | None:

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -58,7 +58,14 @@ def prepare_run(config: RunConfig, resume: bool) -> None:
     if (folder / RESULT).exists():
         raise UserError(f"{folder}: this run is finished; choose another run_dir=... to train again")
     if (folder / "config.yaml").exists():
-        check_same_run(load_config(folder / "config.yaml"), config, folder)
+        before = load_config(folder / "config.yaml")
+        check_same_run(before, config, folder)
+        if before.checkpoint.path != config.checkpoint.path:
+            raise UserError(
+                f"{folder}: cannot resume, checkpoint.path was {before.checkpoint.path!r} and is now "
+                f"{config.checkpoint.path!r}; use the same or, if the checkpoints were moved, change it in its "
+                "config.yaml"
+            )
 
 
 def check_same_run(before: RunConfig, now: RunConfig, place: Place) -> None:
@@ -74,12 +81,26 @@ def check_folder(folder: Path, key: str) -> None:
         raise UserError(f"{folder}: {place} is not a directory one may write to; choose another {key}=...")
 
 
-def lock_run(folder: Path) -> TextIO:
-    """Keep other processes out of a run's folder while the file that is returned is open.
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a folder that a run writes to; nothing is left behind that wasn't there.
 
     Raises:
         UserError: one is in it, or the folder can't be written.
     """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    lock = _lock(folder)
+    try:
+        yield
+    finally:
+        (folder / LOCK).unlink(missing_ok=True)
+        lock.close()
+        with suppress(OSError):  # not empty: the run has begun
+            for path in made:
+                path.rmdir()
+
+
+def _lock(folder: Path) -> TextIO:
     with written(folder):
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / LOCK).open("a")
@@ -93,7 +114,8 @@ def lock_run(folder: Path) -> TextIO:
         ) from None
     except OSError as error:  # a file system without locks
         console.print(f"{folder}: not kept from other processes ({error.strerror})", highlight=False)
-    return lock
+    # Whoever had the lock before may have removed the file since it was opened here.
+    return lock if os.fstat(lock.fileno()).st_nlink else _lock(folder)
 
 
 def restarted(folder: Path) -> bool:

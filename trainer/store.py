@@ -3,21 +3,24 @@
 import json
 import re
 import shutil
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import torch.distributed as dist
 
 from trainer.config import RunConfig
+from trainer.distributed import on_main, share
 from trainer.errors import UserError
 from trainer.manifest import MANIFEST, sync
 from trainer.object_path import ObjectPath, Place, parse_place
-from trainer.run import CHECKPOINTS, check_folder
+from trainer.run import CHECKPOINTS, check_folder, written
 
 
 class Disk:
     """Checkpoints in a folder that all ranks see, published by one rename."""
+
+    # What a crash leaves. The folder may be one that the user chose, with files of others.
+    _LEFT = re.compile(r"\.(?P<name>step-\d+|best)\.(?P<kind>tmp|old)")
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -33,18 +36,22 @@ class Disk:
 
     def start(self, group: dist.ProcessGroup) -> None:
         """Finish what a crash cut short; every rank calls it, before anything else."""
-        if dist.get_rank() == 0:
-            self._mend()
-        dist.barrier(group=group)
+        on_main(self._mend, group)
 
     def temporary(self, name: str) -> Path:
         """The folder in which a checkpoint is written: the same on all ranks."""
         return self._folder / f".{name}.tmp"
 
-    def publish(self, temporary: Path, name: str, keep: int, group: dist.ProcessGroup) -> None:  # noqa: ARG002
+    def publish(self, temporary: Path, name: str, keep: int, group: dist.ProcessGroup) -> None:
         """Give a checkpoint its name, and then remove all but the newest; every rank calls it."""
-        if dist.get_rank() != 0:
-            return
+        on_main(lambda: self._publish(temporary, name, keep), group)
+
+    def discard(self, temporary: Path) -> None:
+        """Remove what is left where a checkpoint was written; every rank calls it."""
+        if dist.get_rank() == 0:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    def _publish(self, temporary: Path, name: str, keep: int) -> None:
         final, old = self._folder / name, self._folder / f".{name}.old"
         if final.exists():
             final.rename(old)
@@ -54,21 +61,18 @@ class Disk:
         for path in self.steps()[:-keep]:
             _remove(path)
 
-    def discard(self, temporary: Path) -> None:
-        """Remove what is left where a checkpoint was written; every rank calls it."""
-        if dist.get_rank() == 0:
-            shutil.rmtree(temporary, ignore_errors=True)
-
     def _mend(self) -> None:
         """Put back a checkpoint that was set aside for a newer one, and remove remains of others."""
-        for old in self._folder.glob(".*.old"):
-            final = self._folder / old.name.removeprefix(".").removesuffix(".old")
-            if final.exists():
-                shutil.rmtree(old)
-            else:
-                old.rename(final)
-        for temporary in self._folder.glob(".*.tmp"):
-            shutil.rmtree(temporary)
+        with written(self._folder):
+            for path in self._folder.glob(".*"):
+                if left := self._LEFT.fullmatch(path.name):
+                    final = self._folder / left["name"]
+                    if left["kind"] == "old" and not final.exists():
+                        path.rename(final)
+                    elif path.is_dir():
+                        shutil.rmtree(path)
+                    else:
+                        path.unlink()
 
 
 def _remove(checkpoint: Path) -> None:
@@ -133,15 +137,14 @@ class ObjectStore:
         self._saves += 1  # on every rank alike
         place, is_main = f"{name}.{self._saves:06d}", dist.get_rank() == 0
         try:
-            _agree(lambda: self._upload(temporary, place), group)
-            _agree(lambda: self._publish(temporary, place), group)
-        except UserError:
+            share(lambda: self._upload(temporary, place), group)
+            on_main(lambda: self._publish(temporary, place), group)
+        except (OSError, UserError):
             if is_main:
                 with suppress(UserError):  # the store may refuse that too; the next start removes it
                     self._remove(place, self._places().get(place, {}))
             raise
-        if is_main:
-            self._prune(keep)
+        on_main(lambda: self._prune(keep), group)
 
     def discard(self, temporary: Path) -> None:
         """Remove what a rank wrote locally; every rank calls it."""
@@ -153,8 +156,6 @@ class ObjectStore:
                 (self._folder / place / file.name).upload(file)
 
     def _publish(self, temporary: Path, place: str) -> None:
-        if dist.get_rank() != 0:
-            return
         manifest = (temporary / MANIFEST).read_bytes()
         there = self._places().get(place, {})
         for name, file in json.loads(manifest).items():
@@ -192,19 +193,6 @@ class ObjectStore:
         return places
 
 
-def _agree(action: Callable[[], None], group: dist.ProcessGroup) -> None:
-    """Do what this rank has to do; UserError on every rank if one raises it."""
-    failed: list[UserError | None] = [None] * dist.get_world_size(group)
-    mine = None
-    try:
-        action()
-    except UserError as error:
-        mine = error
-    dist.all_gather_object(failed, mine, group=group)
-    if first := next(filter(None, failed), None):
-        raise first
-
-
 def open_store(folder: Place, aside: Path | None = None) -> Disk | ObjectStore:
     """What keeps checkpoints in a place; `aside` as ObjectStore has it, for those who write."""
     return Disk(folder) if isinstance(folder, Path) else ObjectStore(folder, aside)
@@ -213,6 +201,19 @@ def open_store(folder: Place, aside: Path | None = None) -> Disk | ObjectStore:
 def checkpoint_place(run: Path, path: str | None) -> Place:
     """Where the checkpoints of a run are whose `checkpoint.path` is that; UserError for a URL that can't be used."""
     return run / CHECKPOINTS if path is None else parse_place(path, "checkpoint.path")
+
+
+def folders_of(config: RunConfig) -> list[Path]:
+    """The folders that a run writes to: its own, and that of its checkpoints if it is another one."""
+    place = checkpoint_place(config.run_dir, config.checkpoint.path)
+    folders = [config.run_dir]
+    if (
+        config.checkpoint.path is not None
+        and isinstance(place, Path)
+        and place.resolve() != folders[0].resolve()
+    ):
+        folders.append(place)
+    return folders
 
 
 def check_place(config: RunConfig, resume: bool) -> None:

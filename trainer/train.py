@@ -3,7 +3,8 @@
 import math
 import os
 import sys
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from resource import RUSAGE_SELF, getrusage
 from typing import Any, NoReturn
@@ -25,7 +26,7 @@ from trainer.checkpoint import (
 from trainer.clock import Clock, TimedBatches
 from trainer.config import RunConfig, parse_config
 from trainer.dataset import Dataset
-from trainer.distributed import Processes
+from trainer.distributed import Processes, share
 from trainer.divergence import Divergence
 from trainer.errors import UserError
 from trainer.nonfinite import FaultPolicy, check_parameters
@@ -35,10 +36,11 @@ from trainer.progress import TrainingProgress, console
 from trainer.progressive import ProgressiveNE
 from trainer.quarantine import Quarantine
 from trainer.reader import Reader
-from trainer.run import RunFolder, check_same_run, first_difference, lock_run, written
+from trainer.run import RunFolder, check_same_run, first_difference, locked, written
 from trainer.schedule import LearningRate
 from trainer.scoring import run_pipeline, score
 from trainer.signals import StopSignals
+from trainer.store import folders_of
 from trainer.watch import LOADING, MEASURING, SAVING, TRAINING
 
 
@@ -96,7 +98,10 @@ def _train(
 ) -> dict[str, Any] | None:
     dataset = check_inputs(config, processes.world_size, resume)
     session = build_session(config, dataset.schema, processes)
-    with lock_run(config.run_dir) if processes.is_main else nullcontext():
+    with ExitStack() as locks:
+        if processes.is_main:
+            for folder in folders_of(config):
+                locks.enter_context(locked(folder))
         trainer = _start(config, processes, session, dataset, signals, resume)
         try:
             with trainer.display:
@@ -145,14 +150,15 @@ def _start(
     checkpoints = open_checkpoints(config)
     checkpoint = checkpoints.latest() if resume else None
     if checkpoint:
-        verify_checkpoint(checkpoint)
-        state = read_trainer_state(checkpoint)
-        check_same_run(parse_config(state.get("config"), checkpoint), config, checkpoint)
-        _check_same_data(state, dataset, checkpoint)
-        load_checkpoint(checkpoint, session.model, session.optimizer)
-        progress = _read_progress(state, checkpoint)
-        if progress.best is not None:
-            _check_best(checkpoints.best(), progress)
+        with processes.watch.during(LOADING):
+            verify_checkpoint(checkpoint)
+            state = read_trainer_state(checkpoint)
+            check_same_run(_read_config(state, config, checkpoint), config, checkpoint)
+            _check_same_data(state, dataset, checkpoint)
+            load_checkpoint(checkpoint, session.model, session.optimizer)
+            progress = _read_progress(state, checkpoint)
+            if progress.best is not None:
+                _check_best(checkpoints.best(), progress)
         ne.load_state_dict(state["ne"])
         lr.plateau = progress.plateau
     else:
@@ -190,6 +196,29 @@ def _start(
     return trainer
 
 
+def _read_config(state: dict[str, Any], now: RunConfig, checkpoint: Place) -> RunConfig:
+    """The configuration in a checkpoint, of which no component is imported that isn't in the present one."""
+    known = {component.kind for component in now.model.components.values()}
+    for kind in _kinds(state.get("config")):
+        if "." in str(kind) and kind not in known:
+            raise UserError(
+                f"{checkpoint}: cannot resume, it has a component of kind {kind!r}; use the same configuration or "
+                "another run_dir"
+            )
+    return parse_config(state.get("config"), checkpoint)
+
+
+def _kinds(settings: Any) -> Iterator[Any]:
+    """Whatever is called `kind`, at any depth."""
+    if isinstance(settings, dict):
+        if "kind" in settings:
+            yield settings["kind"]
+        settings = list(settings.values())
+    if isinstance(settings, list):
+        for each in settings:
+            yield from _kinds(each)
+
+
 def _read_progress(state: dict[str, Any], checkpoint: Place) -> Progress:
     try:
         return Progress(**state["progress"])
@@ -202,12 +231,12 @@ def _read_progress(state: dict[str, Any], checkpoint: Place) -> Progress:
 
 def _check_best(best: Place, progress: Progress) -> None:
     """Find damage before the training that needs it in the end; without it the next evaluation is the best."""
-    if (best / "trainer.json").exists():
+    if share((best / "trainer.json").exists)[0]:
         verify_checkpoint(best)
         return
     progress.best = None
     if dist.get_rank() == 0:
-        console.print(f"{best}: gone; the next evaluation counts as the best", highlight=False)
+        console.print(f"{best}: gone; the next evaluation, if any, counts as the best", highlight=False)
 
 
 def train_segment(trainer: Trainer) -> None:
@@ -405,13 +434,13 @@ def _rows_seen(trainer: Trainer) -> int:
 
 def _leave(trainer: Trainer) -> NoReturn:
     """End as told: the state of this step is saved, and the exit code says "try again"."""
-    unsaved = torch.tensor(trainer.saved != trainer.progress, dtype=torch.int32)
+    unsaved = trainer.saved != trainer.progress
     try:
-        trainer.checkpoints.wait()
+        with trainer.processes.watch.during(SAVING):
+            trainer.checkpoints.wait()
     except UserError as error:
         trainer.display.say(f"{error}: trying once more")
-        unsaved += 1
-    dist.all_reduce(unsaved, group=trainer.processes.cpu_group)  # a save may fail on one rank alone
+        unsaved = True
     if unsaved:
         _save_step(trainer)
     _close_checkpoints(trainer)

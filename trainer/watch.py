@@ -36,9 +36,7 @@ STARTING, LOADING, TRAINING, READING, MEASURING, SAVING, LEFT = (
 )
 
 # What one rank may do for hours while the others wait for it.
-_LONG = (MEASURING, SAVING)
-# What all may do for long while nobody waits.
-_LONG_TOGETHER = (STARTING, LOADING)
+_LONG = (LOADING, MEASURING, SAVING)
 _INTERVAL = 1.0  # seconds between two signs of life
 # Seconds in which whoever has a real error claims it, and in which the others end by themselves.
 _GRACE = 5.0
@@ -94,11 +92,14 @@ class Watch:
         if size > 1:
             self._say(self._store)  # once the ranks have found each other, every one's sign is there
 
-    def start(self, *groups: dist.ProcessGroup) -> None:
-        """Watch from now on; the groups' collectives tell who is behind."""
-        self._groups = list(groups)
+    def start(self) -> None:
+        """Watch from now on."""
         if self._size > 1:
             self._thread.start()
+
+    def count(self, *groups: dist.ProcessGroup) -> None:
+        """Count the groups' collectives, which tell who is behind."""
+        self._groups = list(groups)
 
     def at(self, doing: str, step: int) -> None:
         """Say that `step` is done and what comes now."""
@@ -128,12 +129,12 @@ class Watch:
         """
         if self._size == 1:
             return None
+        for number in SIGNALS:  # torchrun sends them as soon as another has ended
+            signal.signal(number, signal.SIG_IGN)
         try:
             if not _lost_connection(error):
                 if self._claim(self._store, 2 if isinstance(error, UserError) else 1):
                     self._error = error
-                    for number in SIGNALS:  # torchrun sends them as soon as another has ended
-                        signal.signal(number, signal.SIG_IGN)
                     return None
             else:
                 before, patience = self._signs(self._store, range(self._size)), time.monotonic() + _GRACE
@@ -226,7 +227,8 @@ class Watch:
             return []
         fewest = min(sign.collectives for sign in running.values())
         behind = [rank for rank, sign in running.items() if sign.collectives == fewest]
-        long = _LONG if len(behind) < len(running) else (*_LONG, *_LONG_TOGETHER)
+        # All may take long to start, while nobody waits.
+        long = _LONG if len(behind) < len(running) else (*_LONG, STARTING)
         return [] if any(running[rank].doing in long for rank in behind) else behind
 
     def _claim(self, store: dist.Store, code: int, hung: Iterable[int] = ()) -> bool:

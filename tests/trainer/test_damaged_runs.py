@@ -1,6 +1,7 @@
 """Checkpoints of real runs: damaged, malicious, cut short by a kill, too large for the disk."""
 
 import dataclasses
+import importlib
 import io
 import json
 import os
@@ -27,7 +28,7 @@ from trainer.cli import main
 from trainer.distributed import Processes, process_group
 from trainer.errors import UserError
 from trainer.manifest import find_damage
-from trainer.run import lock_run
+from trainer.run import locked
 
 MODEL = {"components": {"dcnv2": {"kind": "dcnv2", "embedding_dim": 4, "hidden_units": [8]}}}
 COMMANDS = [
@@ -119,9 +120,20 @@ def test_the_checkpoint_before_a_damaged_one_is_offered(
 
 @pytest.mark.usefixtures("folder")
 def test_two_runs_are_kept_out_of_one_folder(run: Callable[..., tuple[int, str]]) -> None:
-    with lock_run(Path("run")):
+    with locked(Path("run")):
         assert_refused(run(*COMMANDS[0]), "run: another process trains in it")
+    elsewhere = ["train", "experiment.yaml", "run_dir=other", "checkpoint.path=elsewhere"]
+    with locked(Path("elsewhere")):
+        assert_refused(run(*elsewhere), "elsewhere: another process trains in it")
+    assert not Path("elsewhere").exists()
+    assert not Path("other").exists()
     assert run(*COMMANDS[0])[0] == 0
+
+
+@pytest.mark.usefixtures("folder")
+def test_checkpoints_are_not_looked_for_where_they_were_not_kept(run: Callable[..., tuple[int, str]]) -> None:
+    said = run(*COMMANDS[0], "checkpoint.path=elsewhere")
+    assert_refused(said, "run: cannot resume, checkpoint.path was None and is now 'elsewhere'")
 
 
 def test_the_best_checkpoint_is_looked_at_before_it_is_needed(
@@ -180,6 +192,23 @@ def test_malicious_files_with_a_manifest_that_agrees(
     assert marker.exists()  # it would have run
 
 
+def test_no_component_of_a_checkpoint_is_imported(
+    folder: Path, run: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(folder)  # as `python -m trainer.cli` has the working directory there
+    marker, checkpoint = Path("marker"), Path("run/checkpoints/step-000000006")
+    (checkpoint / "evil.py").write_text("open('marker', 'w').close()")
+    module = ".".join((*checkpoint.parts, "evil"))
+    state = json.loads((checkpoint / "trainer.json").read_text())
+    state["config"]["model"]["components"]["dcnv2"]["kind"] = f"{module}.Component"
+    (checkpoint / "trainer.json").write_text(json.dumps(state))
+    seal(checkpoint)
+    assert_refused(run(*COMMANDS[0]), f"{checkpoint}: cannot resume, it has a component of kind '{module}")
+    assert not marker.exists()
+    importlib.import_module(module)
+    assert marker.exists()  # it would have run
+
+
 @pytest.mark.usefixtures("folder")
 def test_data_of_another_schema_is_named(run: Callable[..., tuple[int, str]]) -> None:
     schema = make_schema()
@@ -229,8 +258,9 @@ def test_killed_while_it_saves(folder: Path, run: Callable[..., tuple[int, str]]
     for checkpoint in left:
         assert (checkpoint / "manifest.json").exists()
         assert find_damage(checkpoint) is None
+    (checkpoints / ".notes.tmp").mkdir()  # somebody's, and to stay
     assert run(*arguments, "--resume")[0] == 0
-    assert [path.name for path in checkpoints.iterdir()] == ["step-000000036"]
+    assert sorted(path.name for path in checkpoints.iterdir()) == [".notes.tmp", "step-000000036"]
 
 
 def test_a_disk_that_is_still_full_when_the_run_is_resumed(folder: Path) -> None:

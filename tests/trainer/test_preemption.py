@@ -173,9 +173,10 @@ def test_told_to_stop_it_saves_and_says_try_again(
 
 
 def test_told_to_stop_it_tries_a_save_that_has_failed_once_more(start: Callable[..., Job]) -> None:
-    job = start(*CETNET, "train", "train.yaml", every_steps=5)
-    (rank,) = job.wait_until_held(0)
-    (job.folder / "run/checkpoints/.step-000000025.tmp").touch()  # where a folder is to be made
+    job = start(*CETNET, "train", "train.yaml", "--nproc", "2", every_steps=5)
+    rank, _ = job.wait_until_held(0, 1)
+    # Where rank 0 alone is to write a file.
+    (job.folder / "run/checkpoints/.step-000000025.tmp/trainer.json").mkdir(parents=True)
     os.kill(rank, signal.SIGTERM)
     until(lambda: "SIGTERM: stopping after this step" in job.log, job.log)
     job.release()
