@@ -160,8 +160,7 @@ class Chaos:
     @property
     def newest(self) -> Path | None:
         """The newest checkpoint."""
-        steps = Disk(self.run / CHECKPOINTS).steps()
-        return steps[-1] if steps else None
+        return next(reversed(Disk(self.run / CHECKPOINTS).steps()), None)
 
     def start(self, world_size: int) -> Attempt:
         """Start the next attempt."""
@@ -334,26 +333,6 @@ def train_through(chaos: Chaos, faults: list[str], elastic: bool, total: int, np
                 f"{fault or 'finished'} at step {attempt.step()}",
                 highlight=False,
             )
-
-
-def differing_tensors(one: Path, other: Path) -> list[str]:
-    """Names of the tensors of two checkpoints that differ in a bit, or that only one has."""
-    a, b = _tensors(one), _tensors(other)
-    return sorted(
-        (a.keys() ^ b.keys())
-        | {key for key in a.keys() & b.keys() if a[key].numpy().tobytes() != b[key].numpy().tobytes()}
-    )
-
-
-def _tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
-    reader = SafeReader(checkpoint)
-    tensors = {
-        key: torch.empty(tensor.size, dtype=tensor.properties.dtype)
-        for key, tensor in reader.read_metadata().state_dict_metadata.items()
-        if isinstance(tensor, TensorStorageMetadata)
-    }
-    dcp.load(tensors, storage_reader=reader, no_dist=True)
-    return tensors
 
 
 def judge(chaos: Chaos, calm: Chaos, elastic: bool, num_rows: int) -> Iterator[Verdict]:

@@ -79,7 +79,8 @@ def _train(run: Run, command: Sequence[str], study: str) -> None:
         sys.exit(code)
     if code or not run.finished:
         outcome = f"exit code {code}" if code else "no result.json"
+        kept = f", its checkpoints are in {run.checkpoints}" if run.checkpoints else ""
         raise UserError(
             f"study {study}: run {run.variant}, seed {run.seed} failed ({outcome}; its messages are above, "
-            f"its folder is {run.folder}); mend it and start the study again, which goes on from here"
+            f"its folder is {run.folder}{kept}); mend it and start the study again, which goes on from here"
         )

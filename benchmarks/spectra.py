@@ -109,7 +109,12 @@ def read_spectra(run: Run) -> Spectra | None:
 
     file = run.folder.with_name(f"{run.folder.name}.spectra.json")
     checkpoint = latest_checkpoint(checkpoint_place(run.folder, run.checkpoints))
-    written = (checkpoint / ".metadata").stat().st_mtime_ns if checkpoint else 0
+    try:
+        written = (checkpoint / ".metadata").stat().st_mtime_ns if checkpoint else 0
+    except FileNotFoundError:
+        raise UserError(
+            f"{checkpoint}: damaged (.metadata is missing); remove it or move it away, and report again"
+        ) from None
     if file.exists():
         try:
             cached = Spectra.model_validate_json(file.read_bytes())

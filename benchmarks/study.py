@@ -224,8 +224,11 @@ def runs_of(study: Study, path: Path) -> list[Run]:
                 continue
             folder = study.folder / variant / f"seed{seed}"
             changes = {**study.common, **overrides, "training.seed": seed}
-            if place := changes.get("checkpoint.path", (base_settings.get("checkpoint") or {}).get("path")):
-                changes["checkpoint.path"] = f"{place}/{variant}/seed{seed}"
+            place = _checkpoint_path(base, base_settings, changes)
+            if place is not None or "checkpoint.path" in changes:
+                # To come last: a change of the whole section would undo it.
+                changes.pop("checkpoint.path", None)
+                changes["checkpoint.path"] = place and f"{place}/{variant}/seed{seed}"
             flags = [
                 f"{key}={_flow_yaml(value)}" for key, value in {**changes, "run_dir": str(folder)}.items()
             ]
@@ -233,6 +236,24 @@ def runs_of(study: Study, path: Path) -> list[Run]:
             settings = json.loads(json.dumps({"base": base_settings, "overrides": changes}, default=str))
             runs.append(Run(variant, seed, folder, base, flags, study.nproc, settings))
     return runs
+
+
+def _checkpoint_path(base: Path, base_settings: Any, changes: dict[str, Any]) -> str | None:
+    """`checkpoint.path` of a configuration with its changes; raises UserError if there can be none."""
+    if not isinstance(base_settings, dict):
+        raise UserError(f"{base}: a mapping of keys to values is expected at the top")
+    section = base_settings.get("checkpoint")
+    for key, value in changes.items():
+        if key == "checkpoint":
+            section = value
+        elif key == "checkpoint.path" and (section is None or isinstance(section, dict)):
+            section = {**(section or {}), "path": value}
+    if not (section is None or isinstance(section, dict)):
+        raise UserError(f"{base}: checkpoint: a mapping is expected, here or in what the study changes")
+    place = (section or {}).get("path")
+    if not (place is None or isinstance(place, str)):
+        raise UserError(f"{base}: checkpoint.path: text is expected, here or in what the study changes")
+    return place
 
 
 def refuse_changed(runs: Sequence[Run], path: Path) -> None:
@@ -245,9 +266,10 @@ def refuse_changed(runs: Sequence[Run], path: Path) -> None:
                 f"{run.folder}: not made by this study; move it away, or give {path} another `out`"
             )
         if json.loads(run.settings_file.read_text()) != run.settings:
+            made = f"the folder and its checkpoints in {run.checkpoints}" if run.checkpoints else "the folder"
             raise UserError(
                 f"{run.folder}: made with other settings than {path} and its base have now (they are in "
-                f"{run.settings_file}); restore them, delete the folder to repeat the run, or change `out`"
+                f"{run.settings_file}); restore them, delete {made} to repeat the run, or change `out`"
             )
 
 

@@ -10,7 +10,7 @@ from models.config import CETNetConfig
 from models.strict_yaml import read_strict_yaml
 from sharding.config import ShardingConfig
 from trainer.errors import UserError
-from trainer.paths import UsablePath
+from trainer.paths import UsablePath, UsablePlace
 
 LearningRate = Annotated[float, Field(gt=0, le=1e6)]
 Split = Annotated[str, Field(pattern=r"^[^/]+$", max_length=50)]
@@ -152,7 +152,7 @@ class EvaluationConfig(_Section):
 class CheckpointConfig(_Section):
     """Checkpoints are written in the background and appear whole or not at all."""
 
-    path: str | None = Field(
+    path: UsablePlace | None = Field(
         None,
         description="Where they are kept: a directory, or the URL of an object store (`s3://bucket/run`); default: "
         "`<run_dir>/checkpoints`.",

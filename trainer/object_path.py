@@ -1,15 +1,14 @@
 """Places in object stores, through fsspec: what reading and writing checkpoints there takes."""
 
 import io
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
-from uuid import uuid4
 
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
-from fsspec.registry import known_implementations
 from fsspec.spec import AbstractFileSystem
 
 from trainer.errors import UserError
@@ -108,7 +107,8 @@ class ObjectPath:
 
     def check_rights(self) -> None:
         """Write, list and remove a small object below; raises UserError if the store refuses."""
-        probe = self / f"probe-{uuid4().hex}"
+        # One for each rank, not for each start: they stay where objects may not be removed.
+        probe = self / f"probe-{os.environ.get('RANK', 0)}"
         probe.write_bytes(b"")
         self.sizes()
         probe.unlink()
@@ -173,11 +173,6 @@ def parse_place(place: str, key: str) -> Place:
     try:
         return ObjectPath(*url_to_fs(place))
     except Exception as error:  # each driver has its own
-        if isinstance(error, ImportError) and (known := known_implementations.get(protocol)):
-            package = known["class"].split(".")[0]
-            raise UserError(
-                f"{key}={place}: {protocol}:// needs the package {package}; pip install {package}"
-            ) from error
-        raise UserError(
-            f"{key}={place}: {' '.join(str(error).split())}; give a URL that fsspec knows"
-        ) from error
+        # fsspec says which package a driver lacks
+        remedy = "install it" if isinstance(error, ImportError) else "give a URL that fsspec knows"
+        raise UserError(f"{key}={place}: {' '.join(str(error).split())}; {remedy}") from error

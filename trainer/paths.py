@@ -14,4 +14,13 @@ def _usable(path: Path) -> Path:
     return path
 
 
+def _usable_place(place: str) -> str:
+    """A path or the URL of a place, such that it can be both made and read."""
+    if not place:
+        raise ValueError("empty; leave it out for the default")
+    _usable(Path(place))
+    return place
+
+
 UsablePath = Annotated[Path, AfterValidator(_usable)]
+UsablePlace = Annotated[str, AfterValidator(_usable_place)]

@@ -35,9 +35,9 @@ class SafeReader(FileSystemReader):
         if not isinstance(metadata, Metadata):
             raise pickle.UnpicklingError("not the metadata of a checkpoint")
         for info in metadata.storage_data.values():
-            if Path(info.relative_path).name != info.relative_path:
+            if Path(info.relative_path).name != info.relative_path or info.relative_path in ("", ".."):
                 raise pickle.UnpicklingError(
-                    f"metadata refers to {info.relative_path}, outside of the checkpoint"
+                    f"metadata refers to {info.relative_path!r}, outside of the checkpoint"
                 )
         if metadata.storage_meta is None:
             metadata.storage_meta = StorageMeta()

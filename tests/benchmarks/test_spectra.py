@@ -168,6 +168,9 @@ def test_the_cache_is_of_that_very_run(checkpoint: Path, tmp_path: Path) -> None
     second = read_spectra(run)
     assert second
     assert (second.written, second.spectra) == (later, first.spectra)
+    (folder / "checkpoints" / checkpoint.name / ".metadata").unlink()
+    with pytest.raises(UserError, match=r"step-000000001: damaged \(\.metadata is missing\); remove it"):
+        read_spectra(run)
     shutil.rmtree(folder / "checkpoints")
     assert read_spectra(run) == second
     newer = (tmp_path / "seed1.spectra.json").stat().st_mtime_ns + 10**9

@@ -253,6 +253,42 @@ def test_each_run_has_a_place_of_its_own_for_checkpoints(make: Make) -> None:
     assert [run.checkpoints for run in runs] == ["s3://bucket/all/single/seed1", "s3://bucket/all/pair/seed1"]
     assert all(f"checkpoint.path={run.checkpoints}" in run.arguments for run in runs)
 
+    # Whichever way it is set, the last one holds.
+    variants = {
+        "single": {"checkpoint": {"path": "kept"}},
+        "pair": {"checkpoint.path": None},
+        "third": {"checkpoint": {"keep": 1}},
+    }
+    path = make(seeds=[1], common={"checkpoint.path": "all"}, variants=variants)
+    Path("base.yaml").write_text("checkpoint: {path: below}\n")
+    runs = runs_of(Study.load(path), path)
+    assert [run.checkpoints for run in runs] == ["kept/single/seed1", None, None]
+    assert runs[0].overrides[-2:] == ["checkpoint.path=kept/single/seed1", "run_dir=runs/small/single/seed1"]
+    assert "checkpoint.path=null" in runs[1].overrides
+
+    runs[0].folder.mkdir(parents=True)
+    runs[0].settings_file.write_text("{}")
+    with pytest.raises(
+        UserError, match="delete the folder and its checkpoints in kept/single/seed1 to repeat"
+    ):
+        run(path)
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        ("", "base.yaml: a mapping of keys to values is expected"),
+        ("[1]", "base.yaml: a mapping of keys to values is expected"),
+        ("checkpoint: 5", "base.yaml: checkpoint: a mapping is expected"),
+        ("checkpoint: {path: [a]}", "base.yaml: checkpoint.path: text is expected"),
+    ],
+)
+def test_bad_base_files(make: Make, base: str, message: str) -> None:
+    path = make()
+    Path("base.yaml").write_text(base)
+    with pytest.raises(UserError, match=re.escape(message)):
+        run(path)
+
 
 def test_several_baselines_each_head_their_section(make: Make) -> None:
     variants = {"a": {}, "b": {"skill": 0.7}, "c": {"skill": 0.7}, "d": {"components": ["x", "y"]}}

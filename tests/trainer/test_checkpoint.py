@@ -252,13 +252,14 @@ def test_one_moved_away_beside_the_others_is_no_checkpoint(checkpoint: Path) -> 
     assert latest_checkpoint(checkpoint.parent) == checkpoint
 
 
-def test_metadata_that_refers_to_other_folders(checkpoint: Path, session: Session) -> None:
+@pytest.mark.parametrize("elsewhere", ["../elsewhere.distcp", "..", ""])
+def test_metadata_that_refers_to_other_folders(checkpoint: Path, session: Session, elsewhere: str) -> None:
     def change(metadata: Metadata) -> None:
         for index, info in metadata.storage_data.items():
-            metadata.storage_data[index] = dataclasses.replace(info, relative_path="../elsewhere.distcp")
+            metadata.storage_data[index] = dataclasses.replace(info, relative_path=elsewhere)
 
     edit_metadata(checkpoint, change)
-    assert_refused(checkpoint, session, "../elsewhere.distcp", "outside of the checkpoint")
+    assert_refused(checkpoint, session, f"refers to {elsewhere!r}, outside of the checkpoint")
 
 
 def test_a_table_of_another_size(checkpoint: Path, processes: Processes) -> None:

@@ -88,6 +88,8 @@ def test_an_override_of_a_section_replaces_it_whole(file: Path) -> None:
         ("data.batch_size=100", "data.batch_size=100 is not a multiple of data.lanes=16; the nearest is 96"),
         ("evaluation.early_stopping={}", "needs evaluation.every_epoch or evaluation.every_steps"),
         ("sharding.constraints={a: {sharding_types: [rows]}}", "sharding.constraints.a.sharding_types"),
+        ("checkpoint.path=''", "checkpoint.path: empty; leave it out"),
+        (f"checkpoint.path=a/{'x' * 256}", "checkpoint.path: .* a name in it of more than 200"),
     ],
 )
 def test_mistakes_name_the_key(file: Path, override: str, message: str) -> None:

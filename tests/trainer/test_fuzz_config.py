@@ -315,7 +315,7 @@ SMALL = {
         "constraints": {"dcnv2__*": {"sharding_types": ["row_wise"]}},
         "dense_tables": ["dhen__tag"],
     },
-    "checkpoint": {"every_minutes": 1, "keep": 1},
+    "checkpoint": {"path": "checkpoints", "every_minutes": 1, "keep": 1},
 }
 
 

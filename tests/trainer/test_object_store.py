@@ -272,10 +272,10 @@ def test_mistakes_are_found_before_anything_starts(
     monkeypatch.setattr(Bucket, "before", refuse)
     for path, named in {
         "ossb://b/run": "Protocol not known",
-        "oss://b/run": "pip install ossfs",
+        "oss://b/run": "Install ossfs",
         "bucket://b/run*": "no '*'",
         "simplecache::bucket://b/run": "no '::'",
-        "bucket://b/run": "bucket://b/run/probe-",
+        "bucket://b/run": "bucket://b/run/probe-0: ",
         "experiment.yaml/checkpoints": "choose another checkpoint.path=",
     }.items():
         line = run("train", "experiment.yaml", "run_dir=new", f"checkpoint.path={path}")
