@@ -16,6 +16,7 @@ from tests.data import write_dataset
 from trainer.cli import main
 
 MODEL = {"components": {"dcnv2": {"kind": "dcnv2", "embedding_dim": 4, "hidden_units": [8]}}}
+HUGE = {"user": 8_000_000_000, "item": 40, "tag": 12, "query": 30}
 INTERFORMER = "model.components={i: {kind: interformer, embedding_dim: 4, num_heads: 2}}"
 
 
@@ -180,6 +181,10 @@ def empty(file: Path) -> None:
         (lambda: Path("data/schema.yaml").write_text(""), ["data/schema.yaml"]),
         (lambda: edit_schema(colour="red"), ["data/schema.yaml", "colour"]),
         (lambda: edit_schema(tables={"user": 50}), ["data/schema.yaml", "'item'", "not in tables"]),
+        (
+            lambda: (edit_schema(tables=HUGE), write_config({"sharding": {"dense_tables": ["*user"]}})),  # type: ignore[func-returns-value]
+            ["32,000,000,000 of sharding.dense_tables", "GiB"],
+        ),
         (lambda: edit_schema(group="visit"), ["data/", "part-00000.parquet", "'visit'", "session"]),
         (lambda: edit_table(lambda table: table.drop("price")), ["train/part-00001.parquet", "'price'"]),
         (
