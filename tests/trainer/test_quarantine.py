@@ -22,6 +22,7 @@ from trainer.config import RunConfig
 from trainer.dataset import Dataset
 from trainer.distributed import Processes, process_group
 from trainer.errors import UserError
+from trainer.quarantine import Quarantine
 from trainer.reader import Order, Reader
 from trainer.scoring import run_pipeline
 from trainer.train import train
@@ -194,7 +195,13 @@ def test_as_if_the_weight_were_0_and_on_another_world_size(folder: Path) -> None
     newest = max(int(path.name[5:]) for path in (folder / "killed/checkpoints").iterdir())
     assert any(step > newest for step, *_ in before)
     (folder / "killed/quarantine/rank-00001.jsonl").open("a").write('{"step": 1, "fi')  # cut short
+    state = json.loads((folder / f"killed/checkpoints/step-{newest:09d}/trainer.json").read_text())
+    saved = state["progress"]["quarantined"]
+    assert saved == sum(step <= newest for step, *_ in before) > 0
     with process_group("cpu") as processes:
+        assert Quarantine(folder / "lost", saved, newest, saved, processes).count == saved
+        with pytest.raises(UserError, match="bad_rows_limit=1 "):
+            Quarantine(folder / "lost", 1, newest, saved, processes)
         train(RunConfig.model_validate(settings(folder, "bad", "killed")), processes, resume=True)
     assert skipped(folder / "killed") == skipped(folder / "whole")
     resumed = json.loads((folder / "killed/result.json").read_text())
