@@ -24,7 +24,7 @@ from trainer.distributed import Processes, process_group
 from trainer.errors import UserError
 from trainer.quarantine import Quarantine
 from trainer.reader import Order, Reader
-from trainer.scoring import run_pipeline
+from trainer.scoring import Scores, run_pipeline
 from trainer.train import train
 
 ROWS, LAYOUT = 1290, [[100] * 6, [100] * 6 + [90]]
@@ -116,6 +116,14 @@ def list_bad(dataset: Dataset) -> list[Any]:
     for _ in reader.batches(0):
         pass
     return [row for rows in reader.bad_rows.values() for row in rows]
+
+
+def test_an_evaluation_without_a_good_row(folder: Path) -> None:
+    scores = Scores(
+        Dataset(folder / "bad", "test", "quarantine"), {"fused": np.empty(0)}, np.zeros(200, np.bool_)
+    )
+    with pytest.raises(UserError, match="no good row in split 'test'"):
+        scores.metrics()
 
 
 def test_a_row_group_without_a_good_row(tmp_path: Path) -> None:
