@@ -74,6 +74,11 @@ def _check_memory(model: CETNet) -> None:
 
 
 def _check_managed_collision(config: RunConfig, schema: Schema, on_cpu: bool) -> None:
+    if schema.managed_collision and config.training.nonfinite == "skip":
+        raise UserError(
+            "training.nonfinite=skip cannot leave a step out with managed_collision, which gives rows to new ids "
+            "before the step is judged; use training.nonfinite=stop"
+        )
     if schema.managed_collision and on_cpu:
         raise UserError(
             f"{config.data.path}/schema.yaml: tables with managed_collision train on CUDA only, and the device here "
