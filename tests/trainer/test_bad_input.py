@@ -240,7 +240,8 @@ def test_bad_values(column: str, value: Any, problem: str, stderr_of: Callable[.
     write_config({"evaluation": {"splits": ["test"]}})
     edit_table(set_value(column, 43, value))
     place = "train/part-00001.parquet, row group 1"
-    assert_last_line(stderr_of("train", "experiment.yaml"), place, f"column '{column}'", problem)
+    stderr = stderr_of("train", "experiment.yaml")
+    assert_last_line(stderr, place, f"column '{column}'", problem, "data.bad_rows=quarantine")
     assert_nothing_half_written()
 
 
@@ -258,7 +259,9 @@ def test_a_null_group_of_an_evaluated_split(stderr_of: Callable[..., str]) -> No
     write_config({"evaluation": {"splits": ["train"]}})
     edit_table(set_value("session", 43, None))
     place = "train/part-00001.parquet, row group 1"
-    assert_last_line(stderr_of("train", "experiment.yaml"), place, "column 'session'", "null")
+    stderr = stderr_of("train", "experiment.yaml")
+    assert_last_line(stderr, place, "column 'session'", "null", "prepare it again")
+    assert "quarantine" not in stderr  # which wouldn't help
     assert not Path("run/result.json").exists()
 
 
