@@ -59,6 +59,7 @@ class GuardedOptimizer(OptimizerWrapper):
         super().__init__(optimizer)
         named = in_backward_optimizer_filter(model.named_parameters())
         self._dense: dict[str, nn.Parameter] = {name: p for name, p in named if p.requires_grad}
+        self._fused = bool(model.fused_optimizer.params)
         self._components = list(model.module.towers)
         # Of batch normalisation, which moves them in the forward pass.
         self._buffers = [
@@ -100,7 +101,7 @@ class GuardedOptimizer(OptimizerWrapper):
                 rows.setdefault(what, []).extend(places)
         named = [_in_words(what, sorted(places)) for what, places in rows.items()]
         what = "; ".join(named[:_SHOWN]) or "the norm of a gradient is beyond 1e19"
-        fault = Fault(what, sum(count for _, count in all_ranks), undone=bool(self._bad))
+        fault = Fault(what, sum(count for _, count in all_ranks), undone=bool(self._bad) or not self._fused)
         self._forget()
         return fault
 
