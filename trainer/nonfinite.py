@@ -183,7 +183,7 @@ def _finite(tensors: Sequence[Tensor | None]) -> Tensor:
 
 
 def _rows(tensors: Sequence[Tensor | None], row: Tensor) -> list[int]:
-    """Those of the rows `[B]` in which one of the tensors, `[B, ...]`, isn't finite; -1 for padding."""
+    """Those of the rows `[B]` in which one of the tensors, `[B, ...]`, isn't finite; -1: padding, skipped rows."""
     bad = torch.zeros_like(row, dtype=torch.bool)
     for tensor in tensors:
         if tensor is not None:
@@ -195,7 +195,7 @@ def _rows(tensors: Sequence[Tensor | None], row: Tensor) -> list[int]:
 def _in_words(what: str, rows: list[int]) -> str:
     if not rows:
         return f"{what} is NaN or infinite"
-    shown = ", ".join("padding" if row < 0 else str(row) for row in rows[:_SHOWN])
+    shown = ", ".join("padding or a skipped row" if row < 0 else str(row) for row in rows[:_SHOWN])
     more = f" and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else ""
     return f"{what} is NaN or infinite in row{'s' * (len(rows) > 1)} {shown}{more}"
 
