@@ -61,7 +61,7 @@ class GuardedOptimizer(OptimizerWrapper):
         self._dense: dict[str, nn.Parameter] = {name: p for name, p in named if p.requires_grad}
         self._fused = bool(model.fused_optimizer.params)
         self._components = list(model.module.towers)
-        # Of batch normalisation, which moves them in the forward pass.
+        # Batch normalisation moves its own in the forward pass; the others are kept with them.
         self._buffers = [
             b for module in (model.module.towers, model.module.objective) for b in module.buffers()
         ]

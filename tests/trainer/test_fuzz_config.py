@@ -238,14 +238,16 @@ def check_configuration(content: bytes, overrides: list[str] | None = None) -> R
     return config
 
 
-def assert_names_known(said: Any, understood: Any) -> None:
-    """Every key that a file has is in what was made of it."""
+def assert_names_known(said: Any, understood: Any, above: str = "") -> None:
+    """Every key that a file has is in what was made of it; of a component with copies, in the first."""
     if isinstance(said, dict) and isinstance(understood, dict):
-        for key in said.keys() - {"copies"}:
-            copies = [name for name in understood if name.startswith(f"{key}_")]
-            assert key in understood or copies
-            if key in understood:
-                assert_names_known(said[key], understood[key])
+        for key in said:
+            if above == "components" and key not in understood:
+                settings = {name: value for name, value in said[key].items() if name != "copies"}
+                assert_names_known(settings, understood[f"{key}_1"])
+            else:
+                assert key in understood
+                assert_names_known(said[key], understood[key], key)
 
 
 @pytest.mark.usefixtures("folder")
