@@ -99,6 +99,21 @@ def test_bad_rows_keep_their_places(folder: Path, order: Order) -> None:
         assert sorted(seen) == BAD_ROWS
 
 
+def test_bad_rows_of_hashed_tables(tmp_path: Path) -> None:
+    schema = SCHEMA.model_copy(update={"hashed": ("item",)})
+    table = make_table(SCHEMA, 60)
+    for name, values in (("bad", damaged(table, [(25, "history", [1] * 7)])), ("whole", table)):
+        (tmp_path / name).mkdir()
+        schema.save(tmp_path / name / "schema.yaml")
+        write_split(tmp_path / name / "train", values, [[20, 40]])
+    bad, whole = (
+        [row for batch in Reader(data, 20, order="sequential").batches(0) for row in contents(batch)]
+        for data in (Dataset(tmp_path / "bad", "train", "quarantine"), Dataset(tmp_path / "whole", "train"))
+    )
+    assert bad[25][0] == -1
+    assert bad[:25] + bad[26:] == whole[:25] + whole[26:]
+
+
 def test_what_is_said_of_a_bad_row(folder: Path) -> None:
     rows = {row.row: row for row in list_bad(Dataset(folder / "bad", "train", "quarantine"))}
     file = folder / "bad/train/part-00001.parquet"
