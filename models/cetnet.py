@@ -34,8 +34,8 @@ class Predictions(NamedTuple):
     Attributes:
         logits: `[outputs, B]` float32, in the order of `CETNet.outputs`.
         label: `[B]`.
-        weight: `[B]`, 0 for padding.
-        row: `[B]`, -1 for padding.
+        weight: `[B]`, 0 for padding and skipped rows.
+        row: `[B]`, -1 for padding and skipped rows.
         loss: scalar, of this rank's rows.
     """
 

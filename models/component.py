@@ -81,7 +81,7 @@ class InputShape(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """What a component sees: plain dense tensors.
+    """What a component sees: plain dense tensors, not to be altered in place.
 
     Attributes:
         tokens: `[B, n, d]`, one per categorical and multi-valued feature in the schema's order, then,

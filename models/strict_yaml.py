@@ -26,7 +26,7 @@ def read_strict_yaml(text: str) -> Any:
         node = loader.get_single_node()
         if node is None:
             return None
-        _check_size(node, {}, 0)
+        _check(node, {}, 0)
         return loader.construct_document(node)
     except yaml.YAMLError:
         raise
@@ -46,12 +46,22 @@ class _Loader(yaml.SafeLoader):
             raise yaml.scanner.ScannerError(None, None, "nested too deeply", self.get_mark())
         super().fetch_flow_collection_start(token)
 
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Put what `<<` brings in before a mapping's own pairs; PyYAML 6.0.4 loses the overrides of short keys."""
+        merged, own = [], []
+        for key, value in node.value:
+            if key.tag != _MERGE:
+                own.append((key, value))
+                continue
+            sources = value.value if isinstance(value, yaml.SequenceNode) else [value]
+            for source in reversed(sources):  # the first of a list has precedence, so it comes last
+                if not isinstance(source, yaml.MappingNode):
+                    raise _error(source, "<< wants a mapping, or a list of them")
+                self.flatten_mapping(source)
+                merged += source.value
+        node.value = merged + own
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                raise _error(key, f"the key {_shown(key.value)} is there twice")
-            seen.add(str(key.value))
         mapping = super().construct_mapping(node, deep=deep)
         for name in mapping:
             if not isinstance(name, str):
@@ -71,6 +81,7 @@ class _Loader(yaml.SafeLoader):
         return number
 
 
+_MERGE = "tag:yaml.org,2002:merge"
 _KEPT = ("null", "bool", "int", "float", "str", "seq", "map")
 _Loader.yaml_constructors = {
     tag: constructor
@@ -83,24 +94,37 @@ _Loader.yaml_implicit_resolvers = {
 }
 
 
-def _check_size(node: yaml.Node, sizes: dict[int, float], depth: int) -> float:
-    """Number of values that a node stands for."""
-    size = sizes.get(id(node))
+def _check(node: yaml.Node, known: dict[int, tuple[float, int]], depth: int) -> tuple[float, int]:
+    """Number of values that a node stands for, and of levels below it; no key of it is there twice."""
+    size, height = known.get(id(node), (0, 0))
     if size == math.inf:
         raise _error(node, "a value contains itself")
-    if depth > _DEEPEST:
+    if depth + height > _DEEPEST:
         raise _error(node, "nested too deeply")
-    if size is None:
-        sizes[id(node)] = math.inf  # until it is known
+    if not size:
+        known[id(node)] = math.inf, 0  # until it is known
         children: list[yaml.Node] = []
         if isinstance(node, yaml.MappingNode):
+            _check_keys(node)
             children = [child for pair in node.value for child in pair]
         elif isinstance(node, yaml.SequenceNode):
             children = node.value
-        size = sizes[id(node)] = 1 + sum(_check_size(child, sizes, depth + 1) for child in children)
+        below = [_check(child, known, depth + 1) for child in children]
+        size = 1 + sum(size for size, _ in below)
+        height = max((1 + height for _, height in below), default=0)
+        known[id(node)] = size, height
     if size > _LARGEST:
         raise _error(node, f"more than {_LARGEST:,} values, those that aliases repeat counted each time")
-    return size
+    return size, height
+
+
+def _check_keys(node: yaml.MappingNode) -> None:
+    seen = set()
+    for key, _ in node.value:
+        if isinstance(key, yaml.ScalarNode):
+            if key.value in seen:
+                raise _error(key, f"the key {_shown(key.value)} is there twice")
+            seen.add(key.value)
 
 
 def _error(node: yaml.Node, problem: str) -> yaml.YAMLError:

@@ -84,11 +84,10 @@ def build_model(config: RunConfig, schema: Schema, device: torch.device | str) -
             table_type=DataType[config.training.table_precision.upper()],
             buckets=config.data.lanes,
         )
-    except (
-        ValueError,
-        RuntimeError,
-        OverflowError,
-    ) as error:  # RuntimeError: torch's, of sizes that can't be
+    except (ValueError, RuntimeError, OverflowError) as error:
+        # A RuntimeError is torch's, of sizes that can't be; a bug in an own component keeps its traceback.
+        if isinstance(error, RuntimeError) and any("." in c.kind for c in config.model.components.values()):
+            raise
         raise UserError(f"model: {' '.join(str(error).split())}") from error
     for key in ("constraints", "dense_tables"):
         for pattern in getattr(config.sharding, key):

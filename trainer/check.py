@@ -2,7 +2,9 @@
 
 import psutil
 
+from models.cetnet import CETNet
 from models.schema import Schema
+from sharding.optimizers import dense_table_parameters
 from trainer.build import build_model, count_parameters
 from trainer.config import RunConfig
 from trainer.dataset import Dataset
@@ -52,23 +54,31 @@ def check_inputs(config: RunConfig, world_size: int, resume: bool) -> Dataset:
     for split in sorted(splits):
         Dataset(config.data.path, split)
     _check_monitor(config, dataset.schema)
-    _check_memory(count_parameters(build_model(config, dataset.schema, "meta"))["dense"])
+    _check_memory(build_model(config, dataset.schema, "meta"))
     if config.checkpoint.path is not None:
         check_place(config, resume)
     return dataset
 
 
-def _check_memory(dense: int) -> None:
-    """Of dense parameters alone, which every process holds; the planner looks after the tables."""
-    gib, total = 4 * dense / 2**30, psutil.virtual_memory().total / 2**30
+def _check_memory(model: CETNet) -> None:
+    """Of what every process holds, dense parameters and dense tables; the planner looks after the other tables."""
+    of_tables = dense_table_parameters(model)
+    tables = sum(p.numel() for p in model.parameters() if id(p) in of_tables)
+    dense = count_parameters(model)["dense"]
+    gib, total = 4 * (dense + tables) / 2**30, psutil.virtual_memory().total / 2**30
     if gib > total:
         raise UserError(
-            f"model: {dense:,} dense parameters take {gib:,.0f} GiB, and this host has {total:,.0f}; make layers "
-            "smaller, or shard tables that sharding.dense_tables names"
+            f"model: {dense:,} dense parameters and {tables:,} of sharding.dense_tables take {gib:,.0f} GiB, and "
+            f"this host has {total:,.0f}; make layers smaller, or shard more tables"
         )
 
 
 def _check_managed_collision(config: RunConfig, schema: Schema, on_cpu: bool) -> None:
+    if schema.managed_collision and config.training.nonfinite == "skip":
+        raise UserError(
+            "training.nonfinite=skip cannot leave a step out with managed_collision, which gives rows to new ids "
+            "before the step is judged; use training.nonfinite=stop"
+        )
     if schema.managed_collision and on_cpu:
         raise UserError(
             f"{config.data.path}/schema.yaml: tables with managed_collision train on CUDA only, and the device here "

@@ -1,5 +1,6 @@
 """The experiment file: one YAML, checked as a whole before anything starts."""
 
+import reprlib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -230,7 +231,7 @@ def validation_message(error: ValidationError) -> str:
     elif problem["type"] == "missing":
         message = "is missing"
     elif not isinstance(problem["input"], dict):
-        message += f" (got {problem['input']!r})"
+        message += f" (got {reprlib.repr(problem['input'])})"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     return f"{key}: {message}{more}"
 

@@ -123,7 +123,9 @@ class Dataset:
                     for row, what in found.items()
                 }
                 if self.bad_rows == "fail":
-                    raise _bad(list(bad_here.values()))
+                    raise _bad(
+                        list(bad_here.values()), "; training can skip bad rows: data.bad_rows=quarantine"
+                    )
                 bad |= bad_here
                 table = replace_rows(table, list(found))
             tables.append(table.slice(piece.start, piece.stop - piece.start))
@@ -292,11 +294,9 @@ def _check_same_types(
             )
 
 
-def _bad(rows: list[BadRow]) -> UserError:
+def _bad(rows: list[BadRow], remedy: str = "") -> UserError:
     more = f" (and {len(rows) - 1} more bad rows in this row group)" if len(rows) > 1 else ""
-    return UserError(
-        f"{rows[0]}{more}; mend the data and prepare it again, or train with data.bad_rows=quarantine"
-    )
+    return UserError(f"{rows[0]}{more}; mend the data and prepare it again{remedy}")
 
 
 def _dense(table: pa.Table, features: list[Feature]) -> NDArray[np.float32]:

@@ -33,8 +33,9 @@ def hash_text(texts: pa.Array) -> NDArray[np.uint64]:
     # The eight bytes from each byte on, as one number: a view, of which the zeros keep the last ones inside.
     words = np.ndarray(len(data) + 1, "<u8", np.append(data, np.zeros(8, np.uint8)), strides=(1,))
     hashes = mix64(lengths.astype(np.uint64))
+    rows = np.arange(len(hashes))
     for first in range(0, int(lengths.max()), 8):
-        rows = np.flatnonzero(lengths > first)
+        rows = rows[lengths[rows] > first]
         beyond = (8 * np.maximum(first + 8 - lengths[rows], 0)).astype(np.uint64)  # bits of the next text
         hashes[rows] = mix64(hashes[rows] ^ (words[starts[rows] + first] << beyond >> beyond))
     return np.where(texts.is_null().to_numpy(zero_copy_only=False), np.uint64(0), hashes)

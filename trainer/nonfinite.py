@@ -59,8 +59,9 @@ class GuardedOptimizer(OptimizerWrapper):
         super().__init__(optimizer)
         named = in_backward_optimizer_filter(model.named_parameters())
         self._dense: dict[str, nn.Parameter] = {name: p for name, p in named if p.requires_grad}
+        self._fused = bool(model.fused_optimizer.params)
         self._components = list(model.module.towers)
-        # Of batch normalisation, which moves them in the forward pass.
+        # Batch normalisation moves its own in the forward pass; the others are kept with them.
         self._buffers = [
             b for module in (model.module.towers, model.module.objective) for b in module.buffers()
         ]
@@ -100,7 +101,7 @@ class GuardedOptimizer(OptimizerWrapper):
                 rows.setdefault(what, []).extend(places)
         named = [_in_words(what, sorted(places)) for what, places in rows.items()]
         what = "; ".join(named[:_SHOWN]) or "the norm of a gradient is beyond 1e19"
-        fault = Fault(what, sum(count for _, count in all_ranks), undone=bool(self._bad))
+        fault = Fault(what, sum(count for _, count in all_ranks), undone=bool(self._bad) or not self._fused)
         self._forget()
         return fault
 
@@ -182,7 +183,7 @@ def _finite(tensors: Sequence[Tensor | None]) -> Tensor:
 
 
 def _rows(tensors: Sequence[Tensor | None], row: Tensor) -> list[int]:
-    """Those of the rows `[B]` in which one of the tensors, `[B, ...]`, isn't finite; -1 for padding."""
+    """Those of the rows `[B]` in which one of the tensors, `[B, ...]`, isn't finite; -1: padding, skipped rows."""
     bad = torch.zeros_like(row, dtype=torch.bool)
     for tensor in tensors:
         if tensor is not None:
@@ -194,7 +195,7 @@ def _rows(tensors: Sequence[Tensor | None], row: Tensor) -> list[int]:
 def _in_words(what: str, rows: list[int]) -> str:
     if not rows:
         return f"{what} is NaN or infinite"
-    shown = ", ".join("padding" if row < 0 else str(row) for row in rows[:_SHOWN])
+    shown = ", ".join("padding or a skipped row" if row < 0 else str(row) for row in rows[:_SHOWN])
     more = f" and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else ""
     return f"{what} is NaN or infinite in row{'s' * (len(rows) > 1)} {shown}{more}"
 

@@ -20,6 +20,7 @@ class Quarantine:
         folder: receives `rank-<r>.jsonl`, a line per bad row and step, and `evaluation-<split>.jsonl`.
         limit: rows of a run, over all ranks, or of one evaluation; more are an error.
         step: that of the checkpoint the run goes on from; what was skipped later is forgotten.
+        saved: the count in that checkpoint; the files may be lost, and older checkpoints have none.
         processes: the ranks.
 
     Attributes:
@@ -30,7 +31,7 @@ class Quarantine:
         UserError: the limit is exceeded already.
     """
 
-    def __init__(self, folder: Path, limit: int, step: int, processes: Processes) -> None:
+    def __init__(self, folder: Path, limit: int, step: int, saved: int, processes: Processes) -> None:
         self._folder, self.limit, self._group = folder, limit, processes.cpu_group
         self._file = folder / f"rank-{processes.rank:05d}.jsonl"
         self._new = 0
@@ -39,7 +40,7 @@ class Quarantine:
             with written(folder):
                 before += sum(drop_lines_after(file, step) for file in sorted(folder.glob("rank-*.jsonl")))
         dist.broadcast(before, 0, group=self._group)  # nobody writes before the old lines are dropped
-        self.count = int(before)
+        self.count = max(saved, int(before))
         self._check(self.count)
 
     def add(self, step: int, rows: list[BadRow]) -> None:

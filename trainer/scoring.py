@@ -17,6 +17,7 @@ from trainer.batch import Batch
 from trainer.build import Session
 from trainer.dataset import Dataset
 from trainer.distributed import Processes
+from trainer.errors import UserError
 from trainer.metrics import binary_metrics
 from trainer.reader import Reader
 
@@ -35,7 +36,15 @@ class Scores:
     scored: NDArray[np.bool_]
 
     def metrics(self) -> dict[str, float]:
-        """`ne/<output>`, `auc/<output>`, ... of every output, and `rows`; see `binary_metrics`."""
+        """`ne/<output>`, `auc/<output>`, ... of every output, and `rows`; see `binary_metrics`.
+
+        Raises UserError if no row was scored.
+        """
+        if not self.scored.any():
+            raise UserError(
+                f"no good row in split {self.dataset.split!r}, so there is nothing to measure; mend the data and "
+                "prepare it again"
+            )
         schema = self.dataset.schema
         label = self._column(schema.label)
         weight = self._column(schema.weight) if schema.weight else np.ones(len(label))

@@ -57,6 +57,7 @@ class Progress:
     evaluation_left: bool = False  # the step's evaluation was cut short, and comes first on resuming
     skipped_steps: int = 0  # that nothing was learned from: `training.nonfinite`
     skipped_rows: int = 0
+    quarantined: int = 0
 
 
 @dataclass
@@ -180,7 +181,9 @@ def _start(
         agreement=Agreement(signals, checkpoints, config.checkpoint.every_minutes),
         faults=FaultPolicy(training.nonfinite == "skip", data.split),
         divergence=Divergence(config),
-        quarantine=Quarantine(config.run_dir / "quarantine", data.bad_rows_limit, progress.step, processes),
+        quarantine=Quarantine(
+            config.run_dir / "quarantine", data.bad_rows_limit, progress.step, progress.quarantined, processes
+        ),
         folder=folder,
         display=TrainingProgress(int(total_steps), progress.step, processes.is_main),
         total_steps=int(total_steps),
@@ -423,6 +426,7 @@ def _log(trainer: Trainer, clock: Clock, loss: torch.Tensor) -> None:
 def _count_bad_rows(trainer: Trainer) -> None:
     if more := trainer.quarantine.recount():
         trainer.display.say(more)
+    trainer.progress.quarantined = trainer.quarantine.count
 
 
 def _rows_seen(trainer: Trainer) -> int:

@@ -70,7 +70,7 @@ def test_copies_are_components_with_tables_of_their_own() -> None:
 @pytest.mark.parametrize(
     ("components", "message"),
     [
-        ({"net": {**DHEN, "copies": 0}}, "copies must be a positive number"),
+        ({"net": {**DHEN, "copies": 0}}, "copies must be a number from 1 to 1000, not 0"),
         ({"net": {**DHEN, "copies": 2}, "net_1": DHEN}, "'net_1' is there twice"),
         ({"shared": DHEN}, "must be an identifier"),
     ],

@@ -16,6 +16,7 @@ from tests.data import write_dataset
 from trainer.cli import main
 
 MODEL = {"components": {"dcnv2": {"kind": "dcnv2", "embedding_dim": 4, "hidden_units": [8]}}}
+HUGE = {"user": 8_000_000_000, "item": 40, "tag": 12, "query": 30}
 INTERFORMER = "model.components={i: {kind: interformer, embedding_dim: 4, num_heads: 2}}"
 
 
@@ -180,6 +181,10 @@ def empty(file: Path) -> None:
         (lambda: Path("data/schema.yaml").write_text(""), ["data/schema.yaml"]),
         (lambda: edit_schema(colour="red"), ["data/schema.yaml", "colour"]),
         (lambda: edit_schema(tables={"user": 50}), ["data/schema.yaml", "'item'", "not in tables"]),
+        (
+            lambda: (edit_schema(tables=HUGE), write_config({"sharding": {"dense_tables": ["*user"]}})),  # type: ignore[func-returns-value]
+            ["32,000,000,000 of sharding.dense_tables", "GiB"],
+        ),
         (lambda: edit_schema(group="visit"), ["data/", "part-00000.parquet", "'visit'", "session"]),
         (lambda: edit_table(lambda table: table.drop("price")), ["train/part-00001.parquet", "'price'"]),
         (
@@ -235,7 +240,8 @@ def test_bad_values(column: str, value: Any, problem: str, stderr_of: Callable[.
     write_config({"evaluation": {"splits": ["test"]}})
     edit_table(set_value(column, 43, value))
     place = "train/part-00001.parquet, row group 1"
-    assert_last_line(stderr_of("train", "experiment.yaml"), place, f"column '{column}'", problem)
+    stderr = stderr_of("train", "experiment.yaml")
+    assert_last_line(stderr, place, f"column '{column}'", problem, "data.bad_rows=quarantine")
     assert_nothing_half_written()
 
 
@@ -253,7 +259,9 @@ def test_a_null_group_of_an_evaluated_split(stderr_of: Callable[..., str]) -> No
     write_config({"evaluation": {"splits": ["train"]}})
     edit_table(set_value("session", 43, None))
     place = "train/part-00001.parquet, row group 1"
-    assert_last_line(stderr_of("train", "experiment.yaml"), place, "column 'session'", "null")
+    stderr = stderr_of("train", "experiment.yaml")
+    assert_last_line(stderr, place, "column 'session'", "null", "prepare it again")
+    assert "quarantine" not in stderr  # which wouldn't help
     assert not Path("run/result.json").exists()
 
 

@@ -31,6 +31,7 @@ LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]\n"
     for before, name in zip("abcdefghijklmnop", "bcdefghijklmnopq", strict=True)
 )
+DEEP = "".join(f"a{i}: &a{i} {'[' * 40}{f'*a{i - 1}' if i else ''}{']' * 40}\n" for i in range(60))
 NASTY = [
     b"",
     b"\0",
@@ -40,6 +41,8 @@ NASTY = [
     b"--- {}\n--- {}",
     LAUGHS.encode(),
     LAUGHS.encode() + b"data: *p\nmodel: *p\n",
+    f"{DEEP}training: {{seed: *a59}}".encode(),
+    b"<<: {run_dir: 1, run_dir: 2}",
     b"[" * 2000,
     b"{a: " * 2000,
     b"- " * 2000,
@@ -59,6 +62,23 @@ NASTY = [
     b"run_dir: " + b"9" * 5000,
     b"run_dir: 0x" + b"f" * 5000,
     b"x: '" + b"x" * 2_000_000 + b"'",
+]
+
+ODD: list[tuple[str, Any]] = [
+    (
+        "defs: {base: &base {lr: 1, eps: 2}, fast: &fast {<<: *base, lr: 3}}\nc: {<<: *fast}",
+        {"defs": {"base": {"lr": 1, "eps": 2}, "fast": {"lr": 3, "eps": 2}}, "c": {"lr": 3, "eps": 2}},
+    ),
+    (  # a key of one letter is one object in all mappings
+        "a: &a {x: 1}\nb: &b {<<: *a, x: 2}\nc: {<<: *b}",
+        {"a": {"x": 1}, "b": {"x": 2}, "c": {"x": 2}},
+    ),
+    (
+        "a: &a {x: 1, yy: 1}\nb: &b {x: 2, yy: 2, z: 2}\nc: {z: 3, <<: [*a, *b]}",
+        {"a": {"x": 1, "yy": 1}, "b": {"x": 2, "yy": 2, "z": 2}, "c": {"x": 1, "yy": 1, "z": 3}},
+    ),
+    ("a: &a [1, &b {x: &c 2}]\nd: [*a, *b, *c]", {"a": [1, {"x": 2}], "d": [[1, {"x": 2}], {"x": 2}, 2]}),
+    ("day: 2001-01-01\nnone: ~\nflag: 'off'", {"day": "2001-01-01", "none": None, "flag": "off"}),
 ]
 
 texts = st.one_of(
@@ -218,14 +238,16 @@ def check_configuration(content: bytes, overrides: list[str] | None = None) -> R
     return config
 
 
-def assert_names_known(said: Any, understood: Any) -> None:
-    """Every key that a file has is in what was made of it."""
+def assert_names_known(said: Any, understood: Any, above: str = "") -> None:
+    """Every key that a file has is in what was made of it; of a component with copies, in the first."""
     if isinstance(said, dict) and isinstance(understood, dict):
-        for key in said.keys() - {"copies"}:
-            copies = [name for name in understood if name.startswith(f"{key}_")]
-            assert key in understood or copies
-            if key in understood:
-                assert_names_known(said[key], understood[key])
+        for key in said:
+            if above == "components" and key not in understood:
+                settings = {name: value for name, value in said[key].items() if name != "copies"}
+                assert_names_known(settings, understood[f"{key}_1"])
+            else:
+                assert key in understood
+                assert_names_known(said[key], understood[key], key)
 
 
 @pytest.mark.usefixtures("folder")
@@ -238,6 +260,11 @@ def test_nasty_files(content: bytes) -> None:
     assert loaded(lambda: read_schema(file)) is None
     text = content[:10_000].decode(errors="replace")
     assert check_configuration(CONFIGS[0].encode(), [f"data={text}"]) is None
+
+
+@pytest.mark.parametrize(("text", "expected"), ODD)
+def test_odd_files(text: str, expected: Any) -> None:
+    assert read_strict_yaml(text) == expected
 
 
 @pytest.mark.usefixtures("folder")

@@ -173,18 +173,34 @@ def whole(value: Any) -> torch.Tensor:
     return value.local_shards()[0].tensor if isinstance(value, ShardedTensor) else value
 
 
-def test_training_is_refused_on_cpu(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        (
+            "training.nonfinite=stop",
+            ["schema.yaml: tables with managed_collision train on CUDA only", "user, item in hashed"],
+        ),
+        (
+            "training.nonfinite=skip",
+            ["training.nonfinite=skip cannot leave a step out with managed_collision"],
+        ),
+    ],
+)
+def test_training_is_refused(
+    override: str,
+    named: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     write_raw_data(tmp_path, list(range(ROWS)))
     settings = make_config(tmp_path).model_dump(mode="json", exclude_none=True)
     (tmp_path / "experiment.yaml").write_text(yaml.safe_dump(settings))
     monkeypatch.setattr(
-        sys, "argv", ["cetnet", "train", str(tmp_path / "experiment.yaml"), "data.split=test"]
+        sys, "argv", ["cetnet", "train", str(tmp_path / "experiment.yaml"), "data.split=test", override]
     )
     with pytest.raises(SystemExit, match="2"):
         main()
     (line,) = capfd.readouterr().err.splitlines()
-    assert "schema.yaml: tables with managed_collision train on CUDA only" in line
-    assert "name user, item in hashed instead" in line
+    assert all(text in line for text in named)
     assert not (tmp_path / "run").exists()

@@ -83,8 +83,13 @@ def settings(folder: Path, fault: str, policy: str) -> dict[str, Any]:
         evaluation={"splits": []},
     )
     run["training"] |= {"nonfinite": policy, "max_steps": STEPS}
-    if fault == "dense":
-        components["faulty"]["fault"], run["sharding"] = "gradient", {"dense_tables": ["*"]}
+    if fault in ("dense", "dense_weight"):
+        components["faulty"]["fault"] = "gradient" if fault == "dense" else "weight"
+        run["sharding"] = {"dense_tables": ["*"]}
+    if fault == "split":
+        components["faulty"]["fault"] = "gradient"
+        run["sharding"] = {"constraints": {"*": {"sharding_types": ["row_wise"]}}}
+        run["optimizer"] = {"sparse": {"kind": "adagrad", "lr": 0.1}, "clip_norm": 1.0}
     if fault == "overflow":
         components["faulty"]["fault"] = "none"
         run["optimizer"] = {"dense": {"kind": "sgd", "lr": 1e3, "weight_decay": 1e37}}
@@ -114,6 +119,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("weight", "skip"),
         ("overflow", "skip"),
         ("dense", "skip"),
+        ("dense_weight", "skip"),
+        ("split", "skip"),
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(folder))
@@ -152,8 +159,11 @@ def test_a_skipped_step_changes_nothing_and_training_goes_on(folder: Path, fault
     assert checksums(run, BAD_STEP + 1) != checksums(run, BAD_STEP)
 
 
-def test_a_skipped_step_changes_nothing_where_every_table_is_dense(folder: Path) -> None:
-    run = folder / "dense-skip"
+@pytest.mark.parametrize("case", ["dense", "dense_weight", "split"])
+def test_a_skipped_step_changes_nothing_where_tables_are_dense_or_split_by_rows(
+    folder: Path, case: str
+) -> None:
+    run = folder / f"{case}-skip"
     assert checksums(run, BAD_STEP - 1) == checksums(run, BAD_STEP) != checksums(run, BAD_STEP + 1)
 
 

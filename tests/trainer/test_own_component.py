@@ -8,9 +8,12 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from models.component import Component, ComponentConfig, InputShape
 from models.config import CETNetConfig
-from tests.data import write_dataset
+from tests.data import make_schema, write_dataset
 from tests.processes import run_processes, run_settings, train_all
+from trainer.build import build_model
+from trainer.config import RunConfig
 
 GUIDE = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
 
@@ -52,6 +55,20 @@ def test_its_configuration_is_checked() -> None:
         CETNetConfig.model_validate(
             {"components": {"mine": {"kind": "clicklab.mean_mlp.MeanMLP", "no_such_setting": 1}}}
         )
+
+
+class Broken(Component):
+    Config = ComponentConfig
+
+    def __init__(self, shape: InputShape, config: ComponentConfig) -> None:
+        raise RuntimeError(f"a bug with {shape} and {config}")
+
+
+def test_a_bug_in_its_constructor_is_no_mistake_of_the_configuration(tmp_path: Path) -> None:
+    model = {"components": {"mine": {"kind": f"{__name__}.Broken"}}}
+    config = RunConfig.model_validate(run_settings(tmp_path / "data", tmp_path / "run", model=model))
+    with pytest.raises(RuntimeError, match="a bug"):
+        build_model(config, make_schema(), "meta")
 
 
 @pytest.mark.parametrize(

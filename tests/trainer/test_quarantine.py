@@ -22,8 +22,9 @@ from trainer.config import RunConfig
 from trainer.dataset import Dataset
 from trainer.distributed import Processes, process_group
 from trainer.errors import UserError
+from trainer.quarantine import Quarantine
 from trainer.reader import Order, Reader
-from trainer.scoring import run_pipeline
+from trainer.scoring import Scores, run_pipeline
 from trainer.train import train
 
 ROWS, LAYOUT = 1290, [[100] * 6, [100] * 6 + [90]]
@@ -98,6 +99,21 @@ def test_bad_rows_keep_their_places(folder: Path, order: Order) -> None:
         assert sorted(seen) == BAD_ROWS
 
 
+def test_bad_rows_of_hashed_tables(tmp_path: Path) -> None:
+    schema = SCHEMA.model_copy(update={"hashed": ("item",)})
+    table = make_table(SCHEMA, 60)
+    for name, values in (("bad", damaged(table, [(25, "history", [1] * 7)])), ("whole", table)):
+        (tmp_path / name).mkdir()
+        schema.save(tmp_path / name / "schema.yaml")
+        write_split(tmp_path / name / "train", values, [[20, 40]])
+    bad, whole = (
+        [row for batch in Reader(data, 20, order="sequential").batches(0) for row in contents(batch)]
+        for data in (Dataset(tmp_path / "bad", "train", "quarantine"), Dataset(tmp_path / "whole", "train"))
+    )
+    assert bad[25][0] == -1
+    assert bad[:25] + bad[26:] == whole[:25] + whole[26:]
+
+
 def test_what_is_said_of_a_bad_row(folder: Path) -> None:
     rows = {row.row: row for row in list_bad(Dataset(folder / "bad", "train", "quarantine"))}
     file = folder / "bad/train/part-00001.parquet"
@@ -115,6 +131,14 @@ def list_bad(dataset: Dataset) -> list[Any]:
     for _ in reader.batches(0):
         pass
     return [row for rows in reader.bad_rows.values() for row in rows]
+
+
+def test_an_evaluation_without_a_good_row(folder: Path) -> None:
+    scores = Scores(
+        Dataset(folder / "bad", "test", "quarantine"), {"fused": np.empty(0)}, np.zeros(200, np.bool_)
+    )
+    with pytest.raises(UserError, match="no good row in split 'test'"):
+        scores.metrics()
 
 
 def test_a_row_group_without_a_good_row(tmp_path: Path) -> None:
@@ -194,7 +218,13 @@ def test_as_if_the_weight_were_0_and_on_another_world_size(folder: Path) -> None
     newest = max(int(path.name[5:]) for path in (folder / "killed/checkpoints").iterdir())
     assert any(step > newest for step, *_ in before)
     (folder / "killed/quarantine/rank-00001.jsonl").open("a").write('{"step": 1, "fi')  # cut short
+    state = json.loads((folder / f"killed/checkpoints/step-{newest:09d}/trainer.json").read_text())
+    saved = state["progress"]["quarantined"]
+    assert saved == sum(step <= newest for step, *_ in before) > 0
     with process_group("cpu") as processes:
+        assert Quarantine(folder / "lost", saved, newest, saved, processes).count == saved
+        with pytest.raises(UserError, match="bad_rows_limit=1 "):
+            Quarantine(folder / "lost", 1, newest, saved, processes)
         train(RunConfig.model_validate(settings(folder, "bad", "killed")), processes, resume=True)
     assert skipped(folder / "killed") == skipped(folder / "whole")
     resumed = json.loads((folder / "killed/result.json").read_text())
