@@ -16,7 +16,7 @@ demo: data/demo/schema.yaml ## train CETNet and its components alone on generate
 	$(VENV)/bin/cetnet study benchmarks/studies/demo.yaml
 
 test: $(VENV)/synced ## run the tests
-	$(VENV)/bin/pytest
+	OMP_NUM_THREADS=1 $(VENV)/bin/pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
 test-slurm: $(VENV)/synced ## run jobs on a Slurm cluster of two nodes on this machine (Debian, root)
 	launch/slurm/local-cluster up
