@@ -178,7 +178,7 @@ def read_trainer_state(checkpoint: Place) -> dict[str, Any]:
         return state
     except UserError:
         raise
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise _damaged(checkpoint, f"trainer.json is not readable: {error}") from error
 
 

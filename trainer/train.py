@@ -3,7 +3,6 @@
 import math
 import os
 import sys
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from resource import RUSAGE_SELF, getrusage
@@ -24,7 +23,7 @@ from trainer.checkpoint import (
     verify_checkpoint,
 )
 from trainer.clock import Clock, TimedBatches
-from trainer.config import RunConfig, parse_config
+from trainer.config import RunConfig
 from trainer.dataset import Dataset
 from trainer.distributed import Processes, share
 from trainer.divergence import Divergence
@@ -36,28 +35,13 @@ from trainer.progress import TrainingProgress, console
 from trainer.progressive import ProgressiveNE
 from trainer.quarantine import Quarantine
 from trainer.reader import Reader
-from trainer.run import RunFolder, check_same_run, first_difference, locked, written
+from trainer.run import RunFolder, locked, written
 from trainer.schedule import LearningRate
 from trainer.scoring import run_pipeline, score
 from trainer.signals import StopSignals
+from trainer.state import Progress, read_progress, trainer_state
 from trainer.store import folders_of
 from trainer.watch import LOADING, MEASURING, SAVING, TRAINING
-
-
-@dataclass
-class Progress:
-    """The state of a run beside parameters and metrics: what `trainer.json` of a checkpoint holds."""
-
-    step: int = 0
-    seconds: float = 0.0
-    plateau: float = 1.0
-    best: float | None = None
-    bad_evaluations: int = 0
-    stopped: bool = False
-    evaluation_left: bool = False  # the step's evaluation was cut short, and comes first on resuming
-    skipped_steps: int = 0  # that nothing was learned from: `training.nonfinite`
-    skipped_rows: int = 0
-    quarantined: int = 0
 
 
 @dataclass
@@ -154,10 +138,8 @@ def _start(
         with processes.watch.during(LOADING):
             verify_checkpoint(checkpoint)
             state = read_trainer_state(checkpoint)
-            check_same_run(_read_config(state, config, checkpoint), config, checkpoint)
-            _check_same_data(state, dataset, checkpoint)
+            progress = read_progress(state, config, dataset, checkpoint)
             load_checkpoint(checkpoint, session.model, session.optimizer)
-            progress = _read_progress(state, checkpoint)
             if progress.best is not None:
                 _check_best(checkpoints.best(), progress)
         ne.load_state_dict(state["ne"])
@@ -197,39 +179,6 @@ def _start(
         + (f"; resumed at step {progress.step} from {checkpoint}" if checkpoint else "")
     )
     return trainer
-
-
-def _read_config(state: dict[str, Any], now: RunConfig, checkpoint: Place) -> RunConfig:
-    """The configuration in a checkpoint, of which no component is imported that isn't in the present one."""
-    known = {component.kind for component in now.model.components.values()}
-    for kind in _kinds(state.get("config")):
-        if "." in str(kind) and kind not in known:
-            raise UserError(
-                f"{checkpoint}: cannot resume, it has a component of kind {kind!r}; use the same configuration or "
-                "another run_dir"
-            )
-    return parse_config(state.get("config"), checkpoint)
-
-
-def _kinds(settings: Any) -> Iterator[Any]:
-    """Whatever is called `kind`, at any depth."""
-    if isinstance(settings, dict):
-        if "kind" in settings:
-            yield settings["kind"]
-        settings = list(settings.values())
-    if isinstance(settings, list):
-        for each in settings:
-            yield from _kinds(each)
-
-
-def _read_progress(state: dict[str, Any], checkpoint: Place) -> Progress:
-    try:
-        return Progress(**state["progress"])
-    except TypeError as error:
-        raise UserError(
-            f"{checkpoint}: its trainer.json is of another version of this program ({error}); use that version or "
-            "choose another run_dir=..."
-        ) from None
 
 
 def _check_best(best: Place, progress: Progress) -> None:
@@ -468,28 +417,6 @@ def _save_step(trainer: Trainer) -> None:
 def _save(trainer: Trainer, name: str) -> None:
     check_parameters(trainer.session.model, trainer.progress.step)
     _count_bad_rows(trainer)  # no checkpoint of a run that must end
-    state = {
-        "progress": vars(trainer.progress).copy(),
-        "ne": trainer.ne.state_dict(),
-        "config": trainer.config.model_dump(mode="json"),
-        **_identity(trainer.reader.dataset),
-    }
+    state = trainer_state(trainer.progress, trainer.ne, trainer.config, trainer.reader.dataset)
     with trainer.processes.watch.during(SAVING):
         trainer.checkpoints.save(name, trainer.session.model, trainer.session.optimizer, state)
-
-
-def _identity(dataset: Dataset) -> dict[str, Any]:
-    """What a step means: the schema, and the rows of each row group in order."""
-    return {
-        "schema": dataset.schema.model_dump(mode="json"),
-        "row_groups": [group.num_rows for group in dataset.row_groups],
-    }
-
-
-def _check_same_data(state: dict[str, Any], dataset: Dataset, checkpoint: Place) -> None:
-    now = _identity(dataset)
-    if changed := first_difference({key: state.get(key) for key in now}, now):
-        raise UserError(
-            f"{checkpoint}: the data changed since it was written, so its step means other rows ({changed}); "
-            "restore the data or choose another run_dir=..."
-        )
