@@ -14,6 +14,7 @@ from torchrec.optim.optimizers import in_backward_optimizer_filter
 
 from models.cetnet import Predictions
 from models.component import Inputs, Output
+from trainer.distributed import share
 from trainer.errors import UserError
 
 _IN_A_ROW = 10
@@ -93,8 +94,7 @@ class GuardedOptimizer(OptimizerWrapper):
             return None
         assert self._predictions is not None
         mine = (self._found(), int((self._predictions.row >= 0).sum()))
-        all_ranks: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(all_ranks, mine, group=group)
+        all_ranks = share(lambda: mine, group)
         rows: dict[str, list[int]] = {}
         for found, _ in all_ranks:
             for what, places in found.items():
@@ -235,9 +235,7 @@ def check_parameters(model: nn.Module, step: int) -> None:
     A collective. Raises UserError, on every rank, naming a parameter.
     """
     bad = [name for name, value in model.state_dict().items() if not _all_finite(value)]
-    verdicts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(verdicts, bad[:1])
-    if found := [name for verdict in verdicts for name in verdict]:
+    if found := [name for verdict in share(lambda: bad[:1]) for name in verdict]:
         raise UserError(
             f"step {step}: {found[0]} is NaN or infinite, so no checkpoint is written. {REMEDY}. "
             "--resume goes on from the last checkpoint"

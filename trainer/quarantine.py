@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 
 from trainer.bad_rows import BadRow
-from trainer.distributed import Processes
+from trainer.distributed import Processes, share
 from trainer.errors import UserError
 from trainer.run import drop_lines_after, written
 
@@ -72,9 +72,7 @@ class Quarantine:
         Raises:
             UserError: more than the limit, on every rank.
         """
-        gathered = [rows] * dist.get_world_size(self._group)
-        dist.all_gather_object(gathered, rows, group=self._group)
-        rows = [row for part in gathered for row in part]
+        rows = [row for part in share(lambda: rows, self._group) for row in part]
         file = self._folder / f"evaluation-{split}.jsonl"
         if dist.get_rank() == 0 and (rows or file.exists()):
             with written(self._folder):

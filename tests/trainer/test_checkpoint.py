@@ -120,6 +120,16 @@ def edit_metadata(checkpoint: Path, change: Callable[[Metadata], None]) -> None:
     seal(checkpoint)
 
 
+def point_all_tensors_to(checkpoint: Path, length: int) -> None:
+    """Have every tensor's bytes be the first `length` of its file."""
+
+    def point(metadata: Metadata) -> None:
+        for index, info in metadata.storage_data.items():
+            metadata.storage_data[index] = dataclasses.replace(info, offset=0, length=length)
+
+    edit_metadata(checkpoint, point)
+
+
 def test_an_honest_checkpoint_loads(checkpoint: Path, processes: Processes, session: Session) -> None:
     other = new_session(processes, seed=2)
     assert any(

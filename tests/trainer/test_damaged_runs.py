@@ -1,6 +1,5 @@
 """Checkpoints of real runs: damaged, malicious, cut short by a kill, too large for the disk."""
 
-import dataclasses
 import importlib
 import io
 import json
@@ -17,14 +16,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from torch.distributed.checkpoint.metadata import Metadata
 
 from benchmarks.spectra import spectra_of
 from tests.data import make_schema, write_dataset
 from tests.processes import run_processes, run_settings, train_all
-from tests.trainer.test_checkpoint import Malicious, edit_metadata, seal
+from tests.trainer.test_checkpoint import Malicious, point_all_tensors_to, seal
 from trainer.checkpoint import verify_checkpoint
-from trainer.cli import main
 from trainer.distributed import Processes, process_group
 from trainer.errors import UserError
 from trainer.manifest import find_damage
@@ -79,19 +76,6 @@ def cetnet(folder: Path, *arguments: str, file_size: int | None = None) -> subpr
     if file_size:
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (file_size, file_size))
     return process
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
-    """Runs `cetnet ARGUMENTS` in this process; returns the exit code and what it said."""
-
-    def run(*arguments: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["cetnet", *arguments])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        return int(stop.value.code or 0), capfd.readouterr().err
-
-    return run
 
 
 def assert_refused(answer: tuple[int, str], *named: str) -> None:
@@ -177,13 +161,7 @@ def test_malicious_files_with_a_manifest_that_agrees(
     payload = io.BytesIO()
     torch.save(Malicious(marker), payload)
     (checkpoint / "__0_0.distcp").write_bytes(payload.getvalue())
-
-    def point_to_it(metadata: Metadata) -> None:
-        for index, info in metadata.storage_data.items():
-            length = len(payload.getvalue())
-            metadata.storage_data[index] = dataclasses.replace(info, offset=0, length=length)
-
-    edit_metadata(checkpoint, point_to_it)
+    point_all_tensors_to(checkpoint, len(payload.getvalue()))
     assert_refused(run(*command), str(checkpoint), "Weights only load failed")
     with pytest.raises(UserError, match="Weights only load failed"):
         list(spectra_of(checkpoint))

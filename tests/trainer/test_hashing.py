@@ -1,6 +1,5 @@
 """Hashed ids: the hash against loops and published numbers, and training on raw files against prepared ones."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from pydantic import ValidationError
 from models.schema import Feature, Schema
 from tests.data import make_schema, make_table, write_split
 from tests.prepare.slow import loop_hash
-from trainer.cli import main
 from trainer.dataset import Dataset
 from trainer.errors import UserError
 from trainer.hashing import hash_ids, hash_text, mix64
@@ -221,23 +219,8 @@ def test_ids_are_those_of_cetnet_prepare(tmp_path: Path) -> None:
     assert hashed[3] == ([0], [0], [0, 0])
 
 
-@pytest.fixture
-def cetnet(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str]]:
-    """Runs `cetnet ARGUMENTS` in this process; exit code and what went to stderr."""
-
-    def run(*arguments: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["cetnet", *arguments])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        return int(stop.value.code or 0), capfd.readouterr().err
-
-    return run
-
-
 def test_training_evaluating_and_predicting_from_raw_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cetnet: Callable[..., tuple[int, str]]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Callable[..., tuple[int, str]]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     raw_and_prepared(tmp_path)
@@ -251,13 +234,13 @@ def test_training_evaluating_and_predicting_from_raw_files(
             "evaluation": {"splits": ["test"]},
         }
         Path("experiment.yaml").write_text(yaml.safe_dump(settings))
-        assert cetnet("train", "experiment.yaml")[0] == 0
-        assert cetnet("evaluate", f"run_{folder}", folder)[0] == 0
-        assert cetnet("predict", f"run_{folder}", folder, "--out", f"{folder}.parquet")[0] == 0
+        assert run("train", "experiment.yaml")[0] == 0
+        assert run("evaluate", f"run_{folder}", folder)[0] == 0
+        assert run("predict", f"run_{folder}", folder, "--out", f"{folder}.parquet")[0] == 0
     raw, prepared = pq.read_table("raw.parquet"), pq.read_table("prepared.parquet")
     assert raw.equals(prepared)
     assert raw.equals(pq.read_table("run_raw/predictions/test.parquet"))
-    code, stderr = cetnet("evaluate", "run_raw", "prepared")
+    code, stderr = run("evaluate", "run_raw", "prepared")
     assert code == 2
     assert stderr.splitlines()[-1].startswith("cetnet: prepared: table 'item' is not hashed as in the run")
 

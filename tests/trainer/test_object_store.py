@@ -1,6 +1,5 @@
 """Checkpoints in an object store: a store that refuses requests, processes that die in an upload, damaged files."""
 
-import dataclasses
 import io
 import os
 import pickle
@@ -14,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from torch.distributed.checkpoint.metadata import Metadata
 from torch.multiprocessing.spawn import ProcessExitedException
 
 import trainer.train
@@ -23,7 +21,7 @@ from benchmarks.study import Run
 from tests.bucket import Bucket, file_of, keys
 from tests.data import write_dataset
 from tests.processes import run_processes, run_settings, train_all
-from tests.trainer.test_checkpoint import Malicious, edit_metadata, seal
+from tests.trainer.test_checkpoint import Malicious, point_all_tensors_to, seal
 from tests.trainer.test_resume import rows_of, train_with_ledger
 from trainer.cli import main
 from trainer.distributed import Processes, process_group
@@ -227,13 +225,7 @@ def malicious_files_are_not_run(run: Callable[..., str], checkpoint: str) -> Non
     (copy / ".metadata").write_bytes(honest)
     torch.save(Malicious(marker), payload)
     (copy / "__0_0.distcp").write_bytes(payload.getvalue())
-
-    def point_to_it(metadata: Metadata) -> None:
-        for index, info in metadata.storage_data.items():
-            length = len(payload.getvalue())
-            metadata.storage_data[index] = dataclasses.replace(info, offset=0, length=length)
-
-    edit_metadata(copy, point_to_it)
+    point_all_tensors_to(copy, len(payload.getvalue()))
     upload()
     for command in COMMANDS[:2]:
         assert "Weights only load failed" in run(*command)
