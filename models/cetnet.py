@@ -195,6 +195,10 @@ class Tower(nn.Module):
 
     def forward(self, inputs: Inputs) -> Output:
         """The component's output."""
+        if self._bf16:
+            # Once, here: what an operation takes from a float32 tensor it would read whole and cast each time.
+            tokens, sequences = inputs.tokens.bfloat16(), inputs.sequences.bfloat16()
+            inputs = inputs._replace(tokens=tokens, sequences=sequences)
         with torch.autocast(inputs.dense.device.type, dtype=torch.bfloat16, enabled=self._bf16):
             return self.component(inputs)
 

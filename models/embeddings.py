@@ -211,7 +211,7 @@ class InputAssembly(nn.Module):
     ) -> None:
         super().__init__()
         groups = [(source, group) for source in sources for group in source.collections]
-        self._pooled = {i for i, (_, group) in enumerate(groups) if group.startswith("pooled")}
+        self._unpooled = {i for i, (_, group) in enumerate(groups) if group.startswith("unpooled")}
         index = {
             feature: i
             for i, (source, group) in enumerate(groups)
@@ -235,6 +235,9 @@ class InputAssembly(nn.Module):
     def forward(self, looked_up: list[Any], counts: dict[str, Tensor], dense: Tensor) -> Inputs:
         """Outputs of all collections of the sources, in order, number of ids per feature `[B]`, dense `[B, m]`."""
         batch, d = dense.shape[0], self.shape.embedding_dim
+        # All columns of a collection in one split, whose gradient is one concatenation: taken key by key, each would
+        # have one of the collection's full width.
+        looked_up = [rows if i in self._unpooled else rows.to_dict() for i, rows in enumerate(looked_up)]
         tokens = [
             self._project(name, self._mean(name, self._sum(name, i, looked_up[i]), counts))
             for name, i in self._tokens
@@ -267,7 +270,7 @@ class InputAssembly(nn.Module):
 
     def _sum(self, name: str, index: int, looked_up: Any) -> Tensor:
         """The sum of each row's embeddings, `[B, size]`."""
-        if index in self._pooled:
+        if index not in self._unpooled:
             pooled: Tensor = looked_up[name]
             return pooled
         jagged = looked_up.get(name)

@@ -45,7 +45,7 @@ def fuse_sparse_optimizer(model: nn.Module, kind: str, lr: float, eps: float) ->
 
 def dense_factory(kind: str, lr: float, weight_decay: float) -> DenseFactory:
     """Constructor of an ordinary optimizer: adam, adamw, adagrad or sgd."""
-    return lambda parameters: _DENSE[kind](parameters, lr=lr, weight_decay=weight_decay)  # type: ignore[call-arg]
+    return lambda parameters: _DENSE[kind](parameters, lr=lr, weight_decay=weight_decay, fused=True)  # type: ignore[call-arg]
 
 
 def combine_optimizers(

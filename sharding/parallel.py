@@ -1,6 +1,7 @@
 """Shard a model by its plan, and start its tables from values that don't depend on the plan."""
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
@@ -26,6 +27,7 @@ def shard(
         device=device,
         plan=plan.sharding_plan,
         sharders=sharders(communication, device.type),
+        init_data_parallel=dist.get_world_size() > 1,  # DDP alone would copy gradients for nobody
     )
     fill_tables(parallel, stds, seed)
     if device.type == "cpu":

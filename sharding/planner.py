@@ -300,6 +300,8 @@ def _types_to_weigh(
     up: a row-wise option has a shard per rank. The others stay whole, if that is allowed.
     """
     allowed = [_allowed_types(table, managed, config) for table in tables]
+    if topology.world_size == 1:
+        return [["table_wise"] if "table_wise" in types else types for types in allowed]
     limit = max(32, _MAX_SPLIT_SHARDS // topology.world_size)
     if len(tables) <= limit:
         return allowed

@@ -49,7 +49,7 @@ class DenseTokens(nn.Module):
     def forward(self, tokens: Tensor, dense: Tensor) -> Tensor:
         """`[B, n, d]`, `[B, m]` -> `[B, num_tokens, d]`."""
         if self.fields is not None:
-            return torch.cat([tokens, dense.unsqueeze(2) * self.fields], dim=1)
+            return torch.cat([tokens, (dense.unsqueeze(2) * self.fields).to(tokens.dtype)], dim=1)
         if self.mlp is not None:
             return torch.cat([tokens, self.mlp(dense).unsqueeze(1)], dim=1)
         return tokens
