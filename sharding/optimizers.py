@@ -1,11 +1,12 @@
 """Optimizers: fused into the backward pass for sharded tables, ordinary for everything else."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
 from torch.distributed.optim import _apply_optimizer_in_backward
+from torchrec.distributed.batched_embedding_kernel import EmbeddingFusedOptimizer
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.optim.clipping import GradientClipping, GradientClippingOptimizer
@@ -71,6 +72,25 @@ def combine_optimizers(
     if clip_norm is None:
         return combined
     return GradientClippingOptimizer(combined, clipping=GradientClipping.NORM, max_gradient=clip_norm)
+
+
+def fused_tables(optimizer: KeyedOptimizer) -> Iterator[Any]:
+    """FBGEMM's modules, each a group of tables, behind the `fused_optimizer` of a sharded model."""
+    if isinstance(optimizer, CombinedOptimizer):
+        for _, part in optimizer.optimizers:
+            yield from fused_tables(part)
+    elif isinstance(optimizer, EmbeddingFusedOptimizer):
+        yield optimizer._emb_module  # TorchRec has them neither in `modules()` nor under a public name
+
+
+def set_fused_step(model: DistributedModelParallel, step: int) -> None:
+    """Tell the fused optimizers how many steps they have made, which `adam` reckons with.
+
+    FBGEMM counts lookups, those of evaluations too, and its count is in no state dict.
+    """
+    for tables in fused_tables(model.fused_optimizer):
+        tables.iter.fill_(step)
+        tables.iter_cpu.fill_(step)  # the copy that the kernels get; `set_optimizer_step` leaves it as it is
 
 
 def dense_table_parameters(model: nn.Module) -> set[int]:

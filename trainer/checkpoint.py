@@ -25,6 +25,7 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import KeyedOptimizer
 
+from sharding.optimizers import fused_tables
 from trainer.config import RunConfig
 from trainer.distributed import PATIENCE, on_main, share
 from trainer.errors import UserError
@@ -206,6 +207,8 @@ def load_checkpoint(
             raise refused from error
         raise _damaged(checkpoint, _first_sentence(error)) from error
     model.load_state_dict(state["model"])
+    for tables in fused_tables(model.fused_optimizer):
+        tables.reset_cache_states()  # `sharding.host_memory`: what the GPU holds of them is of before
     if optimizer is not None:
         optimizer.load_state_dict(state["optim"])
 

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 
+from sharding.optimizers import set_fused_step
 from sharding.report import plan_table
 from trainer.bad_rows import BadRow
 from trainer.build import Session, build_session, load_pretrained
@@ -202,6 +203,7 @@ def train_segment(trainer: Trainer) -> None:
     batches = TimedBatches(reader.batches(epoch, first, first + segment_end - progress.step), watch)
     clock = Clock(progress.step, progress.seconds, batches)
     trainer.session.model.train()
+    set_fused_step(trainer.session.model, progress.step)
     trainer.lr.set(progress.step)
     watch.at(TRAINING, progress.step)
     loss = torch.zeros(2, dtype=torch.float64, device=trainer.processes.device)  # sum, steps
