@@ -17,6 +17,7 @@ from trainer.train import train
 
 BAD_STEP, STEPS = 3, 4
 
+# The second of two processes has the fault; or the only one, which has no RANK.
 COMPONENT = f"""
 import os
 from typing import Literal
@@ -56,7 +57,7 @@ class Faulty(Component):
 
     def forward(self, inputs):
         self.step += self.training
-        now = self.training and os.environ["RANK"] == "1" and self.step == {BAD_STEP}
+        now = self.training and os.environ.get("RANK", "1") == "1" and self.step == {BAD_STEP}
         tokens, bias = inputs.tokens, self.bias
         if now and self.fault == "gradient":
             tokens = Spoil.apply(tokens)
