@@ -136,6 +136,11 @@ class Schema(BaseModel):
         return self.of_kind("categorical", "multi_valued", "sequence")
 
     @property
+    def list_features(self) -> list[Feature]:
+        """Features with any number of ids a row, in the schema's order."""
+        return self.of_kind("multi_valued", "sequence")
+
+    @property
     def dense_features(self) -> list[Feature]:
         """Dense features, in the schema's order: the columns of `Batch.dense`."""
         return self.of_kind("dense")

@@ -36,21 +36,40 @@ def find_bad_rows(table: pa.Table, schema: Schema) -> dict[int, tuple[str, str]]
     found: dict[int, tuple[str, str]] = {}
     for name, why in _number_columns(schema):
         values = numbers(table, name)
-        if name == schema.label:
-            good = (values == 0) | (values == 1)
-        else:
-            good = np.isfinite(values) & ((values >= 0) | (name != schema.weight))
+        good = good_numbers(values, name, schema)
         if not good.all():
             for row in np.flatnonzero(~good).tolist():
                 value = table[name][row].as_py()
                 found.setdefault(row, (name, f"{'null' if value is None else value} {why}"))
+    sizes = schema.tables | schema.id_ranges
     for feature in schema.id_features:
-        column, rows = table[feature.name], (schema.tables | schema.id_ranges)[str(feature.table)]
-        if not _ids_are_good(column, feature, rows):
+        column, rows = table[feature.name], sizes[str(feature.table)]
+        if not ids_are_good(column, feature, rows):
             for row, value in enumerate(column.to_pylist()):
                 if problem := _id_problem(value, feature, rows):
                     found.setdefault(row, (feature.name, problem))
     return dict(sorted(found.items()))
+
+
+def good_numbers(values: NDArray[np.float32], name: str, schema: Schema) -> NDArray[np.bool_]:
+    """Which values of a column, as `numbers` gives them, are none of those that `find_bad_rows` looks for."""
+    if name == schema.label:
+        return (values == 0) | (values == 1)
+    finite = np.isfinite(values)
+    return finite & (values >= 0) if name == schema.weight else finite
+
+
+def ids_are_good(column: pa.ChunkedArray, feature: Feature, rows: int) -> bool:
+    """Whether a column holds none of the ids and lists that `find_bad_rows` looks for; `rows` are its table's."""
+    if feature.kind != "categorical":
+        longest = pc.max(pc.list_value_length(column)).as_py() or 0
+        if column.null_count or (feature.max_length is not None and longest > feature.max_length):
+            return False
+        column = pc.list_flatten(column)
+    if column.null_count:
+        return False
+    ids = column.to_numpy()
+    return not len(ids) or bool(ids.min() >= 0 and ids.max() < rows)
 
 
 def replace_rows(table: pa.Table, bad: list[int]) -> pa.Table:
@@ -74,17 +93,6 @@ def _number_columns(schema: Schema) -> list[tuple[str, str]]:
         *([(schema.weight, "is not a finite number of 0 or more")] if schema.weight else []),
         *((feature.name, "is not a finite number (float32)") for feature in schema.dense_features),
     ]
-
-
-def _ids_are_good(column: pa.ChunkedArray, feature: Feature, rows: int) -> bool:
-    if feature.kind != "categorical":
-        longest = pc.max(pc.list_value_length(column)).as_py() or 0
-        if column.null_count or (feature.max_length is not None and longest > feature.max_length):
-            return False
-        column = pc.list_flatten(column)
-    extremes = pc.min_max(column).as_py()
-    in_table = extremes["min"] is None or (extremes["min"] >= 0 and extremes["max"] < rows)
-    return in_table and not column.null_count
 
 
 def _id_problem(value: Any, feature: Feature, rows: int) -> str | None:

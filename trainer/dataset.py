@@ -13,10 +13,11 @@ import yaml
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from models.schema import Feature, Schema
-from trainer.bad_rows import BadRow, find_bad_rows, numbers, replace_rows
+from models.schema import Schema
+from trainer.bad_rows import BadRow, find_bad_rows, good_numbers, ids_are_good, numbers, replace_rows
 from trainer.errors import UserError
 from trainer.hashing import hash_ids
+from trainer.rows import Lists, Rows, taken
 
 BadRowPolicy = Literal["fail", "quarantine"]
 
@@ -44,27 +45,6 @@ class Piece:
     stop: int
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Decoded rows.
-
-    Attributes:
-        row: `[n]` int64 row numbers; -1 for bad rows, whose contents are replaced.
-        label: `[n]` float32.
-        weight: `[n]` float32; 0 for bad rows.
-        dense: `[n, m]` float32.
-        ids: per id feature its values (int64) and offsets (`[n + 1]`, int64).
-        bad: the bad rows, by position.
-    """
-
-    row: NDArray[np.int64]
-    label: NDArray[np.float32]
-    weight: NDArray[np.float32]
-    dense: NDArray[np.float32]
-    ids: list[tuple[NDArray[np.int64], NDArray[np.int64]]]
-    bad: dict[int, BadRow]
-
-
 class Dataset:
     """One split of a prepared dataset.
 
@@ -80,7 +60,9 @@ class Dataset:
 
     def __init__(self, path: Path, split: str, bad_rows: BadRowPolicy = "fail") -> None:
         self.split, self.bad_rows = split, bad_rows
-        self.schema = load_schema(path)
+        self.schema = schema = load_schema(path)
+        self._names = [schema.label, *([schema.weight] if schema.weight else [])]
+        self._names += [feature.name for feature in schema.features]
         files = sorted((path / split).glob("*.parquet"))
         if not files:
             have = sorted({file.parent.name for file in path.glob("*/*.parquet")})
@@ -106,48 +88,37 @@ class Dataset:
             UserError: a row group can't be read or its file changed since this object was made; bad rows (see
                 `find_bad_rows`) unless they are quarantined. Both name file and row group, the latter row and column.
         """
-        schema = self.schema
-        names = [
-            schema.label,
-            *([schema.weight] if schema.weight else []),
-            *(f.name for f in schema.features),
+        groups = [piece.row_group for piece in pieces]
+        tables = [_hash_columns(self._read_row_group(group, self._names), self.schema) for group in groups]
+        starts = np.cumsum([0, *(group.num_rows for group in groups)]).tolist()
+        spans = [
+            (start + piece.start, start + piece.stop) for start, piece in zip(starts, pieces, strict=False)
         ]
-        tables, rows = [], []
-        bad: dict[int, BadRow] = {}
-        for piece in pieces:
-            group = piece.row_group
-            table = _hash_columns(self._read_row_group(group, names), schema)
-            if found := find_bad_rows(table, schema):
-                bad_here = {
-                    group.first_row + row: BadRow(group.file, group.index, group.row_in_file + row, *what)
-                    for row, what in found.items()
-                }
-                if self.bad_rows == "fail":
-                    raise _bad(
-                        list(bad_here.values()), "; training can skip bad rows: data.bad_rows=quarantine"
-                    )
-                bad |= bad_here
-                table = replace_rows(table, list(found))
-            tables.append(table.slice(piece.start, piece.stop - piece.start))
-            rows.append(group.first_row + np.arange(piece.start, piece.stop))
-        table, row = pa.concat_tables(tables, promote_options="default"), np.concatenate(rows)
+        order = np.concatenate([np.arange(*span) for span in spans])
+        row = np.concatenate([group.first_row + np.arange(group.num_rows) for group in groups])
         if permutation is not None:
-            table, row = table.take(permutation), row[permutation]
-        table = table.combine_chunks()
-        weight = numbers(table, schema.weight) if schema.weight else np.ones(len(row), np.float32)
-        skipped = np.flatnonzero(np.isin(row, list(bad))) if bad else np.empty(0, np.int64)
-        bad_at = {position: bad[row[position]] for position in skipped.tolist()}
-        if bad_at:
-            row, weight = row.copy(), weight.copy()
-            row[skipped], weight[skipped] = -1, 0
-        return Rows(
-            row=row,
-            label=numbers(table, schema.label),
-            weight=weight,
-            dense=_dense(table, schema.dense_features),
-            ids=[_jagged(table, feature) for feature in schema.id_features],
-            bad=bad_at,
-        )
+            order = order[permutation]
+        bad: dict[int, BadRow] = {}
+        rows = _to_rows(tables, row, order, self.schema)
+        if rows is None:
+            for i, (group, start) in enumerate(zip(groups, starts, strict=False)):
+                found = self._find_bad(tables[i], group)
+                bad |= {start + at: what for at, what in found.items()}
+                tables[i] = replace_rows(tables[i], list(found))
+            rows = _to_rows(tables, row, order, self.schema)
+            assert rows is not None
+            rows = rows._replace(bad=taken(bad, order))
+            rows.row[list(rows.bad)], rows.weight[list(rows.bad)] = -1, 0
+        return rows
+
+    def _find_bad(self, table: pa.Table, group: RowGroup) -> dict[int, BadRow]:
+        bad = {
+            row: BadRow(group.file, group.index, group.row_in_file + row, *what)
+            for row, what in find_bad_rows(table, self.schema).items()
+        }
+        if bad and self.bad_rows == "fail":
+            raise _bad(list(bad.values()), "; training can skip bad rows: data.bad_rows=quarantine")
+        return bad
 
     def column(self, name: str, wanted: NDArray[np.bool_] | None = None) -> NDArray:
         """A column of all rows, or of those wanted (`[num_rows]`), in the order of the files.
@@ -174,7 +145,7 @@ class Dataset:
             # A ParquetFile isn't safe to share between threads; its parsed footer is. Not mapped into memory: a file
             # that is truncated meanwhile would kill the process (SIGBUS).
             with pq.ParquetFile(
-                group.file, metadata=footer.metadata, page_checksum_verification=True
+                group.file, metadata=footer.metadata, page_checksum_verification=True, pre_buffer=True
             ) as file:
                 table = file.read_row_group(group.index, columns=columns, use_threads=False)
                 if table.num_rows != group.num_rows:
@@ -299,9 +270,40 @@ def _bad(rows: list[BadRow], remedy: str = "") -> UserError:
     return UserError(f"{rows[0]}{more}; mend the data and prepare it again{remedy}")
 
 
-def _dense(table: pa.Table, features: list[Feature]) -> NDArray[np.float32]:
-    columns = [numbers(table, feature.name) for feature in features]
-    return np.stack(columns, axis=1) if columns else np.empty((table.num_rows, 0), np.float32)
+def _to_rows(
+    tables: list[pa.Table], row: NDArray[np.int64], order: NDArray[np.int64], schema: Schema
+) -> Rows | None:
+    """Rows of the tables, whose numbers are `row`, by position; None if there are bad ones.
+
+    One column after the other is joined, checked and put in order, while it is in the processor's cache.
+    """
+    table = pa.concat_tables(tables, promote_options="default")
+    sizes = schema.tables | schema.id_ranges
+    categorical = schema.of_kind("categorical")
+    narrow = all(sizes[str(feature.table)] <= 2**31 for feature in categorical)
+    label, weight = np.empty(len(order), np.float32), np.ones(len(order), np.float32)
+    dense = np.empty((len(order), len(schema.dense_features)), np.float32)
+    ids = np.empty((len(categorical), len(order)), np.int32 if narrow else np.int64)
+    lists = []
+
+    columns = [(schema.label, label), *([(schema.weight, weight)] if schema.weight else [])]
+    columns += [(feature.name, dense[:, i]) for i, feature in enumerate(schema.dense_features)]
+    for name, out in columns:
+        values = numbers(table, name)
+        if not good_numbers(values, name, schema).all():
+            return None
+        out[:] = values.take(order)
+    rest = iter(ids)
+    for feature in schema.id_features:
+        column = _array(table[feature.name])
+        if not ids_are_good(column, feature, sizes[str(feature.table)]):
+            return None
+        if feature.kind == "categorical":
+            next(rest)[:] = column.to_numpy().take(order)
+        else:
+            offsets = column.offsets.to_numpy().astype(np.int64)
+            lists.append(Lists(column.flatten().to_numpy(), offsets - offsets[0]).take(order))
+    return Rows(row.take(order), label, weight, dense, ids, lists, bad={})
 
 
 def _hash_columns(table: pa.Table, schema: Schema) -> pa.Table:
@@ -323,11 +325,3 @@ def _array(column: pa.ChunkedArray) -> pa.Array:
     if isinstance(column, pa.ChunkedArray):  # combine_chunks keeps an empty column chunked
         column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
     return column
-
-
-def _jagged(table: pa.Table, feature: Feature) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    column = _array(table[feature.name])
-    if feature.kind == "categorical":
-        return column.to_numpy().astype(np.int64), np.arange(len(column) + 1)
-    offsets = column.offsets.to_numpy().astype(np.int64)
-    return column.flatten().to_numpy().astype(np.int64), offsets - offsets[0]

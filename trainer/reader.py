@@ -7,13 +7,13 @@ lanes `[r L / W, (r + 1) L / W)`. A lane's stream is a pure function of the seed
 the reader is the step.
 """
 
-import itertools
 import math
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import groupby, islice
 from typing import Literal
 
 import numpy as np
@@ -24,8 +24,9 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from models.schema import Schema
 from trainer.bad_rows import BadRow
 from trainer.batch import Batch
-from trainer.dataset import Dataset, Piece, Rows
+from trainer.dataset import Dataset, Piece
 from trainer.errors import UserError
+from trainer.rows import Rows, concatenate, zeros
 
 Order = Literal["shuffled", "sequential", "partitioned"]
 
@@ -50,22 +51,30 @@ class _Stream:
         self._ends = np.cumsum([chunk.num_rows for chunk in chunks]).tolist()
         self._decoded: dict[int, Future[Rows]] = {}
 
-    def read(self, start: int, stop: int) -> list[tuple[Rows, int, int]]:
-        """Slices `(rows, from, to)` that make up positions `[start, stop)`, cut at the end of the stream."""
+    def read(self, start: int, stop: int) -> list[Rows]:
+        """Slices that make up positions `[start, stop)`, cut at the end of the stream."""
         slices = []
         for index in range(bisect_right(self._ends, start), len(self._chunks)):
             end = self._ends[index]
             first = end - self._chunks[index].num_rows
             if stop <= first:
                 break
-            slices.append((self._chunk(index), max(start - first, 0), min(stop, end) - first))
+            slices.append(self._chunk(index).slice(max(start - first, 0), min(stop, end) - first))
         return slices
 
+    def prefetch(self, position: int) -> None:
+        """Have the chunk of a position decoded."""
+        self._submit(bisect_right(self._ends, position))
+
+    def _submit(self, index: int) -> None:
+        if index < len(self._chunks) and index not in self._decoded:
+            self._decoded[index] = self._decoders.submit(self._decode, self._chunks[index])
+
     def _chunk(self, index: int) -> Rows:
-        self._decoded = {i: future for i, future in self._decoded.items() if i >= index}
-        for i in range(index, min(index + 2, len(self._chunks))):
-            if i not in self._decoded:
-                self._decoded[i] = self._decoders.submit(self._decode, self._chunks[i])
+        if index + 1 not in self._decoded:  # the first read of this chunk
+            self._decoded = {i: future for i, future in self._decoded.items() if i >= index}
+            self._submit(index)
+            self._submit(index + 1)
         return self._decoded[index].result()
 
     def _decode(self, chunk: _Chunk) -> Rows:
@@ -86,8 +95,8 @@ class Reader:
             every row group it needs a row of); `partitioned` (the order of the files, one contiguous
             part a rank: for evaluation).
         lanes: number of lanes of the shuffled order: a multiple of every world size that will be used.
-        shuffle_rows: rows of a lane that are shuffled together, at least (whole row groups). A process
-            holds up to `2 * shuffle_rows` decoded rows for each of its lanes.
+        shuffle_rows: rows of a lane that are shuffled together, at least (whole row groups): a chunk. A process
+            holds up to two chunks for each of its lanes.
         seed: fixes the shuffled order, together with the epoch.
         prefetch: batches assembled ahead of the training step.
         threads: threads that decode.
@@ -135,6 +144,13 @@ class Reader:
         assembler, decoders = ThreadPoolExecutor(1, "assemble"), ThreadPoolExecutor(self._threads, "decode")
         try:
             plan = self._plan(epoch, decoders)
+            for (
+                stream,
+                offset,
+                stride,
+                _,
+            ) in plan:  # the first batch waits for a chunk of each, for no second one
+                stream.prefetch(offset + start * stride)
             pending: deque[Future[Batch]] = deque()
             for step in range(start, stop):
                 pending.append(assembler.submit(self._assemble, plan, step))
@@ -171,14 +187,14 @@ class Reader:
         return plan
 
     def _assemble(self, plan: list[tuple[_Stream, int, int, int]], step: int) -> Batch:
-        slices: list[tuple[Rows, int, int]] = []
+        slices: list[Rows] = []
         for stream, offset, stride, count in plan:
             start = offset + step * stride
             slices += stream.read(start, start + count)
-        bad = [row for rows, start, stop in slices for at, row in rows.bad.items() if start <= at < stop]
-        if bad:
-            self.bad_rows[step] = bad
-        return _to_batch(self.dataset.schema, slices, self.batch_size // self._world_size)
+        rows = concatenate(slices) if slices else zeros(self.dataset.schema, 0)
+        if rows.bad:
+            self.bad_rows[step] = list(rows.bad.values())
+        return _to_batch(self.dataset.schema, rows, self.batch_size // self._world_size)
 
 
 def check_divisible(batch_size: int, lanes: int, world_size: int) -> None:
@@ -223,52 +239,39 @@ def _chunked(pieces: list[Piece], min_rows: int, seed: tuple[int, ...] | None) -
     return chunks
 
 
-def _to_batch(schema: Schema, slices: list[tuple[Rows, int, int]], batch_size: int) -> Batch:
-    """Concatenate slices of decoded rows and pad them to `batch_size` with rows of weight 0.
+def _to_batch(schema: Schema, rows: Rows, batch_size: int) -> Batch:
+    """The rows, padded to `batch_size` with rows of weight 0: the arrays of `rows` are the batch's.
 
     The padding repeats rows of the batch, so that BatchNorm sees nothing it doesn't see elsewhere; where
     this rank has no row left at all, it is made of zeros.
     """
-    num_rows = sum(stop - start for _, start, stop in slices)
-    slices = _repeated(slices, batch_size) if num_rows else []
-    padding = 0 if num_rows else batch_size
-
-    def concatenated(name: str, dtype: type) -> NDArray:
-        parts = [getattr(rows, name)[start:stop] for rows, start, stop in slices]
-        return np.concatenate([*parts, np.zeros(padding, dtype)])
-
-    values, lengths = [], []
-    for index, feature in enumerate(schema.id_features):
-        for rows, start, stop in slices:
-            ids, offsets = rows.ids[index]
-            values.append(ids[offsets[start] : offsets[stop]])
-            lengths.append(np.diff(offsets[start : stop + 1]))
-        pad_length = int(feature.kind == "categorical")
-        values.append(np.zeros(padding * pad_length, np.int64))
-        lengths.append(np.full(padding, pad_length, np.int64))
-    dense = [rows.dense[start:stop] for rows, start, stop in slices]
-    dense.append(np.zeros((padding, len(schema.dense_features)), np.float32))
-    weight, row = concatenated("weight", np.float32), concatenated("row", np.int64)
-    weight[num_rows:], row[num_rows:] = 0, -1
+    num_rows = len(rows.row)
+    if num_rows < batch_size:
+        rows = rows.take(np.arange(batch_size) % num_rows) if num_rows else zeros(schema, batch_size)
+        rows.weight[num_rows:], rows.row[num_rows:] = 0, -1
+    # Features that follow each other in the schema and are categorical are one block.
+    ids: list[NDArray] = []
+    lengths: list[NDArray] = []
+    first, lists = 0, iter(rows.lists)
+    for categorical, group in groupby(schema.id_features, lambda feature: feature.kind == "categorical"):
+        features = list(group)
+        if categorical:
+            last = first + len(features)
+            ids.append(rows.ids[first:last].reshape(-1))
+            lengths.append(np.ones(len(features) * batch_size, np.int32))
+            first = last
+        else:
+            for values, offsets in islice(lists, len(features)):
+                ids.append(values)
+                lengths.append(np.diff(offsets))
     return Batch(
         sparse=KeyedJaggedTensor(
             keys=[feature.name for feature in schema.id_features],
-            values=torch.from_numpy(np.concatenate(values)),
-            lengths=torch.from_numpy(np.concatenate(lengths).astype(np.int32)),
+            values=torch.from_numpy(np.concatenate(ids, dtype=np.int64)),
+            lengths=torch.from_numpy(np.concatenate(lengths, dtype=np.int32)),
         ),
-        dense=torch.from_numpy(np.concatenate(dense)),
-        label=torch.from_numpy(concatenated("label", np.float32)),
-        weight=torch.from_numpy(weight),
-        row=torch.from_numpy(row),
+        dense=torch.from_numpy(rows.dense),
+        label=torch.from_numpy(rows.label),
+        weight=torch.from_numpy(rows.weight),
+        row=torch.from_numpy(rows.row),
     )
-
-
-def _repeated(slices: list[tuple[Rows, int, int]], count: int) -> list[tuple[Rows, int, int]]:
-    """The slices, over and over, cut at `count` rows."""
-    result = []
-    for rows, start, stop in itertools.cycle(slices):
-        if count <= 0:
-            break
-        result.append((rows, start, min(stop, start + count)))
-        count -= stop - start
-    return result

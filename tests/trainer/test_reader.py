@@ -299,6 +299,17 @@ def test_a_schema_without_dense_features() -> None:
         assert batch.dense.shape == (12, 0)
 
 
+@pytest.mark.parametrize("names", [["tags", "history"], ["user", "tags", "item", "history", "queries"]])
+def test_categorical_features_between_others_or_none(names: list[str]) -> None:
+    schema = make_schema()
+    features = {feature.name: feature for feature in schema.features}
+    chosen = tuple(features[name] for name in names)
+    tables = {str(feature.table): schema.tables[str(feature.table)] for feature in chosen}
+    schema = schema.model_copy(update={"features": chosen, "tables": tables})
+    with written(schema, make_table(schema, 30), [[20, 10]]) as (path, dataset):
+        assert_equals_the_files(Reader(dataset, 16, lanes=4), path)
+
+
 def test_threads_end_when_the_consumer_stops_early() -> None:
     before = threading.active_count()
     with random_dataset([[40] * 5]) as (_, dataset):

@@ -1,0 +1,123 @@
+"""Decoded rows: NumPy arrays, of whole columns or blocks of them, so that few large copies move many rows."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from models.schema import Schema
+from trainer.bad_rows import BadRow
+
+
+class Lists(NamedTuple):
+    """A list for each row: the ids of all of them, one after the other (any integer type), and offsets.
+
+    Attributes:
+        ids: `[offsets[n]]`.
+        offsets: `[n + 1]` int64, from 0.
+    """
+
+    ids: NDArray
+    offsets: NDArray[np.int64]
+
+    def slice(self, start: int, stop: int) -> "Lists":
+        """Rows `[start, stop)`."""
+        offsets = self.offsets[start : stop + 1]
+        return Lists(self.ids[offsets[0] : offsets[-1]], offsets - offsets[0])
+
+    def take(self, order: NDArray[np.int64]) -> "Lists":
+        """Rows by position. As binary strings: these Arrow copies whole, lists of numbers one number at a time."""
+        size = self.ids.itemsize
+        buffers = [None, pa.py_buffer(self.offsets * size), pa.py_buffer(self.ids)]
+        strings = pa.Array.from_buffers(pa.large_binary(), len(self.offsets) - 1, buffers)
+        _, offsets, ids = strings.take(pa.array(order)).buffers()
+        ends = np.frombuffer(offsets, np.int64, len(order) + 1) // size
+        return Lists(np.frombuffer(ids, self.ids.dtype, ends[-1]), ends)
+
+
+class Rows(NamedTuple):
+    """Decoded rows.
+
+    Attributes:
+        row: `[n]` int64 row numbers; -1 for bad rows, whose contents are replaced.
+        label: `[n]` float32.
+        weight: `[n]` float32; 0 for bad rows.
+        dense: `[n, m]` float32.
+        ids: `[c, n]` of the categorical features: int32, or int64 where a table is too large for it.
+        lists: of each multi-valued feature or sequence.
+        bad: the bad rows, by position.
+    """
+
+    row: NDArray[np.int64]
+    label: NDArray[np.float32]
+    weight: NDArray[np.float32]
+    dense: NDArray[np.float32]
+    ids: NDArray
+    lists: list[Lists]
+    bad: dict[int, BadRow]
+
+    def slice(self, start: int, stop: int) -> "Rows":
+        """Rows `[start, stop)`: views."""
+        return Rows(
+            self.row[start:stop],
+            self.label[start:stop],
+            self.weight[start:stop],
+            self.dense[start:stop],
+            self.ids[:, start:stop],
+            [lists.slice(start, stop) for lists in self.lists],
+            {at - start: row for at, row in self.bad.items() if start <= at < stop},
+        )
+
+    def take(self, order: NDArray[np.int64]) -> "Rows":
+        """Rows by position: copies."""
+        return Rows(
+            self.row.take(order),
+            self.label.take(order),
+            self.weight.take(order),
+            self.dense.take(order, axis=0),
+            self.ids.take(order, axis=1),
+            [lists.take(order) for lists in self.lists],
+            taken(self.bad, order),
+        )
+
+
+def taken(bad: dict[int, BadRow], order: NDArray[np.int64]) -> dict[int, BadRow]:
+    """The bad rows by their positions after `take`."""
+    at = np.flatnonzero(np.isin(order, list(bad))) if bad else np.empty(0, np.int64)
+    return {new: bad[old] for new, old in zip(at.tolist(), order[at].tolist(), strict=True)}
+
+
+def concatenate(parts: Sequence[Rows]) -> Rows:
+    """One or more parts, one after the other: copies."""
+    firsts = np.cumsum([0, *(len(part.row) for part in parts)]).tolist()
+    return Rows(
+        np.concatenate([part.row for part in parts]),
+        np.concatenate([part.label for part in parts]),
+        np.concatenate([part.weight for part in parts]),
+        np.concatenate([part.dense for part in parts]),
+        np.concatenate([part.ids for part in parts], axis=1),
+        [_concatenate_lists(lists) for lists in zip(*(part.lists for part in parts), strict=True)],
+        {first + at: row for first, part in zip(firsts, parts, strict=False) for at, row in part.bad.items()},
+    )
+
+
+def zeros(schema: Schema, count: int) -> Rows:
+    """Rows of zeros and empty lists, without a number or a weight."""
+    num_ids = len(schema.of_kind("categorical"))
+    return Rows(
+        row=np.full(count, -1),
+        label=np.zeros(count, np.float32),
+        weight=np.zeros(count, np.float32),
+        dense=np.zeros((count, len(schema.dense_features)), np.float32),
+        ids=np.zeros((num_ids, count), np.int32),
+        lists=[Lists(np.empty(0, np.int64), np.zeros(count + 1, np.int64))] * len(schema.list_features),
+        bad={},
+    )
+
+
+def _concatenate_lists(parts: Sequence[Lists]) -> Lists:
+    firsts = np.cumsum([0, *(len(part.ids) for part in parts)]).tolist()
+    ends = [first + part.offsets[1:] for first, part in zip(firsts, parts, strict=False)]
+    return Lists(np.concatenate([part.ids for part in parts]), np.concatenate([[0], *ends]))
