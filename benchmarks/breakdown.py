@@ -91,7 +91,7 @@ def main(
             threads=data.threads,
         )
         count = min(warmup + steps, reader.steps_per_epoch)
-        flops = count_flops(session, next(reader.batches(0)).to(processes.device))
+        flops = count_flops(session, next(reader.batches(0)).to(processes.device), processes)
         profiler = profiled_steps(session, reader, processes, warmup, count)
     events = profiler.events()
     num_steps = count - warmup
@@ -145,14 +145,14 @@ def labelled(batches: Iterable[Batch]) -> Iterator[Batch]:
         yield batch
 
 
-def count_flops(session: Session, batch: Batch) -> int:
+def count_flops(session: Session, batch: Batch, processes: Processes) -> int:
     """Floating-point operations of the matrix products of a step, forward and backward; nothing is learned."""
     session.model.train()
     with FlopCounterMode(display=False) as counter:
         loss, _ = session.model(batch)
         loss.backward()
     session.optimizer.zero_grad()
-    session.guard.fault(torch.distributed.group.WORLD)
+    session.guard.fault(processes.cpu_group)  # so that it forgets the step
     return int(counter.get_total_flops())
 
 
@@ -228,7 +228,7 @@ def draw(root: Frame, title: str, num_steps: int) -> Figure:
     """A flame graph: a box's width is its share of the step, on top of it is what it called."""
     figure = Figure(figsize=(14, 6), layout="constrained")
     axes = figure.add_subplot()
-    colors = dict(zip([*PHASES, OTHER], [*COLORS, "#F0E442", "#999999"], strict=True))
+    colors = dict(zip([*PHASES, OTHER], [*COLORS[:-1], "#999933", "#F0E442", "#BBBBBB"], strict=True))
     deepest = 0
 
     def box(frame: Frame, left: float, depth: int) -> None:
@@ -260,7 +260,7 @@ def draw(root: Frame, title: str, num_steps: int) -> Figure:
     axes.set(xlim=(0, 1), ylim=(-0.5, deepest + 0.5), yticks=[], xlabel="share of the step")
     axes.set_title(f"{title}, {root.microseconds / num_steps / 1000:.1f} ms under the profiler", fontsize=9)
     handles = [axes.barh(0, 0, color=color, alpha=0.75) for color in colors.values()]
-    figure.legend(handles, list(colors), loc="outside lower center", ncols=5, fontsize=8)
+    figure.legend(handles=handles, labels=list(colors), loc="outside lower center", ncols=5, fontsize=8)
     return figure
 
 
@@ -344,8 +344,8 @@ def as_table(result: dict[str, Any], title: str) -> Table:
     if gpu := result.get("gpu"):
         table.caption += (
             f"; GPU busy {gpu['busy']:.0%} of {gpu['milliseconds']:.2f} ms a step; products at "
-            f"{gpu['products_tflops']:.1f} TFLOP/s of {gpu['peak_tflops_bf16']:.0f} (bf16), {gpu['peak_tflops_fp32']:.0f} "
-            f"(fp32); copies at {gpu['copy_gb_per_second']:.0f} GB/s"
+            f"{gpu['products_tflops']:.1f} TFLOP/s of {gpu['peak_tflops_bf16']:.0f} (bf16), "
+            f"{gpu['peak_tflops_fp32']:.0f} (fp32); copies at {gpu['copy_gb_per_second']:.0f} GB/s"
         )
     return table
 

@@ -28,6 +28,7 @@ from statistics import median
 from typing import Annotated, Any
 
 import psutil
+import numpy as np
 import pyarrow.parquet as pq
 import torch
 import typer
@@ -143,7 +144,7 @@ def _memory(path: Path, shuffle_rows: int) -> dict[str, float]:
 def _row_bytes(dataset: Dataset) -> float:
     group = dataset.row_groups[0]
     rows = dataset.read([Piece(group, 0, group.num_rows)])
-    arrays = [rows.row, rows.label, rows.weight, rows.dense, rows.ids]
+    arrays: list[np.ndarray] = [rows.row, rows.label, rows.weight, rows.dense, rows.ids]
     arrays += [array for lists in rows.lists for array in (lists.ids, lists.offsets)]
     return sum(array.nbytes for array in arrays) / group.num_rows
 
