@@ -126,6 +126,8 @@ class CETNet(nn.Module):
                 ).requires_grad_(False)
                 for names in sources.values():
                     names.append("pretrained")
+        # Drawn on the CPU, so that training starts alike on a GPU; on `meta` there is nothing to draw.
+        with device if device.type == "meta" else torch.device("cpu"):
             towers = {
                 name: Tower(
                     classes[name],
@@ -138,6 +140,8 @@ class CETNet(nn.Module):
             self.towers = Towers(towers, sources)
             self.tables = nn.ModuleDict(tables)
             self.objective = Objective([t.component.output_dim for t in towers.values()], config)
+        self.towers.to(device)
+        self.objective.to(device)
         self.outputs = config.outputs
 
     def forward(self, batch: RowBatch) -> tuple[Tensor, Predictions]:

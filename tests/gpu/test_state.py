@@ -258,5 +258,4 @@ def test_ids_get_rows_and_lose_them(tmp_path: Path, device: str, monkeypatch: py
     monkeypatch.setattr("torchrec.modules.hash_mc_evictions.time", later)
     assert run(whole | {"run_dir": str(interrupted(out, HALF))}, resume=True) is not None
     for key, held in maps(tmp_path / "run-resumed", LAST).items():
-        assert len(held) == 40
         assert len(held - full[key]) > 10, key

@@ -66,7 +66,7 @@ class Faulty(Component):
         embedding = self.linear(self.norm(tokens.mean(1))) + bias.sum(0)
         logit = embedding.sum(1)
         if now and self.fault == "logit":
-            logit = logit * torch.tensor([1.0] * (len(logit) - 1) + [float("nan")])
+            logit = logit * logit.new_tensor([1.0] * (len(logit) - 1) + [float("nan")])
         return Output(embedding, logit)
 """
 
