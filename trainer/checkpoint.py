@@ -195,8 +195,9 @@ def load_checkpoint(
     if optimizer is not None:
         optimizer.init_state()  # creates the dense state, which would otherwise be left out in silence
         state["optim"] = optimizer.state_dict()
+    reader = SafeReader(checkpoint)
     try:
-        dcp.load(state, storage_reader=SafeReader(checkpoint), planner=SafePlanner())
+        dcp.load(state, storage_reader=reader, planner=SafePlanner())
     except CheckpointException as error:
         if other := next((e for e, _ in error.failures.values() if isinstance(e, OtherModelError)), None):
             raise UserError(
@@ -205,7 +206,7 @@ def load_checkpoint(
             ) from error
         if refused := next((e for e, _ in error.failures.values() if isinstance(e, UserError)), None):
             raise refused from error
-        raise _damaged(checkpoint, _first_sentence(error)) from error
+        raise _damaged(checkpoint, _first_sentence(reader.problem or error)) from error
     model.load_state_dict(state["model"])
     for tables in fused_tables(model.fused_optimizer):
         tables.reset_cache_states()  # `sharding.host_memory`: what the GPU holds of them is of before

@@ -23,14 +23,26 @@ from trainer.object_path import Place
 
 
 class SafeReader(FileSystemReader):
-    """Reads a checkpoint's metadata, a pickle, with an unpickler that knows only its own data classes."""
+    """Reads a checkpoint's metadata, a pickle, with an unpickler that knows only its own data classes.
+
+    Attributes:
+        problem: what `read_metadata` raised, of which `dcp.load` of torch 2.11 says nothing.
+    """
 
     def __init__(self, checkpoint: Place) -> None:
         super().__init__("")
         self.fs, self.path = _Files(), cast(Any, checkpoint)
+        self.problem: Exception | None = None
 
     def read_metadata(self, *_: Any, **__: Any) -> Metadata:
         """Metadata of the checkpoint; raises pickle.UnpicklingError for anything that isn't metadata."""
+        try:
+            return self._read_metadata()
+        except Exception as error:
+            self.problem = error
+            raise
+
+    def _read_metadata(self) -> Metadata:
         metadata = _MetadataUnpickler(io.BytesIO((cast(Place, self.path) / ".metadata").read_bytes())).load()
         if not isinstance(metadata, Metadata):
             raise pickle.UnpicklingError("not the metadata of a checkpoint")
