@@ -27,8 +27,8 @@ from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
 
-import psutil
 import numpy as np
+import psutil
 import pyarrow.parquet as pq
 import torch
 import typer

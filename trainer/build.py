@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torchrec.distributed.train_pipeline import TrainPipelineBase, TrainPipeline
 from torchrec.modules.embedding_configs import DataType
 from torchrec.optim.keyed import KeyedOptimizer
 
-from models.cetnet import CETNet, Predictions
+from models.cetnet import CETNet, Predictions, Tower
 from models.schema import Schema
 from sharding.optimizers import combine_optimizers, dense_factory, fuse_sparse_optimizer
 from sharding.parallel import shard
@@ -50,6 +51,8 @@ def build_session(config: RunConfig, schema: Schema, processes: Processes) -> Se
     )
     outputs = model.outputs
     parallel = shard(model, plan, processes.device, config.training.seed, config.sharding.communication)
+    if config.training.compile:
+        compile_components(parallel.module, processes.device)
     dense, tables = config.optimizer.dense, config.optimizer.dense_tables
     optimizer = combine_optimizers(
         parallel,
@@ -62,6 +65,27 @@ def build_session(config: RunConfig, schema: Schema, processes: Processes) -> Se
     guard = GuardedOptimizer(optimizer, parallel)
     pipeline = pipeline_class(parallel, guard, processes.device)
     return Session(parallel, optimizer, guard, pipeline, plan, outputs, num_parameters, table_bytes)
+
+
+def compile_components(model: CETNet, device: torch.device) -> None:
+    """Have every component compiled when it is first called: in place, so that names in checkpoints stay.
+
+    Once for batches of one size and, as soon as it changes, once for all lengths of histories.
+
+    Raises UserError if a CPU is to be compiled for and there is no compiler.
+    """
+    if device.type == "cpu":
+        from torch._inductor.cpp_builder import get_cpp_compiler
+        from torch._inductor.exc import InvalidCxxCompiler
+
+        try:
+            get_cpp_compiler()
+        except InvalidCxxCompiler as error:
+            raise UserError(
+                "training.compile needs a C++ compiler: install g++, name one in CXX, or leave it out"
+            ) from error
+    for tower in model.towers.values():
+        cast(Tower, tower).component.compile()
 
 
 def build_model(config: RunConfig, schema: Schema, device: torch.device | str) -> CETNet:

@@ -105,6 +105,11 @@ class TrainingConfig(_Section):
     precision: Literal["fp32", "bf16"] = Field(
         "fp32", description="Of the components; losses are always fp32."
     )
+    compile: bool = Field(
+        False,
+        description="Compile the components (torch.compile) at the first steps, which takes a minute or so; on a CPU "
+        "it needs a C++ compiler. Pays where a step has many small operations.",
+    )
     table_precision: Literal["fp32", "fp16"] = Field(
         "fp32", description="Of the sharded tables' rows; what is looked up is always fp32."
     )

@@ -291,7 +291,7 @@ def _what_is_learned(config: RunConfig) -> dict[str, Any]:
             "run_dir": True,
             "checkpoint": True,
             "data": {"path", "prefetch", "threads", "bad_rows", "bad_rows_limit"},
-            "training": {"device", "log_every", "timeout_minutes", "nonfinite"},
+            "training": {"device", "compile", "log_every", "timeout_minutes", "nonfinite"},
             "sharding": {"constraints", "reserve", "cluster"},
             "evaluation": {"splits", "batch_size"},
         },

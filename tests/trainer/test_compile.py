@@ -1,0 +1,57 @@
+"""Compiled components compute what they compute without."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.data import write_dataset
+from tests.processes import run_settings
+from tests.trainer.test_every_model import component
+from trainer.config import RunConfig
+from trainer.distributed import process_group
+from trainer.errors import UserError
+from trainer.train import train
+
+
+def settings(folder: Path, compile: bool) -> dict[str, Any]:
+    return run_settings(
+        folder / "data",
+        folder / f"compile-{compile}",
+        model={"components": {"dnn": component("dnn")}},
+        training={"compile": compile, "log_every": 1},
+        checkpoint={"every_steps": 5},
+        evaluation={"splits": ["test"]},
+    )
+
+
+def run(run_settings: dict[str, Any], resume: bool = False) -> dict[str, Any]:
+    with process_group("cpu") as processes:
+        result = train(RunConfig.model_validate(run_settings), processes, resume)
+    assert result is not None
+    return result
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("compile")
+    write_dataset(folder / "data", {"train": 640, "test": 100})
+    return folder
+
+
+def test_results_are_equal_and_a_run_may_go_on_without(folder: Path) -> None:
+    eager, compiled = (run(settings(folder, compile)) for compile in (False, True))
+    assert compiled["train"] == pytest.approx(eager["train"], rel=1e-5)
+    assert compiled["splits"]["test"] == pytest.approx(eager["splits"]["test"], rel=1e-5)
+    run_dir = folder / "compile-True"
+    (run_dir / "result.json").unlink()
+    shutil.rmtree(run_dir / "checkpoints/step-000000010")
+    resumed = run(settings(folder, False) | {"run_dir": str(run_dir)}, resume=True)
+    assert resumed["train"] == pytest.approx(eager["train"], rel=1e-5)
+
+
+def test_a_missing_compiler_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "no-such-compiler"))
+    with pytest.raises(UserError, match=r"training\.compile needs a C\+\+ compiler"):
+        run(settings(folder, True) | {"run_dir": str(folder / "none")})
