@@ -27,7 +27,6 @@ from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
 
-import numpy as np
 import psutil
 import pyarrow.parquet as pq
 import torch
@@ -43,6 +42,7 @@ from trainer.reader import Order, Reader
 
 DATASETS = {"criteo": ("criteo_x1", 4), "taobao_ad": ("taobao_ad", 2)}  # schema, row groups of a lane
 BATCH_SIZE, LANES, PREFETCH = 4096, 16, 4
+THREADS = (1, 2)
 ORDERS: tuple[Order, ...] = ("shuffled", "sequential", "partitioned")
 
 
@@ -65,7 +65,7 @@ def measure(data: Path, rounds: int = 5) -> dict[str, dict[str, Any]]:
             prepare_random(Path(__file__).parent / f"schemas/{schema}.yaml", rows * 10 // 8, path)
         console.print(f"{name}: {rows:,} rows")
         rates = _in_new_process(_rates, path, rounds)
-        threads = {count: _in_new_process(_threads, path, count, rounds) for count in (1, 2)}
+        threads = _in_new_process(_threads, path, rounds)
         memory = {size: _in_new_process(_memory, path, size) for size in (ROW_GROUP_ROWS, 4 * ROW_GROUP_ROWS)}
         result[name] = {"rows": rows, **rates, "threads": threads, "memory": memory}
     return result
@@ -113,18 +113,21 @@ def decode(dataset: Dataset, checksums: bool) -> None:
                 file.read_row_group(index, columns=names, use_threads=False)
 
 
-def _threads(path: Path, threads: int, rounds: int) -> dict[str, list[float]]:
+def _threads(path: Path, rounds: int) -> dict[int, dict[str, list[float]]]:
     torch.set_num_threads(1)
     dataset = Dataset(path, "train")
-    found: dict[str, list[float]] = {"rows_per_second": [], "first_batch": []}
+    found: dict[int, dict[str, list[float]]] = {
+        threads: {"rows_per_second": [], "first_batch": []} for threads in THREADS
+    }
     for _ in range(rounds):
-        start = time.perf_counter()
-        batches = _reader(dataset, threads=threads).batches(0)
-        next(batches)
-        found["first_batch"].append(time.perf_counter() - start)
-        for _ in batches:
-            pass
-        found["rows_per_second"].append(dataset.num_rows / (time.perf_counter() - start))
+        for threads, times in found.items():
+            start = time.perf_counter()
+            batches = _reader(dataset, threads=threads).batches(0)
+            next(batches)
+            times["first_batch"].append(time.perf_counter() - start)
+            for _ in batches:
+                pass
+            times["rows_per_second"].append(dataset.num_rows / (time.perf_counter() - start))
     return found
 
 
@@ -144,7 +147,7 @@ def _memory(path: Path, shuffle_rows: int) -> dict[str, float]:
 def _row_bytes(dataset: Dataset) -> float:
     group = dataset.row_groups[0]
     rows = dataset.read([Piece(group, 0, group.num_rows)])
-    arrays: list[np.ndarray] = [rows.row, rows.label, rows.weight, rows.dense, rows.ids]
+    arrays = [rows.row, rows.numbers, rows.ids]
     arrays += [array for lists in rows.lists for array in (lists.ids, lists.offsets)]
     return sum(array.nbytes for array in arrays) / group.num_rows
 

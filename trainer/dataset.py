@@ -108,7 +108,7 @@ class Dataset:
             rows = _to_rows(tables, row, order, self.schema)
             assert rows is not None
             rows = rows._replace(bad=taken(bad, order))
-            rows.row[list(rows.bad)], rows.weight[list(rows.bad)] = -1, 0
+            rows.row[list(rows.bad)], rows.numbers[1, list(rows.bad)] = -1, 0
         return rows
 
     def _find_bad(self, table: pa.Table, group: RowGroup) -> dict[int, BadRow]:
@@ -281,14 +281,15 @@ def _to_rows(
     sizes = schema.tables | schema.id_ranges
     categorical = schema.of_kind("categorical")
     narrow = all(sizes[str(feature.table)] <= 2**31 for feature in categorical)
-    label, weight = np.empty(len(order), np.float32), np.ones(len(order), np.float32)
-    dense = np.empty((len(order), len(schema.dense_features)), np.float32)
+    names = [schema.label, schema.weight, *(feature.name for feature in schema.dense_features)]
+    block = np.empty((len(names), len(order)), np.float32)
     ids = np.empty((len(categorical), len(order)), np.int32 if narrow else np.int64)
     lists = []
 
-    columns = [(schema.label, label), *([(schema.weight, weight)] if schema.weight else [])]
-    columns += [(feature.name, dense[:, i]) for i, feature in enumerate(schema.dense_features)]
-    for name, out in columns:
+    for out, name in zip(block, names, strict=True):
+        if name is None:
+            out[:] = 1
+            continue
         values = numbers(table, name)
         if not good_numbers(values, name, schema).all():
             return None
@@ -303,7 +304,7 @@ def _to_rows(
         else:
             offsets = column.offsets.to_numpy().astype(np.int64)
             lists.append(Lists(column.flatten().to_numpy(), offsets - offsets[0]).take(order))
-    return Rows(row.take(order), label, weight, dense, ids, lists, bad={})
+    return Rows(row.take(order), block, ids, lists, bad={})
 
 
 def _hash_columns(table: pa.Table, schema: Schema) -> pa.Table:

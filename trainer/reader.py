@@ -248,7 +248,7 @@ def _to_batch(schema: Schema, rows: Rows, batch_size: int) -> Batch:
     num_rows = len(rows.row)
     if num_rows < batch_size:
         rows = rows.take(np.arange(batch_size) % num_rows) if num_rows else zeros(schema, batch_size)
-        rows.weight[num_rows:], rows.row[num_rows:] = 0, -1
+        rows.row[num_rows:], rows.numbers[1, num_rows:] = -1, 0
     # Features that follow each other in the schema and are categorical are one block.
     ids: list[NDArray] = []
     lengths: list[NDArray] = []
@@ -270,8 +270,8 @@ def _to_batch(schema: Schema, rows: Rows, batch_size: int) -> Batch:
             values=torch.from_numpy(np.concatenate(ids, dtype=np.int64)),
             lengths=torch.from_numpy(np.concatenate(lengths, dtype=np.int32)),
         ),
-        dense=torch.from_numpy(rows.dense),
-        label=torch.from_numpy(rows.label),
-        weight=torch.from_numpy(rows.weight),
+        dense=torch.from_numpy(np.ascontiguousarray(rows.numbers[2:].T)),
+        label=torch.from_numpy(rows.numbers[0]),
+        weight=torch.from_numpy(rows.numbers[1]),
         row=torch.from_numpy(rows.row),
     )

@@ -42,18 +42,14 @@ class Rows(NamedTuple):
 
     Attributes:
         row: `[n]` int64 row numbers; -1 for bad rows, whose contents are replaced.
-        label: `[n]` float32.
-        weight: `[n]` float32; 0 for bad rows.
-        dense: `[n, m]` float32.
+        numbers: `[2 + m, n]` float32: label, weight (0 for bad rows), dense features.
         ids: `[c, n]` of the categorical features: int32, or int64 where a table is too large for it.
         lists: of each multi-valued feature or sequence.
         bad: the bad rows, by position.
     """
 
     row: NDArray[np.int64]
-    label: NDArray[np.float32]
-    weight: NDArray[np.float32]
-    dense: NDArray[np.float32]
+    numbers: NDArray[np.float32]
     ids: NDArray
     lists: list[Lists]
     bad: dict[int, BadRow]
@@ -62,9 +58,7 @@ class Rows(NamedTuple):
         """Rows `[start, stop)`: views."""
         return Rows(
             self.row[start:stop],
-            self.label[start:stop],
-            self.weight[start:stop],
-            self.dense[start:stop],
+            self.numbers[:, start:stop],
             self.ids[:, start:stop],
             [lists.slice(start, stop) for lists in self.lists],
             {at - start: row for at, row in self.bad.items() if start <= at < stop},
@@ -74,9 +68,7 @@ class Rows(NamedTuple):
         """Rows by position: copies."""
         return Rows(
             self.row.take(order),
-            self.label.take(order),
-            self.weight.take(order),
-            self.dense.take(order, axis=0),
+            self.numbers.take(order, axis=1),
             self.ids.take(order, axis=1),
             [lists.take(order) for lists in self.lists],
             taken(self.bad, order),
@@ -94,9 +86,7 @@ def concatenate(parts: Sequence[Rows]) -> Rows:
     firsts = np.cumsum([0, *(len(part.row) for part in parts)]).tolist()
     return Rows(
         np.concatenate([part.row for part in parts]),
-        np.concatenate([part.label for part in parts]),
-        np.concatenate([part.weight for part in parts]),
-        np.concatenate([part.dense for part in parts]),
+        np.concatenate([part.numbers for part in parts], axis=1),
         np.concatenate([part.ids for part in parts], axis=1),
         [_concatenate_lists(lists) for lists in zip(*(part.lists for part in parts), strict=True)],
         {first + at: row for first, part in zip(firsts, parts, strict=False) for at, row in part.bad.items()},
@@ -105,13 +95,10 @@ def concatenate(parts: Sequence[Rows]) -> Rows:
 
 def zeros(schema: Schema, count: int) -> Rows:
     """Rows of zeros and empty lists, without a number or a weight."""
-    num_ids = len(schema.of_kind("categorical"))
     return Rows(
         row=np.full(count, -1),
-        label=np.zeros(count, np.float32),
-        weight=np.zeros(count, np.float32),
-        dense=np.zeros((count, len(schema.dense_features)), np.float32),
-        ids=np.zeros((num_ids, count), np.int32),
+        numbers=np.zeros((2 + len(schema.dense_features), count), np.float32),
+        ids=np.zeros((len(schema.of_kind("categorical")), count), np.int32),
         lists=[Lists(np.empty(0, np.int64), np.zeros(count + 1, np.int64))] * len(schema.list_features),
         bad={},
     )

@@ -15,7 +15,7 @@ Plain = list[tuple[Any, ...]]
 
 @st.composite
 def decoded(draw: st.DrawFn) -> Rows:
-    """Rows with two categorical features, two of lists (one of bytes), two numbers; some are bad."""
+    """Rows with two categorical features, two of lists (one of bytes), three numbers; some are bad."""
     count = draw(st.integers(1, 12))
     rng = np.random.default_rng(draw(st.integers(0, 1 << 30)))
 
@@ -26,9 +26,7 @@ def decoded(draw: st.DrawFn) -> Rows:
     bad = np.flatnonzero(rng.random(count) < draw(st.sampled_from([0.0, 0.3, 1.0])))
     return Rows(
         row=rng.integers(0, 1 << 40, count),
-        label=rng.random(count, np.float32),
-        weight=rng.random(count, np.float32),
-        dense=rng.random((count, 2), np.float32),
+        numbers=rng.random((3, count), np.float32),
         ids=rng.integers(0, 100, (2, count), np.int32),
         lists=[lists(np.int64), lists(np.uint8)],
         bad={at: BadRow(Path("part"), 0, int(rng.integers(1000)), "user", "null") for at in bad.tolist()},
@@ -39,7 +37,7 @@ def plain(rows: Rows) -> Plain:
     lists = [np.split(ids, offsets[1:-1]) for ids, offsets in rows.lists]
     return [
         (
-            *(rows.row[i], rows.label[i], rows.weight[i], *rows.dense[i], *rows.ids[:, i]),
+            *(rows.row[i], *rows.numbers[:, i], *rows.ids[:, i]),
             *(values[i].tolist() for values in lists),
             rows.bad.get(i),
         )
