@@ -1,0 +1,35 @@
+"""Contender: our evaluation, over and over a split: reader, tables and model; not the metrics at its end."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from benchmarks.speed.progress import ProgressLog
+from trainer.build import build_session
+from trainer.cli import quieten
+from trainer.config import load_config
+from trainer.dataset import Dataset
+from trainer.distributed import process_group
+from trainer.scoring import score
+
+
+def main(
+    config: Path,
+    progress: Path,
+    overrides: Annotated[list[str] | None, typer.Argument()] = None,
+    split: str = "train",
+) -> None:
+    """Score until killed."""
+    quieten()
+    settings = load_config(config, overrides)
+    dataset = Dataset(settings.data.path, split)
+    log = ProgressLog(progress)
+    with process_group(settings.training.device) as processes:
+        session = build_session(settings, dataset.schema, processes)
+        while True:
+            score(session, dataset, settings.data.batch_size, processes, lambda _: log.step())
+
+
+if __name__ == "__main__":
+    typer.run(main)

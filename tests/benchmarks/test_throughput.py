@@ -1,0 +1,198 @@
+"""The driver on contenders that only write lines; the models that are compared are the same."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.speed.alternate import Contender, ContenderError, Line, measure, rate
+from benchmarks.speed.data import NUM_DENSE, NUM_IDS, clicks
+from benchmarks.speed.dcnv2 import flops_per_sample
+from benchmarks.speed.memory import read_columns
+from benchmarks.speed.plain import PlainDCNv2
+from benchmarks.speed.torchrec_loop import BareDCNv2
+from benchmarks.throughput import CONFIGS, comparisons, markdown
+from models.component import Inputs
+from tests.data import write_dataset
+from trainer.build import build_model
+from trainer.config import load_config
+from trainer.dataset import Dataset, Piece
+
+# Steps every 10 ms, and says so; then its child sleeps in a session of its own, as a launcher's do.
+FAKE = """
+import json, subprocess, sys, time
+path, per_line = sys.argv[1], int(sys.argv[2])
+child = subprocess.Popen(["sleep", "1000"], start_new_session=True)
+print(child.pid, flush=True)
+step = 0
+with open(path, "a", buffering=1) as file:
+    while True:
+        time.sleep(0.01)
+        step += 1
+        if step % per_line == 0:
+            file.write(json.dumps({"step": step, "seconds": time.perf_counter()}) + "\\n")
+            file.write(json.dumps({"step": step, "auc": 0.5}) + "\\n")
+"""
+
+
+def fake(path: Path, name: str, per_line: int = 1) -> Contender:
+    progress = path / f"{name}.jsonl"
+    return Contender(name, (sys.executable, "-c", FAKE, str(progress), str(per_line)), progress, 7.0)
+
+
+def wait_until_gone(logs: Path) -> None:
+    """Wait for the end of the children that the contenders' logs name."""
+    children, deadline = [int(log.read_text()) for log in logs.iterdir()], time.monotonic() + 30
+    assert children
+    while any(map(is_alive, children)):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def brute_rate(lines: Sequence[Line], rows: float, longest: float) -> float:
+    """Over all pairs that end at the last line and are no farther apart than the window: the farthest."""
+    best = 0.0
+    result = 0.0
+    for line in lines:
+        apart = lines[-1].seconds - line.seconds
+        if best < apart <= longest:
+            best, result = apart, rows * (lines[-1].step - line.step) / apart
+    return result
+
+
+def test_rate_of_a_window() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        seconds = rng.exponential(0.3, 12).cumsum()
+        lines = [
+            Line(int(s), float(t)) for s, t in zip(rng.integers(1, 9, 12).cumsum(), seconds, strict=True)
+        ]
+        longest = float(rng.uniform(seconds[-1] - seconds[-2], 2 * seconds[-1]))
+        assert rate(lines, 5.0, longest) == pytest.approx(brute_rate(lines, 5.0, longest))
+
+
+def test_line_from_before_the_stop_is_left_out() -> None:
+    lines = [Line(10, 3.0), Line(20, 61.0), Line(30, 62.0), Line(40, 63.0)]  # stopped for nearly a minute
+    assert rate(lines, 1.0, 2.5) == pytest.approx(10)
+
+
+def test_contenders_take_turns_and_are_killed(tmp_path: Path) -> None:
+    contenders = [fake(tmp_path, "a"), fake(tmp_path, "b", per_line=3)]
+    rates = measure(contenders, rounds=2, seconds=0.3, logs=tmp_path / "logs")
+    assert [len(of_one) for of_one in rates.values()] == [2, 2]
+    # A clock that ran on while it was stopped would show as far fewer rows a second, and never as more.
+    assert all(rate <= 7 / 0.01 for of_one in rates.values() for rate in of_one)
+    stamps = {
+        c.name: [
+            json.loads(line)["seconds"] for line in c.progress.read_text().splitlines() if "seconds" in line
+        ]
+        for c in contenders
+    }
+    second_start = stamps["b"][0]
+    # "a" was stopped while "b" made its first steps, the warm-up.
+    assert not [t for t in stamps["a"] if second_start <= t <= stamps["b"][5]]
+    wait_until_gone(tmp_path / "logs")
+
+
+def test_contender_that_fails_is_named(tmp_path: Path) -> None:
+    progress = tmp_path / "x.jsonl"
+    broken = Contender("broken", (sys.executable, "-c", "raise SystemExit('no such data')"), progress, 1)
+    good = fake(tmp_path, "good")
+    with pytest.raises(ContenderError, match=r"broken: exit code 1 \(no such data\); see .*broken.log"):
+        measure([good, broken], rounds=1, seconds=0.1, logs=tmp_path / "logs")
+    (tmp_path / "logs" / "broken.log").unlink()
+    wait_until_gone(tmp_path / "logs")
+
+
+def test_sigterm_kills_stopped_contenders(tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from benchmarks.speed.alternate import Contender, measure\n"
+        "path, fake = Path(sys.argv[1]), sys.argv[2]\n"
+        "files = {name: path / f'{name}.jsonl' for name in 'ab'}\n"
+        "contenders = [Contender(n, (sys.executable, '-c', fake, str(f), '1'), f, 1) for n, f in files.items()]\n"
+        "measure(contenders, 1000, 0.1, path / 'logs', print)"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-uc", program, str(tmp_path), FAKE], stdout=subprocess.PIPE, text=True
+    )
+    assert parent.stdout is not None
+    while not parent.stdout.readline().startswith("round 1"):
+        assert parent.poll() is None
+    parent.send_signal(signal.SIGTERM)
+    parent.stdout.read()
+    assert parent.wait(30) == 128 + signal.SIGTERM
+    wait_until_gone(tmp_path / "logs")
+
+
+def test_contenders_train_the_same_model() -> None:
+    schema, config = clicks(50), load_config(CONFIGS / "dcnv2.yaml")
+    ours, plain, bare = build_model(config, schema, "cpu"), PlainDCNv2(schema), BareDCNv2(schema, bf16=False)
+    counts = {sum(p.numel() for p in model.parameters()) for model in (ours, plain, bare)}
+    assert len(counts) == 1
+    tokens, dense = torch.zeros(8, NUM_IDS, 16, requires_grad=True), torch.zeros(8, NUM_DENSE)
+    nothing = torch.zeros(8, 0)
+    with FlopCounterMode(display=False) as counter:
+        inputs = Inputs(tokens, torch.zeros(8, 0, 1, 16), nothing, dense, nothing)
+        ours.towers["dcnv2"].component(inputs).logit.sum().backward()
+    assert counter.get_total_flops() / 8 == flops_per_sample(NUM_IDS, NUM_DENSE)
+
+
+def test_columns_in_memory_are_the_readers(tmp_path: Path) -> None:
+    schema = write_dataset(tmp_path)
+    data = Dataset(tmp_path, "train")
+    rows = data.read([Piece(group, 0, group.num_rows) for group in data.row_groups])
+    columns = read_columns(tmp_path, 150)
+    for i, feature in enumerate(schema.id_features):
+        ids, offsets = rows.ids[i]
+        for row in range(150):
+            expected = ids[offsets[row] : offsets[row + 1]]
+            if feature.kind == "categorical":
+                assert columns[feature.name][row] == expected[0]
+            elif feature.kind == "sequence":
+                padded = [0] * (feature.max_length - len(expected)) + expected.tolist()
+                assert columns[feature.name][row].tolist() == padded
+    for i, feature in enumerate(schema.dense_features):
+        assert columns[feature.name].tolist() == rows.dense[:150, i].tolist()
+
+
+def test_table_says_what_is_reached_and_what_is_missing(tmp_path: Path) -> None:
+    every = comparisons(tmp_path)
+    peers = next(c for c in every if c.name == "peers-22m")
+    rates = {c.name: [10.0, 30.0, 20.0] for c in peers.contenders}
+    rates["FuxiCTR"] = [1.0, 1.0, 1.0]
+    results = {
+        "machine": {"cpu": "some", "cores": "2", "torch": "2", "started": "now", "command": "this"},
+        "rounds": 3,
+        "seconds": 1.0,
+        "comparisons": {"peers-22m": {"rates": rates, "missing": {}}},
+    }
+    assert "21.6 M rows | >= 20 | 20.00 (10.00..30.00) | yes |" in markdown(results, every)
+    del rates["FuxiCTR"]
+    results["comparisons"]["peers-22m"]["missing"] = {"FuxiCTR": "could not be installed"}
+    text = markdown(results, every)
+    assert "| not measured: could not be installed |  |" in text
+    assert "| the same / plain PyTorch |  | 1.00 (1.00..1.00) |  |" in text
+
+
+def test_every_comparison_names_what_it_has() -> None:
+    for comparison in comparisons(Path("work")):
+        names = {contender.name: 2.0 for contender in comparison.contenders}
+        assert len(names) == len(comparison.contenders)
+        for ratio in comparison.ratios:
+            assert ratio.of(names) > 0
