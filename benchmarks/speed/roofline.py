@@ -11,7 +11,6 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 from typing import Annotated
 
 import torch
@@ -30,15 +29,15 @@ COPIED = 1 << 28  # bytes, many times the caches
 app = typer.Typer(help=__doc__)
 
 
-def _best_seconds(action: Callable[[], object]) -> tuple[float, float]:
-    """Shortest and median of some calls, after one that doesn't count."""
+def _best_seconds(action: Callable[[], object]) -> float:
+    """The shortest of some calls, after one that doesn't count."""
     action()
     times = []
     for _ in range(REPETITIONS):
         start = time.perf_counter()
         action()
         times.append(time.perf_counter() - start)
-    return min(times), median(times)
+    return min(times)
 
 
 def product_rate(dtype: torch.dtype, rows: int, columns: int, outputs: int) -> float:
@@ -51,7 +50,7 @@ def product_rate(dtype: torch.dtype, rows: int, columns: int, outputs: int) -> f
         for _ in range(repeat):
             torch.mm(left, right, out=out)
 
-    return repeat * 2 * rows * columns * outputs / _best_seconds(multiply)[0]
+    return repeat * 2 * rows * columns * outputs / _best_seconds(multiply)
 
 
 def measure(batch_size: int = 4096) -> dict[str, float]:
@@ -70,13 +69,13 @@ def measure(batch_size: int = 4096) -> dict[str, float]:
             result[f"GFLOP/s {name}, {shape}"] = product_rate(dtype, *sizes) / 1e9
     a, b, c = (torch.ones(COPIED // 4) for _ in range(3))
     result["GB/s, triad a = b + 2 c"] = (
-        3 * COPIED / _best_seconds(lambda: torch.add(b, c, alpha=2, out=a))[0] / 1e9
+        3 * COPIED / _best_seconds(lambda: torch.add(b, c, alpha=2, out=a)) / 1e9
     )
     table = torch.zeros(TABLE_ROWS, DIM)
     table.fill_(1)  # pages of its own, not the one of zeros
     ids = torch.randint(TABLE_ROWS, (1 << 20,))
     out = torch.empty(len(ids), DIM)
-    seconds = _best_seconds(lambda: torch.index_select(table, 0, ids, out=out))[0]
+    seconds = _best_seconds(lambda: torch.index_select(table, 0, ids, out=out))
     result[f"M rows/s of {DIM * 4} bytes, random reads of {TABLE_ROWS / 1e6:.1f} M rows"] = (
         len(ids) / seconds / 1e6
     )

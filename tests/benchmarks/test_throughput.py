@@ -187,7 +187,27 @@ def test_table_says_what_is_reached_and_what_is_missing(tmp_path: Path) -> None:
     results["comparisons"]["peers-22m"]["missing"] = {"FuxiCTR": "could not be installed"}
     text = markdown(results, every)
     assert "| not measured: could not be installed |  |" in text
-    assert "| the same / plain PyTorch |  | 1.00 (1.00..1.00) |  |" in text
+    assert "| the same / bare TorchRec, bf16 |  | 1.00 (1.00..1.00) |  |" in text
+
+
+def test_share_is_of_the_lower_limit(tmp_path: Path) -> None:
+    """A row needs 10 MFLOP, and 78 reads and writes of table rows, by hand."""
+    results = {
+        "machine": {"cpu": "some", "cores": "2", "torch": "2", "started": "now", "command": "this"},
+        "rounds": 1,
+        "seconds": 1.0,
+        "comparisons": {"peers-2m": {"rates": {"ours fp32": [50.0], "ours bf16": [50.0]}, "missing": {}}},
+        "roofline": {
+            "GFLOP/s fp32, small": 0.1,
+            "GFLOP/s fp32, large": 0.5,
+            "GFLOP/s bf16, large": 100.0,
+            "M rows/s of 64 bytes": 78e-4,
+            "MFLOP per row of DCNv2, forward and backward": 10.0,
+        },
+    }
+    text = markdown(results, comparisons(tmp_path))
+    assert "ours fp32, share of the lower limit | 1.00 |" in text  # of 50 rows/s by arithmetic
+    assert "ours bf16, share of the lower limit | 0.50 |" in text  # of 100 rows/s by reads
 
 
 def test_every_comparison_names_what_it_has() -> None:
