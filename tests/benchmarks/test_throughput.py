@@ -216,3 +216,11 @@ def test_every_comparison_names_what_it_has() -> None:
         assert len(names) == len(comparison.contenders)
         for ratio in comparison.ratios:
             assert ratio.of(names) > 0
+        for contender in comparison.contenders:
+            if contender.command[2] == "trainer.cli":
+                _, _, _, train, config, *overrides, _, _ = contender.command
+                settings = load_config(Path(config), overrides)
+                assert train == "train"
+                assert settings.data.batch_size == contender.rows_per_step
+                assert settings.run_dir / "metrics.jsonl" == contender.progress
+                assert settings.data.path.name in comparison.data
