@@ -22,7 +22,9 @@ from models.component import Component, ComponentConfig, ExtraTable, Inputs, inp
 from models.layers.mlp import linear
 from models.schema import Schema
 
-_BLOCK_ROWS = 65_536
+BLOCK_ROWS = 65_536
+"""Rows of a table whose initial values are drawn together; see `initial_rows`."""
+
 _HOURS_KEPT = 1
 _KERNEL_WIDTH = 4
 """FBGEMM's kernels read rows in pieces of four numbers: a sharded table's dim must be a multiple."""
@@ -289,10 +291,10 @@ def initial_rows(table: str, start: int, stop: int, dim: int, std: float, seed: 
     the table, so training starts equal under every plan and world size.
     """
     blocks = []
-    for block in range(start // _BLOCK_ROWS, -(-stop // _BLOCK_ROWS)):
+    for block in range(start // BLOCK_ROWS, -(-stop // BLOCK_ROWS)):
         digest = hashlib.sha256(f"{seed}/{table}/{block}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little"))
-        values = torch.empty(_BLOCK_ROWS, dim).normal_(0.0, std, generator=generator)
-        first = block * _BLOCK_ROWS
+        values = torch.empty(BLOCK_ROWS, dim).normal_(0.0, std, generator=generator)
+        first = block * BLOCK_ROWS
         blocks.append(values[max(start - first, 0) : stop - first])
     return torch.cat(blocks) if blocks else torch.empty(0, dim)

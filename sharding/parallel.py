@@ -1,16 +1,21 @@
 """Shard a model by its plan, and start its tables from values that don't depend on the plan."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.modules.hash_mc_modules import HashZchManagedCollisionModule
 
 from models.cetnet import CETNet
-from models.embeddings import initial_rows
+from models.embeddings import BLOCK_ROWS, initial_rows
 from sharding.config import CommunicationConfig
 from sharding.planner import Plan, sharders
+
+_Block = tuple[Tensor, int, tuple[str, int, int, int, float, int]]
+"""Rows of a table in memory, which of its columns is their first, and what `initial_rows` is told of them."""
 
 
 def shard(
@@ -39,16 +44,31 @@ def shard(
 
 @torch.no_grad()
 def fill_tables(model: nn.Module, stds: dict[str, float], seed: int) -> None:
-    """Set the initial values of every table of a module, sharded or not; `stds` is by full table name."""
+    """Set the initial values of every table of a module, sharded or not; `stds` is by full table name.
+
+    Blocks of rows are drawn side by side, on as many threads as PyTorch has, and take no more memory than that.
+    """
+    blocks: list[_Block] = []
     for key, value in model.state_dict().items():
         parts = key.split(".")
         if parts[-1] != "weight" or parts[-2] not in stds:
             continue
-        name = parts[-2]
+        name, dim = parts[-2], value.size(1)
+        pieces = [(value, 0, 0)]
         if isinstance(value, ShardedTensor):
-            for piece in value.local_shards():
-                (row, column), (rows, columns) = piece.metadata.shard_offsets, piece.metadata.shard_sizes
-                values = initial_rows(name, row, row + rows, value.size(1), stds[name], seed)
-                piece.tensor.copy_(values[:, column : column + columns])
-        else:
-            value.copy_(initial_rows(name, 0, value.shape[0], value.shape[1], stds[name], seed))
+            pieces = [(piece.tensor, *piece.metadata.shard_offsets) for piece in value.local_shards()]
+        for tensor, row, column in pieces:
+            stop = row + len(tensor)
+            starts = [row, *range((row // BLOCK_ROWS + 1) * BLOCK_ROWS, stop, BLOCK_ROWS)]
+            blocks += [
+                (tensor[start - row : end - row], column, (name, start, end, dim, stds[name], seed))
+                for start, end in zip(starts, [*starts[1:], stop], strict=True)
+            ]
+
+    @torch.no_grad()  # each thread has a mode of its own
+    def fill(block: _Block) -> None:
+        rows, column, which = block
+        rows.copy_(initial_rows(*which)[:, column : column + rows.size(1)])
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        list(pool.map(fill, blocks))
