@@ -181,9 +181,9 @@ def length_axis() -> Axis:
     models = {"InterFormer": _single("interformer", 16), "DIN": _single("din", 16)}
     return Axis(
         label="events in each history",
-        about="Two aligned histories, all of this length, dim 16, 256 rows a step, fp32; default layers.",
+        about="Two aligned histories, all of this length, dim 16, 128 rows a step, fp32; default layers.",
         points=[
-            Point(name, length, _history_schema(length, length), model, 256)
+            Point(name, length, _history_schema(length, length), model, 128)
             for name, model in models.items()
             for length in (10, 30, 100, 300, 1000)
         ],
