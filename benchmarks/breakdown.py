@@ -25,6 +25,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.plots import COLORS
+from models.schema import Schema
 from trainer.batch import Batch
 from trainer.build import Session, build_session
 from trainer.cli import quieten
@@ -91,7 +92,11 @@ def main(
             threads=data.threads,
         )
         count = min(warmup + steps, reader.steps_per_epoch)
-        flops = count_flops(session, next(reader.batches(0)).to(processes.device), processes)
+        example = next(reader.batches(0)).to(processes.device)
+        flops, looked_up = (
+            count_flops(session, example, processes),
+            bytes_looked_up(session, dataset.schema, example),
+        )
         profiler = profiled_steps(session, reader, processes, warmup, count)
     events = profiler.events()
     num_steps = count - warmup
@@ -102,7 +107,7 @@ def main(
         "dense_gflop": flops / 1e9,
     }
     if processes.device.type == "cuda":
-        result["gpu"] = gpu_use(events, num_steps, flops)
+        result["gpu"] = gpu_use(events, num_steps, flops, looked_up)
     out.mkdir(parents=True, exist_ok=True)
     (out / "breakdown.json").write_text(json.dumps(result, indent=1))
     title = f"{config.stem} {' '.join(overrides or [])}: a step of {data.batch_size:,} rows"
@@ -148,12 +153,22 @@ def labelled(batches: Iterable[Batch]) -> Iterator[Batch]:
 def count_flops(session: Session, batch: Batch, processes: Processes) -> int:
     """Floating-point operations of the matrix products of a step, forward and backward; nothing is learned."""
     session.model.train()
-    with FlopCounterMode(display=False) as counter:
+    with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
         loss, _ = session.model(batch)
         loss.backward()
     session.optimizer.zero_grad()
     session.guard.fault(processes.cpu_group)  # so that it forgets the step
     return int(counter.get_total_flops())
+
+
+def bytes_looked_up(session: Session, schema: Schema, batch: Batch) -> int:
+    """Bytes of the rows that a batch looks up in the sharded tables, as often as it does, in float32."""
+    total = 0
+    for table in session.plan.placements:
+        _, name, *extra = table.table.split("__")
+        features = [f.name for f in schema.id_features if (f.name if extra else f.table) == name]
+        total += sum(batch.sparse[feature].values().numel() for feature in features) * table.dim * 4
+    return total
 
 
 def _wait(processes: Processes) -> None:
@@ -264,7 +279,7 @@ def draw(root: Frame, title: str, num_steps: int) -> Figure:
     return figure
 
 
-def gpu_use(events: Iterable[Any], num_steps: int, flops: int) -> dict[str, float]:
+def gpu_use(events: Iterable[Any], num_steps: int, flops: int, looked_up: int) -> dict[str, float]:
     """What a GPU did: its busy share, and how near its matrix products and lookups come to its own limits.
 
     The limits are measured here, at once: bf16 products of large matrices, and a copy of a large tensor.
@@ -280,9 +295,15 @@ def gpu_use(events: Iterable[Any], num_steps: int, flops: int) -> dict[str, floa
     for start, end in spans:
         busy += max(0.0, end - max(start, last))
         last = max(last, end)
-    products = sum(
-        e.time_range.elapsed_us() for e in kernels if re.search(r"gemm|cutlass|xmma|nvjet", e.name, re.I)
-    )
+
+    def microseconds(pattern: str) -> float:
+        """Of the kernels of such a name, a step."""
+        found = [e.time_range.elapsed_us() for e in kernels if re.search(pattern, e.name, re.IGNORECASE)]
+        return sum(found) / num_steps
+
+    products = microseconds(r"gemm|cutlass|xmma|nvjet")
+    lookup = microseconds(r"split_embedding.*forward")
+    update = microseconds(r"split_embedding.*backward")
     return {
         "busy": busy / (last - spans[0][0]),
         "longest_gap_us": max(
@@ -290,8 +311,13 @@ def gpu_use(events: Iterable[Any], num_steps: int, flops: int) -> dict[str, floa
             default=0.0,
         ),
         "milliseconds": (last - spans[0][0]) / num_steps / 1000,
-        "products_milliseconds": products / num_steps / 1000,
-        "products_tflops": flops * num_steps / products / 1e6 if products else 0.0,
+        "products_milliseconds": products / 1000,
+        "products_tflops": flops / products / 1e6 if products else 0.0,
+        "lookup_milliseconds": lookup / 1000,
+        # Rows are read and their sums written; the update reads gradients, and reads and writes rows.
+        "lookup_gb_per_second": 2 * looked_up / lookup / 1e3 if lookup else 0.0,
+        "update_milliseconds": update / 1000,
+        "update_gb_per_second": 3 * looked_up / update / 1e3 if update else 0.0,
         "peak_tflops_bf16": _peak_tflops(torch.bfloat16),
         "peak_tflops_fp32": _peak_tflops(torch.float32),
         "copy_gb_per_second": _copy_rate() / 1e9,
@@ -345,7 +371,8 @@ def as_table(result: dict[str, Any], title: str) -> Table:
         table.caption += (
             f"; GPU busy {gpu['busy']:.0%} of {gpu['milliseconds']:.2f} ms a step; products at "
             f"{gpu['products_tflops']:.1f} TFLOP/s of {gpu['peak_tflops_bf16']:.0f} (bf16), "
-            f"{gpu['peak_tflops_fp32']:.0f} (fp32); copies at {gpu['copy_gb_per_second']:.0f} GB/s"
+            f"{gpu['peak_tflops_fp32']:.0f} (fp32); lookups at {gpu['lookup_gb_per_second']:.0f} GB/s, updates at "
+            f"{gpu['update_gb_per_second']:.0f}, copies at {gpu['copy_gb_per_second']:.0f} GB/s"
         )
     return table
 

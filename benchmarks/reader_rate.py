@@ -147,7 +147,7 @@ def _memory(path: Path, shuffle_rows: int) -> dict[str, float]:
 def _row_bytes(dataset: Dataset) -> float:
     group = dataset.row_groups[0]
     rows = dataset.read([Piece(group, 0, group.num_rows)])
-    arrays = [rows.row, rows.numbers, rows.ids]
+    arrays: list[Any] = [rows.row, rows.numbers, rows.ids]
     arrays += [array for lists in rows.lists for array in (lists.ids, lists.offsets)]
     return sum(array.nbytes for array in arrays) / group.num_rows
 

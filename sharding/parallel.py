@@ -54,10 +54,10 @@ def fill_tables(model: nn.Module, stds: dict[str, float], seed: int) -> None:
         if parts[-1] != "weight" or parts[-2] not in stds:
             continue
         name, dim = parts[-2], value.size(1)
-        pieces = [(value, 0, 0)]
+        pieces: list[tuple[torch.Tensor, list[int]]] = [(value, [0, 0])]
         if isinstance(value, ShardedTensor):
-            pieces = [(piece.tensor, *piece.metadata.shard_offsets) for piece in value.local_shards()]
-        for tensor, row, column in pieces:
+            pieces = [(piece.tensor, piece.metadata.shard_offsets) for piece in value.local_shards()]
+        for tensor, (row, column) in pieces:
             stop = row + len(tensor)
             starts = [row, *range((row // BLOCK_ROWS + 1) * BLOCK_ROWS, stop, BLOCK_ROWS)]
             blocks += [

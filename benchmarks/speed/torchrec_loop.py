@@ -32,13 +32,11 @@ from models.schema import Schema
 from trainer.batch import Batch
 from trainer.cli import quieten
 
-CPU = torch.device("cpu")
-
 
 class BareDCNv2(nn.Module):
     """A collection of tables, and the rest: a batch -> loss and logits `[B]`."""
 
-    def __init__(self, schema: Schema, bf16: bool) -> None:
+    def __init__(self, schema: Schema, bf16: bool, device: torch.device) -> None:
         super().__init__()
         self.tables = EmbeddingBagCollection(
             tables=[
@@ -48,13 +46,13 @@ class BareDCNv2(nn.Module):
             device=torch.device("meta"),
         )
         _apply_optimizer_in_backward(RowWiseAdagrad, self.tables.parameters(), {"lr": 0.02})
-        self.dense = DenseDCNv2(len(schema.tables), len(schema.dense_features))
+        self.dense = DenseDCNv2(len(schema.tables), len(schema.dense_features)).to(device)
         self.bf16 = bf16
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Loss and logits of a batch."""
         rows = self.tables(batch.sparse).values()
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.bf16):
+        with torch.autocast(rows.device.type, dtype=torch.bfloat16, enabled=self.bf16):
             logits = self.dense(rows, batch.dense)
         loss = F.binary_cross_entropy_with_logits(logits.float(), batch.label)
         return loss, logits.detach()
@@ -66,23 +64,26 @@ def main(
     batch_size: int = 4096,
     batches: int = 200,
     bf16: Annotated[bool, typer.Option("--bf16", help="Autocast the dense part to bfloat16.")] = False,
+    device: str = "cpu",
 ) -> None:
     """Train until killed, over and over the first batches."""
     quieten()
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    where = torch.device(device)
+    backend = "gloo" if where.type == "cpu" else "nccl"
+    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     schema = Schema.load(data / "schema.yaml")
     planner = EmbeddingShardingPlanner(
-        topology=Topology(world_size=1, compute_device="cpu"),
+        topology=Topology(world_size=1, compute_device=where.type),
         constraints={name: ParameterConstraints(sharding_types=["table_wise"]) for name in schema.tables},
     )
-    model, sharders = BareDCNv2(schema, bf16), [EmbeddingBagCollectionSharder()]
+    model, sharders = BareDCNv2(schema, bf16, where), [EmbeddingBagCollectionSharder()]
     plan = planner.collective_plan(model, sharders, dist.GroupMember.WORLD)
-    parallel = DistributedModelParallel(model, device=CPU, plan=plan, sharders=sharders)
+    parallel = DistributedModelParallel(model, device=where, plan=plan, sharders=sharders)
     dense = dict(in_backward_optimizer_filter(parallel.named_parameters()))
     optimizer = CombinedOptimizer(
         [parallel.fused_optimizer, KeyedOptimizerWrapper(dense, lambda p: torch.optim.Adam(p, lr=1e-3))]
     )
-    pipeline = TrainPipelineSparseDist(parallel, optimizer, CPU)
+    pipeline = TrainPipelineSparseDist(parallel, optimizer, where)
     ready = itertools.cycle(read_batches(data, schema, batch_size, batches))
     log = ProgressLog(progress)
     while True:

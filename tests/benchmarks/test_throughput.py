@@ -142,7 +142,11 @@ def test_sigterm_kills_stopped_contenders(tmp_path: Path) -> None:
 
 def test_contenders_train_the_same_model() -> None:
     schema, config = clicks(50), load_config(CONFIGS / "dcnv2.yaml")
-    ours, plain, bare = build_model(config, schema, "cpu"), PlainDCNv2(schema), BareDCNv2(schema, bf16=False)
+    ours, plain, bare = (
+        build_model(config, schema, "cpu"),
+        PlainDCNv2(schema),
+        BareDCNv2(schema, False, torch.device("cpu")),
+    )
     counts = {sum(p.numel() for p in model.parameters()) for model in (ours, plain, bare)}
     assert len(counts) == 1
     tokens, dense = torch.zeros(8, NUM_IDS, 16, requires_grad=True), torch.zeros(8, NUM_DENSE)
