@@ -17,7 +17,7 @@ from models.schema import Schema
 from trainer.bad_rows import BadRow, find_bad_rows, good_numbers, ids_are_good, numbers, replace_rows
 from trainer.errors import UserError
 from trainer.hashing import hash_ids
-from trainer.rows import Lists, Rows, taken
+from trainer.rows import Lists, Rows
 
 BadRowPolicy = Literal["fail", "quarantine"]
 
@@ -107,8 +107,9 @@ class Dataset:
                 tables[i] = replace_rows(tables[i], list(found))
             rows = _to_rows(tables, row, order, self.schema)
             assert rows is not None
-            rows = rows._replace(bad=taken(bad, order))
-            rows.row[list(rows.bad)], rows.numbers[1, list(rows.bad)] = -1, 0
+            skipped = np.flatnonzero(np.isin(order, list(bad))).tolist()
+            rows.row[skipped], rows.numbers[1, skipped] = -1, 0
+            rows.bad.update((at, bad[order[at]]) for at in skipped)
         return rows
 
     def _find_bad(self, table: pa.Table, group: RowGroup) -> dict[int, BadRow]:

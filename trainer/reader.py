@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import groupby, islice
+from itertools import chain, cycle, groupby, islice
 from typing import Literal
 
 import numpy as np
@@ -26,7 +26,7 @@ from trainer.bad_rows import BadRow
 from trainer.batch import Batch
 from trainer.dataset import Dataset, Piece
 from trainer.errors import UserError
-from trainer.rows import Rows, concatenate, zeros
+from trainer.rows import Rows, zeros
 
 Order = Literal["shuffled", "sequential", "partitioned"]
 
@@ -191,10 +191,9 @@ class Reader:
         for stream, offset, stride, count in plan:
             start = offset + step * stride
             slices += stream.read(start, start + count)
-        rows = concatenate(slices) if slices else zeros(self.dataset.schema, 0)
-        if rows.bad:
-            self.bad_rows[step] = list(rows.bad.values())
-        return _to_batch(self.dataset.schema, rows, self.batch_size // self._world_size)
+        if bad := [row for rows in slices for row in rows.bad.values()]:
+            self.bad_rows[step] = bad
+        return _to_batch(self.dataset.schema, slices, self.batch_size // self._world_size)
 
 
 def check_divisible(batch_size: int, lanes: int, world_size: int) -> None:
@@ -239,39 +238,52 @@ def _chunked(pieces: list[Piece], min_rows: int, seed: tuple[int, ...] | None) -
     return chunks
 
 
-def _to_batch(schema: Schema, rows: Rows, batch_size: int) -> Batch:
-    """The rows, padded to `batch_size` with rows of weight 0: the arrays of `rows` are the batch's.
+def _to_batch(schema: Schema, slices: list[Rows], batch_size: int) -> Batch:
+    """Join slices of decoded rows, padded to `batch_size` with rows of weight 0.
 
     The padding repeats rows of the batch, so that BatchNorm sees nothing it doesn't see elsewhere; where
     this rank has no row left at all, it is made of zeros.
     """
-    num_rows = len(rows.row)
-    if num_rows < batch_size:
-        rows = rows.take(np.arange(batch_size) % num_rows) if num_rows else zeros(schema, batch_size)
-        rows.row[num_rows:], rows.numbers[1, num_rows:] = -1, 0
+    num_rows = sum(len(rows.row) for rows in slices)
+    parts = _repeated(slices, batch_size) if num_rows else [zeros(schema, batch_size)]
+    row = np.concatenate([rows.row for rows in parts])
+    numbers = np.concatenate([rows.numbers for rows in parts], axis=1)
+    block = np.concatenate([rows.ids for rows in parts], axis=1)
+    row[num_rows:], numbers[1, num_rows:] = -1, 0
     # Features that follow each other in the schema and are categorical are one block.
     ids: list[NDArray] = []
     lengths: list[NDArray] = []
-    first, lists = 0, iter(rows.lists)
+    first, lists = 0, iter(zip(*(rows.lists for rows in parts), strict=True))
     for categorical, group in groupby(schema.id_features, lambda feature: feature.kind == "categorical"):
         features = list(group)
         if categorical:
             last = first + len(features)
-            ids.append(rows.ids[first:last].reshape(-1))
+            ids.append(block[first:last].reshape(-1))
             lengths.append(np.ones(len(features) * batch_size, np.int32))
             first = last
         else:
-            for values, offsets in islice(lists, len(features)):
-                ids.append(values)
-                lengths.append(np.diff(offsets))
+            for one in chain(*islice(lists, len(features))):
+                ids.append(one.ids)
+                lengths.append(np.diff(one.offsets))
     return Batch(
         sparse=KeyedJaggedTensor(
             keys=[feature.name for feature in schema.id_features],
             values=torch.from_numpy(np.concatenate(ids, dtype=np.int64)),
             lengths=torch.from_numpy(np.concatenate(lengths, dtype=np.int32)),
         ),
-        dense=torch.from_numpy(np.ascontiguousarray(rows.numbers[2:].T)),
-        label=torch.from_numpy(rows.numbers[0]),
-        weight=torch.from_numpy(rows.numbers[1]),
-        row=torch.from_numpy(rows.row),
+        dense=torch.from_numpy(np.ascontiguousarray(numbers[2:].T)),
+        label=torch.from_numpy(numbers[0]),
+        weight=torch.from_numpy(numbers[1]),
+        row=torch.from_numpy(row),
     )
+
+
+def _repeated(slices: list[Rows], count: int) -> list[Rows]:
+    """The slices, over and over, cut at `count` rows."""
+    result = []
+    for rows in cycle(slices):
+        if count <= 0:
+            break
+        result.append(rows.slice(0, count) if count < len(rows.row) else rows)
+        count -= len(rows.row)
+    return result

@@ -1,6 +1,5 @@
 """Decoded rows: NumPy arrays, of whole columns or blocks of them, so that few large copies move many rows."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -64,34 +63,6 @@ class Rows(NamedTuple):
             {at - start: row for at, row in self.bad.items() if start <= at < stop},
         )
 
-    def take(self, order: NDArray[np.int64]) -> "Rows":
-        """Rows by position: copies."""
-        return Rows(
-            self.row.take(order),
-            self.numbers.take(order, axis=1),
-            self.ids.take(order, axis=1),
-            [lists.take(order) for lists in self.lists],
-            taken(self.bad, order),
-        )
-
-
-def taken(bad: dict[int, BadRow], order: NDArray[np.int64]) -> dict[int, BadRow]:
-    """The bad rows by their positions after `take`."""
-    at = np.flatnonzero(np.isin(order, list(bad))) if bad else np.empty(0, np.int64)
-    return {new: bad[old] for new, old in zip(at.tolist(), order[at].tolist(), strict=True)}
-
-
-def concatenate(parts: Sequence[Rows]) -> Rows:
-    """One or more parts, one after the other: copies."""
-    firsts = np.cumsum([0, *(len(part.row) for part in parts)]).tolist()
-    return Rows(
-        np.concatenate([part.row for part in parts]),
-        np.concatenate([part.numbers for part in parts], axis=1),
-        np.concatenate([part.ids for part in parts], axis=1),
-        [_concatenate_lists(lists) for lists in zip(*(part.lists for part in parts), strict=True)],
-        {first + at: row for first, part in zip(firsts, parts, strict=False) for at, row in part.bad.items()},
-    )
-
 
 def zeros(schema: Schema, count: int) -> Rows:
     """Rows of zeros and empty lists, without a number or a weight."""
@@ -102,9 +73,3 @@ def zeros(schema: Schema, count: int) -> Rows:
         lists=[Lists(np.empty(0, np.int64), np.zeros(count + 1, np.int64))] * len(schema.list_features),
         bad={},
     )
-
-
-def _concatenate_lists(parts: Sequence[Lists]) -> Lists:
-    firsts = np.cumsum([0, *(len(part.ids) for part in parts)]).tolist()
-    ends = [first + part.offsets[1:] for first, part in zip(firsts, parts, strict=False)]
-    return Lists(np.concatenate([part.ids for part in parts]), np.concatenate([[0], *ends]))
