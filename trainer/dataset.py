@@ -98,14 +98,16 @@ class Dataset:
         row = np.concatenate([group.first_row + np.arange(group.num_rows) for group in groups])
         if permutation is not None:
             order = order[permutation]
-        bad: dict[int, BadRow] = {}
-        rows = _to_rows(tables, row, order, self.schema)
+        as_they_are = permutation is None and len(order) == len(row)
+        arguments = (row, None if as_they_are else order, self.schema)
+        rows = _to_rows(tables, *arguments)
         if rows is None:
+            bad: dict[int, BadRow] = {}
             for i, (group, start) in enumerate(zip(groups, starts, strict=False)):
                 found = self._find_bad(tables[i], group)
                 bad |= {start + at: what for at, what in found.items()}
                 tables[i] = replace_rows(tables[i], list(found))
-            rows = _to_rows(tables, row, order, self.schema)
+            rows = _to_rows(tables, *arguments)
             assert rows is not None
             skipped = np.flatnonzero(np.isin(order, list(bad))).tolist()
             rows.row[skipped], rows.numbers[1, skipped] = -1, 0
@@ -272,19 +274,24 @@ def _bad(rows: list[BadRow], remedy: str = "") -> UserError:
 
 
 def _to_rows(
-    tables: list[pa.Table], row: NDArray[np.int64], order: NDArray[np.int64], schema: Schema
+    tables: list[pa.Table], row: NDArray[np.int64], order: NDArray[np.int64] | None, schema: Schema
 ) -> Rows | None:
-    """Rows of the tables, whose numbers are `row`, by position; None if there are bad ones.
+    """Rows of the tables, whose numbers are `row`, all or by position; None if there are bad ones.
 
     One column after the other is joined, checked and put in order, while it is in the processor's cache.
     """
+
+    def taken(values: NDArray) -> NDArray:
+        return values if order is None else values.take(order)
+
     table = pa.concat_tables(tables, promote_options="default")
+    row = taken(row)
     sizes = schema.tables | schema.id_ranges
     categorical = schema.of_kind("categorical")
     narrow = all(sizes[str(feature.table)] <= 2**31 for feature in categorical)
     names = [schema.label, schema.weight, *(feature.name for feature in schema.dense_features)]
-    block = np.empty((len(names), len(order)), np.float32)
-    ids = np.empty((len(categorical), len(order)), np.int32 if narrow else np.int64)
+    block = np.empty((len(names), len(row)), np.float32)
+    ids = np.empty((len(categorical), len(row)), np.int32 if narrow else np.int64)
     lists = []
 
     for out, name in zip(block, names, strict=True):
@@ -294,18 +301,19 @@ def _to_rows(
         values = numbers(table, name)
         if not good_numbers(values, name, schema).all():
             return None
-        out[:] = values.take(order)
+        out[:] = taken(values)
     rest = iter(ids)
     for feature in schema.id_features:
         column = _array(table[feature.name])
         if not ids_are_good(column, feature, sizes[str(feature.table)]):
             return None
         if feature.kind == "categorical":
-            next(rest)[:] = column.to_numpy().take(order)
+            next(rest)[:] = taken(column.to_numpy())
         else:
             offsets = column.offsets.to_numpy().astype(np.int64)
-            lists.append(Lists(column.flatten().to_numpy(), offsets - offsets[0]).take(order))
-    return Rows(row.take(order), block, ids, lists, bad={})
+            one = Lists(column.flatten().to_numpy(), offsets - offsets[0])
+            lists.append(one if order is None else one.take(order))
+    return Rows(row, block, ids, lists, bad={})
 
 
 def _hash_columns(table: pa.Table, schema: Schema) -> pa.Table:
