@@ -31,9 +31,11 @@ import psutil
 import pyarrow.parquet as pq
 import torch
 import typer
+from numpy.typing import NDArray
 from rich.table import Table
 
 from trainer.batch import Batch
+from trainer.cli import quieten
 from trainer.dataset import Dataset, Piece
 from trainer.prepare.dataset import ROW_GROUP_ROWS
 from trainer.prepare.random import prepare_random
@@ -46,33 +48,33 @@ THREADS = (1, 2)
 ORDERS: tuple[Order, ...] = ("shuffled", "sequential", "partitioned")
 
 
-def measure(data: Path, rounds: int = 5) -> dict[str, dict[str, Any]]:
-    """Measure, in new processes, on datasets that are made in the folder `data` unless they are there.
+def measure(name: str, data: Path, rounds: int = 5) -> dict[str, Any]:
+    """Measure with one of DATASETS, in new processes; it is made in the folder `data` unless it is there.
 
     Args:
+        name: of the dataset.
         data: the folder.
         rounds: how often all ways of reading take turns.
 
     Returns:
-        Per dataset: `rows`; `wall` and `cpu`, per way of reading its rows per second, and per CPU second, of every
-        round; `threads`, by their number rows per second and seconds to the first batch; `memory`, by `shuffle_rows`
+        `rows`; `wall` and `cpu`, per way of reading its rows per second, and per CPU second, of every round;
+        `threads`, by their number rows per second and seconds to the first batch; `memory`, by `shuffle_rows`
         what the reader's arrays may take, and what the process grew by (bytes).
     """
-    result = {}
-    for name, (schema, groups) in DATASETS.items():
-        rows, path = groups * LANES * ROW_GROUP_ROWS, data / name
-        if not path.exists():
-            prepare_random(Path(__file__).parent / f"schemas/{schema}.yaml", rows * 10 // 8, path)
-        console.print(f"{name}: {rows:,} rows")
-        rates = _in_new_process(_rates, path, rounds)
-        threads = _in_new_process(_threads, path, rounds)
-        memory = {size: _in_new_process(_memory, path, size) for size in (ROW_GROUP_ROWS, 4 * ROW_GROUP_ROWS)}
-        result[name] = {"rows": rows, **rates, "threads": threads, "memory": memory}
-    return result
+    schema, groups = DATASETS[name]
+    rows, path = groups * LANES * ROW_GROUP_ROWS, data / name
+    if not path.exists():
+        prepare_random(Path(__file__).parent / f"schemas/{schema}.yaml", rows * 10 // 8, path)
+    console.print(f"{name}: {rows:,} rows, {rounds} rounds")
+    rates = _in_new_process(_rates, path, rounds)
+    threads = _in_new_process(_threads, path, rounds)
+    memory = {size: _in_new_process(_memory, path, size) for size in (ROW_GROUP_ROWS, 4 * ROW_GROUP_ROWS)}
+    return {"rows": rows, **rates, "threads": threads, "memory": memory}
 
 
 def _in_new_process(function: Callable[..., Any], *arguments: Any) -> Any:
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        process.submit(quieten)
         return process.submit(function, *arguments).result()
 
 
@@ -147,7 +149,7 @@ def _memory(path: Path, shuffle_rows: int) -> dict[str, float]:
 def _row_bytes(dataset: Dataset) -> float:
     group = dataset.row_groups[0]
     rows = dataset.read([Piece(group, 0, group.num_rows)])
-    arrays: list[Any] = [rows.row, rows.numbers, rows.ids]
+    arrays: list[NDArray] = [rows.row, rows.numbers, rows.ids]
     arrays += [array for lists in rows.lists for array in (lists.ids, lists.offsets)]
     return sum(array.nbytes for array in arrays) / group.num_rows
 
@@ -183,8 +185,9 @@ def main(
     Tables of medians, in brackets the least and the most of the rounds. The
     share is of what pyarrow decodes in a CPU second with checksums checked.
     """
-    result = measure(data, rounds)
-    for name, found in result.items():
+    result = {}
+    for name in DATASETS:
+        result[name] = found = measure(name, data, rounds)
         output.print(_rates_table(name, found))
         for threads, times in found["threads"].items():
             output.print(
