@@ -21,6 +21,7 @@ import multiprocessing
 import os
 import resource
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -136,14 +137,15 @@ def _threads(path: Path, rounds: int) -> dict[int, dict[str, list[float]]]:
 def _memory(path: Path, shuffle_rows: int) -> dict[str, float]:
     torch.set_num_threads(1)
     dataset = Dataset(path, "train")
-    reader = _reader(dataset, shuffle_rows=shuffle_rows)
-    row, batch = _row_bytes(dataset), _batch_bytes(next(reader.batches(0, 0, 1)))
-    chunk = min(shuffle_rows + ROW_GROUP_ROWS, dataset.num_rows / LANES) * row
     before = psutil.Process().memory_info().rss
-    for _ in reader.batches(0):
-        pass
+    (batch,) = deque(_reader(dataset, shuffle_rows=shuffle_rows).batches(0), maxlen=1)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"arrays": (2 * LANES + 2) * chunk + (PREFETCH + 2) * batch, "grown": peak - before}
+    lane, chunk = dataset.num_rows // LANES, shuffle_rows + ROW_GROUP_ROWS
+    rows = LANES * min(2 * chunk, lane) + 2 * min(chunk, lane)
+    return {
+        "arrays": rows * _row_bytes(dataset) + (PREFETCH + 2) * _batch_bytes(batch),
+        "grown": peak - before,
+    }
 
 
 def _row_bytes(dataset: Dataset) -> float:
