@@ -281,11 +281,14 @@ def _to_rows(
     One column after the other is joined, checked and put in order, while it is in the processor's cache.
     """
 
-    def taken(values: NDArray) -> NDArray:
-        return values if order is None else values.take(order)
+    def copy(values: NDArray, out: NDArray) -> None:
+        if order is None:
+            out[:] = values
+        else:  # with `clip` it writes to `out` at once, not to a buffer first
+            values.astype(out.dtype, copy=False).take(order, out=out, mode="clip")
 
     table = pa.concat_tables(tables, promote_options="default")
-    row = taken(row)
+    row = row if order is None else row.take(order)
     sizes = schema.tables | schema.id_ranges
     categorical = schema.of_kind("categorical")
     narrow = all(sizes[str(feature.table)] <= 2**31 for feature in categorical)
@@ -301,14 +304,14 @@ def _to_rows(
         values = numbers(table, name)
         if not good_numbers(values, name, schema).all():
             return None
-        out[:] = taken(values)
+        copy(values, out)
     rest = iter(ids)
     for feature in schema.id_features:
         column = _array(table[feature.name])
         if not ids_are_good(column, feature, sizes[str(feature.table)]):
             return None
         if feature.kind == "categorical":
-            next(rest)[:] = taken(column.to_numpy())
+            copy(column.to_numpy(), next(rest))
         else:
             offsets = column.offsets.to_numpy().astype(np.int64)
             one = Lists(column.flatten().to_numpy(), offsets - offsets[0])
