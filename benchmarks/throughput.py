@@ -23,6 +23,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
+from benchmarks.speed.allocator import KEEP_MEMORY
 from benchmarks.speed.alternate import Contender, ContenderError, measure
 from benchmarks.speed.data import ROOT, dataset
 from benchmarks.speed.peers import FOLDER, peers_python
@@ -35,13 +36,7 @@ DEMO = Path(__file__).parent.parent / "configs" / "demo.yaml"
 BF16 = "training.precision=bf16"
 FUXICTR = "FuxiCTR"
 
-# glibc maps large blocks anew at each malloc, and faults their pages in again, unless told to keep them.
-ENVIRONMENT = {
-    "OMP_NUM_THREADS": "2",
-    "MALLOC_MMAP_THRESHOLD_": "4294967296",
-    "MALLOC_TRIM_THRESHOLD_": "4294967296",
-    "MALLOC_TOP_PAD_": "268435456",
-}
+ENVIRONMENT = {"OMP_NUM_THREADS": "2", **KEEP_MEMORY}
 
 Rates = Mapping[str, float]
 

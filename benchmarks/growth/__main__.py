@@ -5,7 +5,7 @@
 
 What is timed and what isn't is said in `benchmarks/growth/steps.py`, what is measured in `axes.py`. Points take turns
 in rounds; every figure is a median over the rounds with the lowest and the highest beside it, and a ratio is taken
-within each round.
+within each round. glibc keeps the memory it has (`benchmarks/speed/allocator.py`), as in `benchmarks.throughput`.
 """
 
 import json
@@ -25,6 +25,7 @@ from rich.markdown import Markdown
 
 from benchmarks.growth.axes import AXES, Axis, Point, Timing
 from benchmarks.growth.report import draw, markdown, result, save, spread
+from benchmarks.speed.allocator import KEEP_MEMORY
 from trainer.errors import UserError
 from trainer.progress import console, output
 
@@ -61,6 +62,7 @@ def main(
             raise UserError(f"--only {name}: none of {', '.join(AXES)}")
     if device not in ("auto", "cpu", "cuda"):
         raise UserError(f"--device {device}: none of auto, cpu, cuda")
+    os.environ |= KEEP_MEMORY  # the processes that train inherit it
     results = _read(out / "growth.json")
     out.mkdir(parents=True, exist_ok=True)
     for name in dict.fromkeys(only or AXES):
