@@ -14,6 +14,7 @@ from models.component import Component, ComponentConfig, Inputs, Output
 from models.config import CETNetConfig
 from models.embeddings import InputAssembly, Tables
 from models.fusion import Fusion
+from models.layers.sequences import rows_by_length
 from models.registry import component_class
 from models.schema import Schema
 
@@ -204,7 +205,24 @@ class Tower(nn.Module):
             tokens, sequences = inputs.tokens.bfloat16(), inputs.sequences.bfloat16()
             inputs = inputs._replace(tokens=tokens, sequences=sequences)
         with torch.autocast(inputs.dense.device.type, dtype=torch.bfloat16, enabled=self._bf16):
+            return self._by_length(inputs) if self.component.rows_apart else self.component(inputs)
+
+    def _by_length(self, inputs: Inputs) -> Output:
+        """The component's output, computed apart for rows of like lengths, each padded to their own longest."""
+        groups = rows_by_length(inputs.lengths)
+        if len(groups) == 1:
             return self.component(inputs)
+        outputs: list[Output] = []
+        for rows, longest in groups:
+            shorter = inputs._replace(sequences=inputs.sequences[:, :, :longest])
+            outputs.append(self.component(Inputs(*(tensor.index_select(0, rows) for tensor in shorter))))
+        back = torch.cat([rows for rows, _ in groups]).argsort()
+        auxiliary = [output.auxiliary for output in outputs if output.auxiliary is not None]
+        return Output(
+            torch.cat([output.embedding for output in outputs])[back],
+            torch.cat([output.logit for output in outputs])[back],
+            torch.cat(auxiliary)[back] if auxiliary else None,
+        )
 
 
 class Objective(nn.Module):

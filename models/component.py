@@ -133,6 +133,10 @@ class Component(nn.Module):
     reads_sequences: ClassVar[bool] = False
     """Whether it reads histories position by position; otherwise it gets their means as tokens."""
 
+    rows_apart: bool = False
+    """Whether a row's output depends on that row alone, and it pays to call the component for rows of like lengths
+    apart, because what it does with a history costs more than in proportion to the longest."""
+
     output_dim: int
     """Size D of the output embedding, known once constructed: the fusion head needs it."""
 

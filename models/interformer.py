@@ -196,6 +196,8 @@ class InterFormer(Component):
     def __init__(self, shape: InputShape, config: InterFormerConfig) -> None:
         super().__init__()
         dim, k, self.num_layers = shape.embedding_dim, shape.num_sequences, config.num_layers
+        # Attention costs length^2. Batch normalisation needs all rows.
+        self.rows_apart = k > 0 and not config.batch_norm
         self.pooled_tokens = config.pooled_tokens
         self.inputs = DenseTokens(
             shape.num_tokens + (k if config.pooled_tokens else 0),

@@ -274,7 +274,8 @@ def padding_axis() -> Axis:
     return Axis(
         label="",
         about="InterFormer, two aligned histories with 50 events on average, dim 16, 256 rows a step, fp32. The "
-        "lengths of the second are lognormal (sigma 1, cut at 1000): what it costs more than the first is padding.",
+        "lengths of the second are lognormal (sigma 1, cut at 1000): it costs more for padding, though rows of like "
+        "lengths are computed apart, and because attention costs length^2.",
         points=[
             Point("all of 50 events", 0, _history_schema(50, 1000), _single("interformer", 16), 256),
             Point(

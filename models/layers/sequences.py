@@ -9,6 +9,17 @@ def beyond_end(lengths: Tensor, longest: int) -> Tensor:
     return torch.arange(longest, device=lengths.device) >= lengths.unsqueeze(-1)
 
 
+def rows_by_length(lengths: Tensor) -> list[tuple[Tensor, int]]:
+    """Rows of like lengths: `[B, k]` -> the rows, int64, and their longest, of each group, the shortest first.
+
+    Groups end at 32, 64, 128, ... events: of those of more than 32, less than half is padding.
+    """
+    longest = lengths.amax(dim=1).cpu()  # a GPU is waited for once, not for each group
+    group = (longest.clamp(min=32) - 1).log2().floor()
+    members = [(group == value).nonzero().squeeze(1) for value in group.unique()]
+    return [(rows.to(lengths.device), max(1, int(longest[rows].max()))) for rows in members]
+
+
 def align_recent(sequences: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     """Join k sequences on the embedding axis so that their most recent events share a position.
 
