@@ -186,17 +186,19 @@ def phases(events: Iterable[Any], num_steps: int) -> dict[str, dict[str, float]]
     host: dict[str, float] = defaultdict(float)
     device: dict[str, float] = defaultdict(float)
 
+    elsewhere = _backward_roots(events)
+
     def add(event: Any, around: str) -> None:
         phase = phase_of(event.name, around)
-        host[phase] += event.self_cpu_time_total / num_steps / 1000
+        waits = elsewhere and event.name.startswith("## backward")
+        host[phase] += 0 if waits else event.self_cpu_time_total / num_steps / 1000
         device[phase] += event.self_device_time_total / num_steps / 1000
         for child in event.cpu_children:
             add(child, phase)
 
     for step in _steps(events):
         add(step, OTHER)
-    # On a GPU the backward pass has a thread of its own, which the training thread waits for.
-    for event in _backward_roots(events):
+    for event in elsewhere:
         add(event, "dense backward")
     names = [*PHASES, OTHER]
     return {
@@ -209,6 +211,7 @@ def _steps(events: Iterable[Any]) -> list[Any]:
 
 
 def _backward_roots(events: Iterable[Any]) -> list[Any]:
+    """What a GPU's backward pass does, in a thread of its own that the training thread waits for."""
     steps = _steps(events)
     main = steps[0].thread
     return [
@@ -236,6 +239,9 @@ def flame(events: Iterable[Any]) -> Frame:
         root.microseconds += step.cpu_time_total
         for child in step.cpu_children:
             add(child, root)
+    if backward := root.above.get("## backward ##"):
+        for event in _backward_roots(events):
+            add(event, backward)
     return root
 
 

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from trainer.errors import UserError
+from trainer.memory import keep_freed_memory
 from trainer.signals import pass_on_signals
 from trainer.versions import installed_versions
 from trainer.watch import Watch
@@ -112,6 +113,7 @@ def process_group(device: str, timeout_minutes: float = 10) -> Iterator[Processe
 
     A process that stops answering for `timeout_minutes`, or keeps the others waiting for that long, ends them all.
     """
+    keep_freed_memory()
     resolved = resolve_device(device)
     if resolved.type == "cuda":
         torch.cuda.set_device(resolved)

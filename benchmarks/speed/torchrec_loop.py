@@ -47,12 +47,12 @@ class BareDCNv2(nn.Module):
         )
         _apply_optimizer_in_backward(RowWiseAdagrad, self.tables.parameters(), {"lr": 0.02})
         self.dense = DenseDCNv2(len(schema.tables), len(schema.dense_features)).to(device)
-        self.bf16 = bf16
+        self.bf16, self.device_type = bf16, device.type
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Loss and logits of a batch."""
         rows = self.tables(batch.sparse).values()
-        with torch.autocast(rows.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+        with torch.autocast(self.device_type, dtype=torch.bfloat16, enabled=self.bf16):
             logits = self.dense(rows, batch.dense)
         loss = F.binary_cross_entropy_with_logits(logits.float(), batch.label)
         return loss, logits.detach()

@@ -33,6 +33,6 @@ class AttentionGRU(nn.Module):
             if size < len(state):
                 finished.append(state[size:])
                 state = state[:size]
-            state = state.lerp(self.cell(x, state), a)
+            state = state.lerp(self.cell(x, state).to(state.dtype), a)  # autocast on CUDA makes it float16
         states = torch.cat([state, *reversed(finished)])
         return states if events.unsorted_indices is None else states[events.unsorted_indices]

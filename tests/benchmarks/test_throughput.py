@@ -162,17 +162,16 @@ def test_columns_in_memory_are_the_readers(tmp_path: Path) -> None:
     data = Dataset(tmp_path, "train")
     rows = data.read([Piece(group, 0, group.num_rows) for group in data.row_groups])
     columns = read_columns(tmp_path, 150)
-    for i, feature in enumerate(schema.id_features):
-        ids, offsets = rows.ids[i]
-        for row in range(150):
-            expected = ids[offsets[row] : offsets[row + 1]]
-            if feature.kind == "categorical":
-                assert columns[feature.name][row] == expected[0]
-            elif feature.kind == "sequence":
-                padded = [0] * (feature.max_length - len(expected)) + expected.tolist()
-                assert columns[feature.name][row].tolist() == padded
-    for i, feature in enumerate(schema.dense_features):
-        assert columns[feature.name].tolist() == rows.dense[:150, i].tolist()
+    for feature, ids in zip(schema.of_kind("categorical"), rows.ids, strict=True):
+        assert columns[feature.name].tolist() == ids[:150].tolist()
+    lists = [f for f in schema.id_features if f.kind != "categorical"]
+    for feature, (ids, offsets) in zip(lists, rows.lists, strict=True):
+        for row in range(150 if feature.kind == "sequence" else 0):
+            expected = ids[offsets[row] : offsets[row + 1]].tolist()
+            padded = [0] * (feature.max_length - len(expected)) + expected
+            assert columns[feature.name][row].tolist() == padded
+    for feature, numbers in zip(schema.dense_features, rows.numbers[2:], strict=True):
+        assert columns[feature.name].tolist() == numbers[:150].tolist()
 
 
 def test_table_says_what_is_reached_and_what_is_missing(tmp_path: Path) -> None:
