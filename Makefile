@@ -8,7 +8,7 @@ export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 endif
 UV := $(or $(shell command -v uv),.tools/bin/uv)
 
-.PHONY: help demo test test-slurm lint clean
+.PHONY: help demo test test-slurm bench lint clean
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
@@ -22,6 +22,10 @@ test-slurm: $(VENV)/synced ## run jobs on a Slurm cluster of two nodes on this m
 	launch/slurm/local-cluster up
 	@trap 'launch/slurm/local-cluster down' EXIT; trap 'exit 130' INT TERM; \
 	SLURM_CONF=/var/lib/cetnet-slurm/slurm.conf $(VENV)/bin/pytest -m slurm tests/slurm -v
+
+bench: $(VENV)/synced ## measure training speed beside other trainers and the machine's limits (40 minutes on 2 idle cores)
+	$(VENV)/bin/python -m benchmarks.throughput
+	$(VENV)/bin/python -m benchmarks.growth
 
 lint: $(VENV)/synced ## check style and types
 	$(VENV)/bin/ruff check .

@@ -38,6 +38,7 @@ from rich.table import Table
 from trainer.batch import Batch
 from trainer.cli import quieten
 from trainer.dataset import Dataset, Piece
+from trainer.memory import keep_freed_memory
 from trainer.prepare.dataset import ROW_GROUP_ROWS
 from trainer.prepare.random import prepare_random
 from trainer.progress import console, output
@@ -76,6 +77,7 @@ def measure(name: str, data: Path, rounds: int = 5) -> dict[str, Any]:
 def _in_new_process(function: Callable[..., Any], *arguments: Any) -> Any:
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
         process.submit(quieten)
+        process.submit(keep_freed_memory)  # as the trainer does
         return process.submit(function, *arguments).result()
 
 

@@ -23,6 +23,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
+from benchmarks import reader_rate
 from benchmarks.speed.allocator import KEEP_MEMORY
 from benchmarks.speed.alternate import Contender, ContenderError, measure
 from benchmarks.speed.data import ROOT, dataset
@@ -35,8 +36,11 @@ CONFIGS = Path(__file__).parent / "speed"
 DEMO = Path(__file__).parent.parent / "configs" / "demo.yaml"
 BF16 = "training.precision=bf16"
 FUXICTR = "FuxiCTR"
+FUXICTR_PLAIN = "FuxiCTR, glibc's defaults"
+READER, ROOFLINE = "reader", "roofline"
 
-ENVIRONMENT = {"OMP_NUM_THREADS": "2", **KEEP_MEMORY}
+THREADS = {"OMP_NUM_THREADS": "2"}
+ENVIRONMENT = THREADS | KEEP_MEMORY
 
 Rates = Mapping[str, float]
 
@@ -129,13 +133,14 @@ def comparisons(work: Path) -> list[Comparison]:
     def plain(data: str) -> Contender:
         return contender("plain PyTorch", "benchmarks.speed.plain", ROOT / data, "PROGRESS")
 
-    def fuxictr(model: str, data: str, rows: int) -> Contender:
-        return contender(
-            FUXICTR,
+    def fuxictr(model: str, data: str, rows: int, name: str = FUXICTR) -> Contender:
+        made = contender(
+            name,
             *("benchmarks.speed.fuxictr_peer", model, ROOT / data, "PROGRESS", "--batch-size", str(rows)),
             rows=rows,
             python=str(FOLDER / "bin" / "python"),
         )
+        return made if name == FUXICTR else replace(made, env=THREADS)
 
     def products(*options: str) -> Contender:
         name = "products bf16" if options else "products fp32"
@@ -153,12 +158,18 @@ def comparisons(work: Path) -> list[Comparison]:
                 bare("clicks-2m", "--bf16"),
                 plain("clicks-2m"),
                 fuxictr("dcnv2", "clicks-2m", 4096),
+                fuxictr("dcnv2", "clicks-2m", 4096, FUXICTR_PLAIN),
                 products(),
                 products("--bf16"),
             ),
             (
                 Ratio("DCNv2, ours (bf16) / FuxiCTR, 2.16 M rows", lambda r: r["ours bf16"] / r[FUXICTR], 3),
-                Ratio("the same, ours in fp32", lambda r: r["ours fp32"] / r[FUXICTR]),
+                Ratio(
+                    f"DCNv2, ours (bf16) / {FUXICTR_PLAIN}, 2.16 M rows",
+                    lambda r: r["ours bf16"] / r[FUXICTR_PLAIN],
+                    3,
+                ),
+                Ratio("DCNv2, ours (fp32) / FuxiCTR, 2.16 M rows", lambda r: r["ours fp32"] / r[FUXICTR]),
                 Ratio("DCNv2, ours (bf16) / plain PyTorch", lambda r: r["ours bf16"] / r["plain PyTorch"]),
                 Ratio(
                     "DCNv2, ours / bare TorchRec, fp32",
@@ -188,6 +199,22 @@ def comparisons(work: Path) -> list[Comparison]:
             (
                 Ratio("DCNv2, ours (bf16) / FuxiCTR, 21.6 M rows", lambda r: r["ours bf16"] / r[FUXICTR], 20),
                 Ratio("the same / bare TorchRec, bf16", lambda r: r["ours bf16"] / r["bare TorchRec bf16"]),
+            ),
+        ),
+        Comparison(
+            "fuxictr-22m",
+            "DCNv2, 21.6 M table rows, batch 4096; FuxiCTR as it is installed",
+            ("clicks-22m",),
+            (
+                dcnv2("ours bf16", "clicks-22m", BF16),
+                fuxictr("dcnv2", "clicks-22m", 4096, FUXICTR_PLAIN),
+            ),
+            (
+                Ratio(
+                    f"DCNv2, ours (bf16) / {FUXICTR_PLAIN}, 21.6 M rows",
+                    lambda r: r["ours bf16"] / r[FUXICTR_PLAIN],
+                    20,
+                ),
             ),
         ),
         Comparison(  # apart, since each optimizer that touches every row keeps 5.5 GB
@@ -293,20 +320,17 @@ def comparisons(work: Path) -> list[Comparison]:
     ]
 
 
-ROOFLINE = "roofline"
-
-
 def main(
     only: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="Only this: roofline, peers-2m, peers-22m, plain-22m, din, ensemble, ranks, rows or "
-            "evaluation; repeat it.",
+            help="Only this: roofline, reader, peers-2m, peers-22m, fuxictr-22m, plain-22m, din, ensemble, ranks, "
+            "rows or evaluation; repeat it.",
         ),
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Windows of each contender.")] = 5,
-    seconds: Annotated[float, typer.Option(min=0.1, help="Length of a window.")] = 8.0,
+    rounds: Annotated[int, typer.Option(min=1, help="Windows of each contender.")] = 3,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Length of a window.")] = 6.0,
     out: Annotated[Path, typer.Option(help="Folder for results.json, table.md and logs.")] = Path(
         "runs/throughput"
     ),
@@ -325,7 +349,7 @@ def main(
     """
     work, logs = out / ".runs", out / "logs"
     every = comparisons(work)
-    names = [ROOFLINE, *(comparison.name for comparison in every)]
+    names = [ROOFLINE, READER, *(comparison.name for comparison in every)]
     if unknown := sorted(set(only or ()) - set(names)):
         raise typer.BadParameter(
             f"unknown: {', '.join(unknown)}; there are {', '.join(names)}", param_hint="--only"
@@ -342,6 +366,9 @@ def main(
     if ROOFLINE in chosen:
         console.print("roofline", highlight=False)
         results["roofline"] = roofline()
+        write(out, results, every)
+    if READER in chosen:
+        results["reader"] = reader_rate.measure("criteo", Path("data/reader_rate"), rounds)
         write(out, results, every)
     failed = False
     for comparison in every:
@@ -369,8 +396,8 @@ def run(comparison: Comparison, rounds: int, seconds: float, logs: Path) -> dict
     for name in comparison.data:
         dataset(name)
     contenders, missing = comparison.contenders, {}
-    if any(c.name == FUXICTR for c in contenders) and peers_python() is None:
-        contenders = tuple(c for c in contenders if c.name != FUXICTR)
+    if any(c.name.startswith(FUXICTR) for c in contenders) and peers_python() is None:
+        contenders = tuple(c for c in contenders if not c.name.startswith(FUXICTR))
         missing = {FUXICTR: "could not be installed"}
     rates = measure(
         contenders, rounds, seconds, logs, lambda text: console.print(f"  {text}", highlight=False)
@@ -430,6 +457,7 @@ def markdown(results: Mapping[str, Any], every: Sequence[Comparison]) -> str:
     for comparison, result in measured.values():
         for ratio in comparison.ratios:
             lines.append(f"| {ratio.name} | {ratio.wanted} | {' | '.join(_ratio(ratio, result))} |")
+    lines += _reader_lines(results)
     for comparison, result in measured.values():
         lines += [
             "",
@@ -452,6 +480,35 @@ def markdown(results: Mapping[str, Any], every: Sequence[Comparison]) -> str:
                 share = median(ours) / min(limits[f"{name} products"], limits["random reads"])
                 lines.append(f"| DCNv2, ours {name}, share of the lower limit | {share:.2f} |")
     return "\n".join(lines)
+
+
+def _reader_lines(results: Mapping[str, Any]) -> list[str]:
+    """The reader beside pyarrow, and beside the fastest of our trainers on Criteo's columns."""
+    if "reader" not in results:
+        return []
+    found = results["reader"]
+    lines = []
+    for order in ("sequential", "shuffled"):
+        of_pyarrow = Ratio(
+            f"reader, {order} / pyarrow's decoding, rows per CPU second",
+            lambda r, order=order: r[f"reader, {order}"] / r["pyarrow"],  # type: ignore[misc]
+            0.7,
+        )
+        cells = _ratio(of_pyarrow, {"rates": found["cpu"], "missing": {}})
+        lines.append(f"| {of_pyarrow.name} | {of_pyarrow.wanted} | {' | '.join(cells)} |")
+    rates = [
+        median(rates)
+        for comparison in results["comparisons"].values()
+        for name, rates in comparison["rates"].items()
+        if name.startswith("ours")
+    ]
+    if rates:
+        value = median(found["wall"]["reader, shuffled"]) / max(rates)
+        lines.append(
+            f"| reader, shuffled, one core / the fastest of our trainers, rows/s | >= 5 | {value:.1f} "
+            f"| {'yes' if value >= 5 else 'no'} |"
+        )
+    return lines
 
 
 def _ratio(ratio: Ratio, result: Mapping[str, Any]) -> tuple[str, str]:
