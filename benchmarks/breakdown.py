@@ -10,6 +10,7 @@ their own. On a GPU those are the seconds of launching, and a second column has 
 
 import json
 import re
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ from trainer.cli import quieten
 from trainer.config import load_config
 from trainer.dataset import Dataset
 from trainer.distributed import Processes, process_group
+from trainer.errors import UserError
 from trainer.progress import console, output
 from trainer.progressive import ProgressiveNE
 from trainer.reader import Reader
@@ -384,4 +386,8 @@ def as_table(result: dict[str, Any], title: str) -> Table:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    try:
+        typer.run(main)
+    except UserError as error:
+        print(f"breakdown: {error}", file=sys.stderr)
+        sys.exit(2)

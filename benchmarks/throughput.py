@@ -233,10 +233,18 @@ def comparisons(work: Path) -> list[Comparison]:
             "din",
             "DIN, 50 events of an item and its category, batch 1024",
             ("events",),
-            (din("ours fp32"), din("ours bf16", BF16), fuxictr("din", "events", 1024)),
+            (
+                din("ours fp32"),
+                din("ours bf16", BF16),
+                din("ours fp32 compiled", "training.compile=true"),
+                din("ours bf16 compiled", BF16, "training.compile=true"),
+                fuxictr("din", "events", 1024),
+            ),
             (
                 Ratio("DIN, ours (fp32) / FuxiCTR", lambda r: r["ours fp32"] / r[FUXICTR]),
                 Ratio("DIN, ours (bf16) / FuxiCTR", lambda r: r["ours bf16"] / r[FUXICTR]),
+                Ratio("DIN, ours (fp32, compiled) / FuxiCTR", lambda r: r["ours fp32 compiled"] / r[FUXICTR]),
+                Ratio("DIN, ours (bf16, compiled) / FuxiCTR", lambda r: r["ours bf16 compiled"] / r[FUXICTR]),
             ),
         ),
         Comparison(

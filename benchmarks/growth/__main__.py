@@ -40,7 +40,7 @@ def main(
     only: Annotated[
         list[str] | None, typer.Option(help=f"{', '.join(AXES)}; repeat it. Default: all of them.")
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Times that each point is timed.")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, help="Times that each point is timed.")] = 3,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     out: Annotated[
         Path, typer.Option(help="Folder for growth.json, growth.md and a figure of each axis.")
