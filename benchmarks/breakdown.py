@@ -94,6 +94,10 @@ def main(
             threads=data.threads,
         )
         count = min(warmup + steps, reader.steps_per_epoch)
+        if count <= warmup:
+            raise UserError(
+                f"{data.path} has {count} steps of {data.batch_size} rows, --warmup {warmup} takes them all"
+            )
         example = next(reader.batches(0)).to(processes.device)
         flops, looked_up = (
             count_flops(session, example, processes),
@@ -153,7 +157,7 @@ def labelled(batches: Iterable[Batch]) -> Iterator[Batch]:
 
 
 def count_flops(session: Session, batch: Batch, processes: Processes) -> int:
-    """Floating-point operations of the matrix products of a step, forward and backward; nothing is learned."""
+    """Floating-point operations of the matrix products of a step, forward and backward; the tables learn from it."""
     session.model.train()
     with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
         loss, _ = session.model(batch)

@@ -4,7 +4,8 @@
     python -m benchmarks.throughput --only peers-22m --rounds 3
 
 Ours is `cetnet train` as a user runs it: Parquet reader, metrics, logs, TensorBoard, checkpoints. The others have
-their data ready in memory and do nothing but train. All get the same threads and allocator settings (`ENVIRONMENT`).
+their data ready in memory and do nothing but train. All get the same threads, and all keep the memory that they free:
+ours by itself (`trainer/memory.py`), the others by glibc's environment variables (`ENVIRONMENT`).
 """
 
 import json
@@ -509,7 +510,7 @@ def _reader_lines(results: Mapping[str, Any]) -> list[str]:
         for comparison in results["comparisons"].values()
         for name, rates in comparison["rates"].items()
         if name.startswith("ours")
-    ]
+    ]  # of DCNv2, which is faster than DIN
     if rates:
         value = median(found["wall"]["reader, shuffled"]) / max(rates)
         lines.append(

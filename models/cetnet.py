@@ -89,7 +89,8 @@ class CETNet(nn.Module):
         self.table_std: dict[str, float] = {}
         tables: dict[str, Tables] = {}
         sources: dict[str, list[str]] = {name: [] for name in classes}
-        with device:
+        # Tables draw nothing from the generator that the rest starts from: their values come when they are sharded.
+        with device, torch.random.fork_rng(devices=[]):
             for name, component in config.components.items():
                 cls = classes[name]
                 dims = {t: component.embedding_dim for t in schema.tables if t not in schema.pretrained}
@@ -205,7 +206,8 @@ class Tower(nn.Module):
             tokens, sequences = inputs.tokens.bfloat16(), inputs.sequences.bfloat16()
             inputs = inputs._replace(tokens=tokens, sequences=sequences)
         with torch.autocast(inputs.dense.device.type, dtype=torch.bfloat16, enabled=self._bf16):
-            return self._by_length(inputs) if self.component.rows_apart else self.component(inputs)
+            apart = self.component.rows_apart and inputs.lengths.shape[1] > 0
+            return self._by_length(inputs) if apart else self.component(inputs)
 
     def _by_length(self, inputs: Inputs) -> Output:
         """The component's output, computed apart for rows of like lengths, each padded to their own longest."""

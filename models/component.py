@@ -91,6 +91,8 @@ class Inputs(NamedTuple):
         lengths: `[B, k]` int64, the number of valid positions of each sequence.
         dense: `[B, m]` float32.
         extra: `[B, e]`, what `Component.extra_tables` gave, side by side.
+
+    Tokens and sequences are bfloat16 if `training.precision` is bf16; the rest is float32.
     """
 
     tokens: Tensor

@@ -17,7 +17,7 @@ from models.dhen import DHENLayers, InteractionName, default_tokens_per_interact
 from models.layers.attention import RotaryAttention
 from models.layers.config import TokenModelConfig
 from models.layers.cross_arch import Gate, SequenceSummary, TokenSummary
-from models.layers.mlp import Activation, linear, mlp
+from models.layers.mlp import Activation, BatchNorm, linear, mlp
 from models.layers.pffn import PFFN, PFFNKind
 from models.layers.sequences import align_recent, mean_of_events, merge_by_recency
 from models.layers.tokens import DenseTokens, Readout, TokenLinear
@@ -196,8 +196,6 @@ class InterFormer(Component):
     def __init__(self, shape: InputShape, config: InterFormerConfig) -> None:
         super().__init__()
         dim, k, self.num_layers = shape.embedding_dim, shape.num_sequences, config.num_layers
-        # Attention costs length^2. Batch normalisation needs all rows.
-        self.rows_apart = k > 0 and not config.batch_norm
         self.pooled_tokens = config.pooled_tokens
         self.inputs = DenseTokens(
             shape.num_tokens + (k if config.pooled_tokens else 0),
@@ -235,6 +233,8 @@ class InterFormer(Component):
                 self.sequence_archs.append(SequenceArch(self.sequence_input.max_length, config))
         self.readout = Readout(self.num_cls + num_sequence_tokens, config)
         self.output_dim = self.readout.output_dim
+        # Attention costs length^2. Batch normalisation, Dice's too, needs all rows.
+        self.rows_apart = k > 0 and not any(isinstance(module, BatchNorm) for module in self.modules())
 
     def forward(self, inputs: Inputs) -> Output:
         """Return the output embedding `[B, output_dim]` and the logit `[B]`."""

@@ -70,7 +70,7 @@ def build_session(config: RunConfig, schema: Schema, processes: Processes) -> Se
 def compile_components(model: CETNet, device: torch.device) -> None:
     """Have every component compiled when it is first called: in place, so that names in checkpoints stay.
 
-    Once for batches of one size and, as soon as it changes, once for all lengths of histories.
+    First for the sizes of that call; when others come, for any.
 
     Raises UserError if a CPU is to be compiled for and there is no compiler.
     """
@@ -84,6 +84,7 @@ def compile_components(model: CETNet, device: torch.device) -> None:
             raise UserError(
                 "training.compile needs a C++ compiler: install g++, name one in CXX, or leave it out"
             ) from error
+    torch._dynamo.config.optimize_ddp = False  # it would cut components where DDP's buckets end
     for tower in model.towers.values():
         cast(Tower, tower).component.compile()
 

@@ -107,8 +107,8 @@ class TrainingConfig(_Section):
     )
     compile: bool = Field(
         False,
-        description="Compile the components (torch.compile) at the first steps, which takes a minute or so; on a CPU "
-        "it needs a C++ compiler. Pays where a step has many small operations.",
+        description="Compile the components (torch.compile) at the first steps, which takes a minute or so and needs "
+        "a C++ compiler (on a GPU a C compiler). Pays where a step has many small operations.",
     )
     table_precision: Literal["fp32", "fp16"] = Field(
         "fp32", description="Of the sharded tables' rows; what is looked up is always fp32."

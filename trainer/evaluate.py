@@ -60,6 +60,8 @@ def check_inputs(run: Path, data: Path, split: str) -> tuple[RunConfig, Dataset,
 
 def _score_run(run: Path, data: Path, split: str) -> Scores | None:
     config, dataset, checkpoint = check_inputs(run, data, split)
+    training = config.training.model_copy(update={"compile": False})  # it would take longer than it saves
+    config = config.model_copy(update={"training": training})
     # On whatever there is here: a model trained on GPUs can be scored without one.
     with process_group("auto", config.training.timeout_minutes) as processes:
         session = build_session(config, dataset.schema, processes)

@@ -144,12 +144,8 @@ class Reader:
         assembler, decoders = ThreadPoolExecutor(1, "assemble"), ThreadPoolExecutor(self._threads, "decode")
         try:
             plan = self._plan(epoch, decoders)
-            for (
-                stream,
-                offset,
-                stride,
-                _,
-            ) in plan:  # the first batch waits for a chunk of each, for no second one
+            # So that the first batch waits for a chunk of each, and for no second one.
+            for stream, offset, stride, _ in plan:
                 stream.prefetch(offset + start * stride)
             pending: deque[Future[Batch]] = deque()
             for step in range(start, stop):

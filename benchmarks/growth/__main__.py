@@ -5,7 +5,7 @@
 
 What is timed and what isn't is said in `benchmarks/growth/steps.py`, what is measured in `axes.py`. Points take turns
 in rounds; every figure is a median over the rounds with the lowest and the highest beside it, and a ratio is taken
-within each round. glibc keeps the memory it has (`benchmarks/speed/allocator.py`), as in `benchmarks.throughput`.
+within each round.
 """
 
 import json
@@ -25,7 +25,6 @@ from rich.markdown import Markdown
 
 from benchmarks.growth.axes import AXES, Axis, Point, Timing
 from benchmarks.growth.report import draw, markdown, result, save, spread
-from benchmarks.speed.allocator import KEEP_MEMORY
 from trainer.errors import UserError
 from trainer.progress import console, output
 
@@ -50,7 +49,7 @@ def main(
 
     Each point of an axis is a model in a process of its own (a process a
     rank), fed with random batches that were made before: no reader, no
-    metrics, no checkpoints. A point gets at least 5 steps and 2 seconds.
+    metrics, no checkpoints. A point gets at least a step and 0.4 seconds a round.
 
     The whole takes about 15 minutes on 2 cores and 8 GB. Axes that
     OUT/growth.json has from before stay there, so each can be measured alone.
@@ -62,7 +61,6 @@ def main(
             raise UserError(f"--only {name}: none of {', '.join(AXES)}")
     if device not in ("auto", "cpu", "cuda"):
         raise UserError(f"--device {device}: none of auto, cpu, cuda")
-    os.environ |= KEEP_MEMORY  # the processes that train inherit it
     results = _read(out / "growth.json")
     out.mkdir(parents=True, exist_ok=True)
     for name in dict.fromkeys(only or AXES):

@@ -31,4 +31,6 @@ class PairwiseInteraction(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """`[B, n, d]` -> `[B, d]`."""
+        # In float32 at least: the difference of two sums that are nearly equal.
+        tokens = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
         return 0.5 * (tokens.sum(1).square() - tokens.square().sum(1))

@@ -73,7 +73,8 @@ def event_softmax(scores: Tensor, events: Events, batch_size: int) -> Tensor:
 
 def weighted_sum(weights: Tensor, events: Events, batch_size: int) -> Tensor:
     """Sum over each row's events, `[E]` and `[E, D]` -> `[B, D]`; zeros for a row without events."""
-    weighted = weights.unsqueeze(1) * events.vectors
+    # In float32 at least: many are added up, one after the other.
+    weighted = weights.to(torch.promote_types(weights.dtype, torch.float32)).unsqueeze(1) * events.vectors
     return weighted.new_zeros(batch_size, weighted.shape[1]).index_add(0, events.row, weighted)
 
 

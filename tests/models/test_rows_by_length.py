@@ -67,3 +67,4 @@ def test_outputs_and_gradients_are_those_of_all_rows_at_once(join: str) -> None:
 def test_batch_normalisation_sees_all_rows() -> None:
     assert tower().component.rows_apart
     assert not tower(batch_norm=True).component.rows_apart
+    assert not tower(activation="dice").component.rows_apart

@@ -1,5 +1,6 @@
 """Compiled components compute what they compute without."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -7,11 +8,12 @@ from typing import Any
 import pytest
 
 from tests.data import write_dataset
-from tests.processes import run_settings
+from tests.processes import run_processes, run_settings, train_all
 from tests.trainer.test_every_model import component
 from trainer.config import RunConfig
 from trainer.distributed import process_group
 from trainer.errors import UserError
+from trainer.evaluate import predict_run
 from trainer.train import train
 
 
@@ -49,6 +51,22 @@ def test_results_are_equal_and_a_run_may_go_on_without(folder: Path) -> None:
     shutil.rmtree(run_dir / "checkpoints/step-000000010")
     resumed = run(settings(folder, False) | {"run_dir": str(run_dir)}, resume=True)
     assert resumed["train"] == pytest.approx(eager["train"], rel=1e-5)
+
+
+def test_two_processes(folder: Path) -> None:
+    """Under DDP."""
+    runs = [
+        settings(folder, compile) | {"run_dir": str(folder / f"two-{compile}")} for compile in (False, True)
+    ]
+    run_processes(train_all, 2, runs)
+    eager, compiled = (json.loads((Path(run["run_dir"]) / "result.json").read_text()) for run in runs)
+    assert compiled["train"] == pytest.approx(eager["train"], rel=1e-5)
+
+
+def test_scoring_needs_no_compiler(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "no-such-compiler"))
+    predict_run(folder / "compile-True", folder / "data", "test", folder / "scores.parquet")
+    assert (folder / "scores.parquet").exists()
 
 
 def test_a_missing_compiler_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,5 @@ def page_faults(first: str) -> int:
 
 
 def test_pages_are_not_faulted_in_again() -> None:
-    """Four blocks of 16,384 pages."""
-    assert page_faults("") > 4 * 16_000
-    assert page_faults("keep_freed_memory()") < 1000
+    """Four blocks of 64 MiB, of small pages or huge ones."""
+    assert page_faults("keep_freed_memory()") < page_faults("") / 10
