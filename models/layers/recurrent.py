@@ -27,12 +27,12 @@ class AttentionGRU(nn.Module):
         """Packed events `[E, D]`, attention `[E]` in the same order -> `[B, D]`, in the batch's order."""
         sizes: list[int] = events.batch_sizes.tolist()
         steps = zip(sizes, events.data.split(sizes), attention.unsqueeze(1).split(sizes), strict=True)
-        state = events.data.new_zeros(sizes[0], self.cell.hidden_size)
+        state = attention.new_zeros(sizes[0], self.cell.hidden_size)
         finished = []
         for size, x, a in steps:
             if size < len(state):
                 finished.append(state[size:])
                 state = state[:size]
-            state = state.lerp(self.cell(x, state).to(state.dtype), a)  # autocast on CUDA makes it float16
+            state = state.lerp(self.cell(x, state).to(state.dtype), a)  # in float32, also under autocast
         states = torch.cat([state, *reversed(finished)])
         return states if events.unsorted_indices is None else states[events.unsorted_indices]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch._inductor.config
 
 from tests.data import write_dataset
 from tests.processes import run_processes, run_settings, train_all
@@ -63,13 +64,16 @@ def test_two_processes(folder: Path) -> None:
     assert compiled["train"] == pytest.approx(eager["train"], rel=1e-5)
 
 
-def test_scoring_needs_no_compiler(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "no-such-compiler"))
-    predict_run(folder / "compile-True", folder / "data", "test", folder / "scores.parquet")
+NO_COMPILER = {"cpp.cxx": (None, "no-such-compiler")}
+
+
+def test_scoring_needs_no_compiler(folder: Path) -> None:
+    with torch._inductor.config.patch(NO_COMPILER):
+        predict_run(folder / "compile-True", folder / "data", "test", folder / "scores.parquet")
     assert (folder / "scores.parquet").exists()
 
 
-def test_a_missing_compiler_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "no-such-compiler"))
-    with pytest.raises(UserError, match=r"training\.compile needs a C\+\+ compiler"):
+def test_a_missing_compiler_is_named(folder: Path) -> None:
+    missing = pytest.raises(UserError, match=r"training\.compile needs a C\+\+ compiler")
+    with torch._inductor.config.patch(NO_COMPILER), missing:
         run(settings(folder, True) | {"run_dir": str(folder / "none")})
