@@ -67,6 +67,8 @@ class InterestEvolution(nn.Module):
     def _scores(self, query: Tensor, interest: Tensor) -> Tensor:
         if self.attention is None:
             return (query * interest).sum(1)
+        if isinstance(self.attention, nn.Bilinear):  # which autocast passes over
+            query, interest = (x.to(self.attention.weight.dtype) for x in (query, interest))
         scores: Tensor = self.attention(query, interest)
         return scores.view(-1)
 
