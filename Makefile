@@ -23,7 +23,7 @@ test-slurm: $(VENV)/synced ## run jobs on a Slurm cluster of two nodes on this m
 	@trap 'launch/slurm/local-cluster down' EXIT; trap 'exit 130' INT TERM; \
 	SLURM_CONF=/var/lib/cetnet-slurm/slurm.conf $(VENV)/bin/pytest -m slurm tests/slurm -v
 
-bench: $(VENV)/synced ## measure training speed beside other trainers and the machine's limits (40 minutes on 2 idle cores)
+bench: $(VENV)/synced ## measure training speed beside other trainers and the machine's limits (25 minutes on 2 idle cores)
 	$(VENV)/bin/python -m benchmarks.throughput
 	$(VENV)/bin/python -m benchmarks.growth
 

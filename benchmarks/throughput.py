@@ -351,7 +351,7 @@ def main(
     windows of one round; given are the median and the extremes.
 
     FuxiCTR is installed into an environment of its own, .peers/, on the first
-    run; data go to data/throughput/. 24 GB of memory; 25 minutes on 2 cores.
+    run; data go to data/throughput/. 24 GB of memory; 20 minutes on 2 cores.
     The machine should do nothing else.
 
     Example: python -m benchmarks.throughput --only din --rounds 3 --seconds 5

@@ -51,7 +51,7 @@ def main(
     rank), fed with random batches that were made before: no reader, no
     metrics, no checkpoints. A point gets at least a step and 0.4 seconds a round.
 
-    The whole takes about 15 minutes on 2 cores and 8 GB. Axes that
+    The whole takes about 5 minutes on 2 cores and 8 GB. Axes that
     OUT/growth.json has from before stay there, so each can be measured alone.
 
     Example: python -m benchmarks.growth --only rows
