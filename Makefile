@@ -32,8 +32,8 @@ lint: $(VENV)/synced ## check style and types
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-clean: ## remove the environment, the demo's data and runs, and caches
-	rm -rf $(VENV) .tools data/demo runs/demo .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+clean: ## remove environments, the data and runs of the demo and benchmarks, and caches
+	rm -rf $(VENV) .tools .peers data/demo data/throughput data/reader_rate runs/demo runs/throughput runs/growth .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 
 data/demo/schema.yaml: | $(VENV)/synced
 	$(VENV)/bin/cetnet prepare synthetic --out data/demo --rows 400000
