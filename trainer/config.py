@@ -104,8 +104,8 @@ class TrainingConfig(_Section):
     seed: int = Field(42, ge=0)
     precision: Literal["fp32", "bf16"] = Field(
         "fp32",
-        description="Of the components; losses are always fp32. On CPUs `bf16` pays for wide layers, in processors that "
-        "have its products; narrow ones and attention are slower in it.",
+        description="Of the components; losses are always fp32. On CPUs `bf16` pays for wide layers, in processors "
+        "that have its products; narrow ones and attention are slower in it.",
     )
     compile: bool = Field(
         False,
