@@ -1,5 +1,6 @@
 """From a configuration to a sharded model with its optimizer; the same for training, scoring and planning."""
 
+import sysconfig
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -80,6 +81,10 @@ def compile_components(model: CETNet, device: torch.device) -> None:
 
         try:
             get_cpp_compiler()
+            if not Path(sysconfig.get_path("include"), "Python.h").exists():
+                raise UserError(
+                    "training.compile needs Python's headers: install python3-dev, or leave it out"
+                )
         except InvalidCxxCompiler as error:
             raise UserError(
                 "training.compile needs a C++ compiler: install g++, name one in CXX, or leave it out"

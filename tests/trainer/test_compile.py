@@ -3,14 +3,18 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+import torch
 import torch._inductor.config
 
+from models.cetnet import CETNet
 from tests.data import write_dataset
 from tests.processes import run_processes, run_settings, train_all
 from tests.trainer.test_every_model import component
+from trainer.build import compile_components
 from trainer.config import RunConfig
 from trainer.distributed import process_group
 from trainer.errors import UserError
@@ -34,6 +38,16 @@ def run(run_settings: dict[str, Any], resume: bool = False) -> dict[str, Any]:
         result = train(RunConfig.model_validate(run_settings), processes, resume)
     assert result is not None
     return result
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiler() -> None:
+    """What `training.compile` needs, and a machine may lack."""
+    model = SimpleNamespace(towers={})
+    try:
+        compile_components(cast(CETNet, model), torch.device("cpu"))
+    except UserError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="module")
