@@ -25,7 +25,6 @@ import torch
 import typer
 
 from benchmarks import reader_rate
-from benchmarks.speed.allocator import KEEP_MEMORY
 from benchmarks.speed.alternate import Contender, ContenderError, measure
 from benchmarks.speed.data import ROOT, dataset
 from benchmarks.speed.peers import FOLDER, peers_python
@@ -41,7 +40,12 @@ FUXICTR_PLAIN = "FuxiCTR, glibc's defaults"
 READER, ROOFLINE = "reader", "roofline"
 
 THREADS = {"OMP_NUM_THREADS": "2"}
-ENVIRONMENT = THREADS | KEEP_MEMORY
+# glibc maps large blocks anew at each malloc, and faults their pages in again, unless told to keep them.
+ENVIRONMENT = THREADS | {
+    "MALLOC_MMAP_THRESHOLD_": "4294967296",
+    "MALLOC_TRIM_THRESHOLD_": "4294967296",
+    "MALLOC_TOP_PAD_": "268435456",
+}
 
 Rates = Mapping[str, float]
 
