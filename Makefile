@@ -19,13 +19,13 @@ test: $(VENV)/synced ## run the tests
 	OMP_NUM_THREADS=1 $(VENV)/bin/pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
 test-slurm: $(VENV)/synced ## run jobs on a Slurm cluster of two nodes on this machine (Debian, root)
-	launch/slurm/local-cluster up
-	@trap 'launch/slurm/local-cluster down' EXIT; trap 'exit 130' INT TERM; \
+	tests/slurm/local-cluster up
+	@trap 'tests/slurm/local-cluster down' EXIT; trap 'exit 130' INT TERM; \
 	SLURM_CONF=/var/lib/cetnet-slurm/slurm.conf $(VENV)/bin/pytest -m slurm tests/slurm -v
 
 bench: $(VENV)/synced ## measure training speed beside other trainers and the machine's limits (25 minutes on 2 idle cores)
-	$(VENV)/bin/python -m benchmarks.throughput
-	$(VENV)/bin/python -m benchmarks.growth
+	$(VENV)/bin/python -m cetnet.benchmarks.speed
+	$(VENV)/bin/python -m cetnet.benchmarks.growth
 
 lint: $(VENV)/synced ## check style and types
 	$(VENV)/bin/ruff check .

@@ -1,6 +1,6 @@
 """`cetnet launch`: a job as a plain script or manifest, and studies as one job per run.
 
-Heavy libraries are imported inside the commands, as in `trainer.cli`.
+Heavy libraries are imported inside the commands, as in `cetnet.trainer.cli`.
 """
 
 import re
@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trainer.errors import UserError
+from cetnet.trainer.errors import UserError
 
 if TYPE_CHECKING:
-    from launch.render import Job
-    from trainer.config import RunConfig
+    from cetnet.launch.render import Job
+    from cetnet.trainer.config import RunConfig
 
 app = typer.Typer(
     help="Run on a cluster: plain job files, and studies as many jobs. Single jobs through TorchX: "
@@ -83,7 +83,7 @@ def slurm(
 
     Example: cetnet launch render slurm configs/cetnet.yaml data.lanes=32 -j 4x8 --gpu 8 --retries 3 --out job.sh
     """
-    from launch.render import slurm_script
+    from cetnet.launch.render import slurm_script
 
     job, _ = _job(config, overrides, shape, cpu, gpu, memory, time, retries, env, name)
     options = _pairs("sbatch", sbatch)
@@ -120,7 +120,7 @@ def kubernetes(
     Example: cetnet launch render kubernetes configs/cetnet.yaml data.lanes=32 data.path=/data/a run_dir=/runs/a
     --image registry.example/cetnet:1 --mount clicks:/data:ro --mount runs:/runs -j 4x8 --gpu 8 | kubectl apply -f -
     """
-    from launch.render import Mount, kubernetes_manifests
+    from cetnet.launch.render import Mount, kubernetes_manifests
 
     job, settings = _job(config, overrides, shape, cpu, gpu, memory, time, retries, env, name)
     text = kubernetes_manifests(
@@ -165,7 +165,7 @@ def study(
 
     Started again, it submits what has failed since, resuming it; `cetnet study FILE --report-only` reports.
     """
-    from launch.submit import Resources, submit_study
+    from cetnet.launch.submit import Resources, submit_study
 
     resources = Resources(shape, cpu, gpu, _mebibytes(memory), mounts, image, retries, _pairs("env", env))
     submit_study(file, scheduler, cfg, resources, dryrun=dryrun)
@@ -184,8 +184,8 @@ def _job(
     name: str,
 ) -> tuple["Job", "RunConfig"]:
     """The job that the options describe, and the experiment it runs, both checked."""
-    from launch.render import Job
-    from trainer.config import load_config
+    from cetnet.launch.render import Job
+    from cetnet.trainer.config import load_config
 
     settings = load_config(config, overrides)
     least, most, nproc = _shape(shape)

@@ -127,7 +127,7 @@ def study(
         name="study",
         image=image,
         entrypoint="bash",
-        args=["-c", f"exec python -m trainer.cli study {shlex.quote(_escape(file))}"],
+        args=["-c", f"exec cetnet study {shlex.quote(_escape(file))}"],
         env=env or {},
         resource=specs.resource(cpu=cpu, gpu=gpu, memMB=memMB, h=h),
         max_retries=max_retries,
@@ -152,7 +152,7 @@ def _torchrun(
 ) -> specs.AppDef:
     app = dist.ddp(
         *map(_escape, arguments),
-        m="trainer.cli",
+        m="cetnet.trainer.cli",
         j=j,
         cpu=cpu,
         gpu=gpu,

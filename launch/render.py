@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from trainer.errors import UserError
+from cetnet.trainer.errors import UserError
 
 WORKDIR = PurePosixPath("/app")
 """Where `launch/Dockerfile` puts the project: relative paths of a job in a container start here."""
@@ -83,7 +83,7 @@ class Job:
         conf = f"is_host={is_host},join_timeout={_PATIENCE},read_timeout={_PATIENCE}"
         return (
             f"exec {program} --nnodes {nodes} --nproc-per-node {self.nproc} --rdzv-backend c10d "
-            f'--rdzv-endpoint "{endpoint}" --rdzv-id "{id}" --rdzv-conf "{conf}" -m trainer.cli "$@"'
+            f'--rdzv-endpoint "{endpoint}" --rdzv-id "{id}" --rdzv-conf "{conf}" --no-python cetnet "$@"'
         )
 
 

@@ -11,15 +11,15 @@ from torchx.runner import Runner, get_runner
 from torchx.runner.config import apply
 from torchx.specs import AppDef, CfgVal, InvalidRunConfigException, runopts
 
-from benchmarks.study import Run, Study, refuse_changed, runs_of
-from launch.components import train
-from trainer.errors import UserError
-from trainer.progress import output
+from cetnet.benchmarks.study.definition import Run, Study, refuse_changed, runs_of
+from cetnet.launch.components import train
+from cetnet.trainer.console import output
+from cetnet.trainer.errors import UserError
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What each job gets; as in `launch.components.train`, or None for the study's own."""
+    """What each job gets; as in `cetnet.launch.components.train`, or None for the study's own."""
 
     shape: str | None
     cpu: int | None

@@ -9,14 +9,14 @@ from torch import Tensor, nn
 from torchrec.modules.embedding_configs import DataType
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from models.collaboration import collaboration_loss
-from models.component import Component, ComponentConfig, Inputs, Output
-from models.config import CETNetConfig
-from models.embeddings import InputAssembly, Tables
-from models.fusion import Fusion
-from models.layers.sequences import rows_by_length
-from models.registry import component_class
-from models.schema import Schema
+from cetnet.models.collaboration import collaboration_loss
+from cetnet.models.component import Component, ComponentConfig, Inputs, Output
+from cetnet.models.config import CETNetConfig
+from cetnet.models.embeddings import InputAssembly, Tables
+from cetnet.models.fusion import Fusion
+from cetnet.models.layers.sequences import rows_by_length
+from cetnet.models.registry import component_class
+from cetnet.models.schema import Schema
 
 
 class RowBatch(Protocol):

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.config import Collaboration, Distillation, MutualLearning, SymmetricKL
+from cetnet.models.config import Collaboration, Distillation, MutualLearning, SymmetricKL
 
 
 def collaboration_loss(config: Collaboration, logits: Tensor, fused: Tensor) -> Tensor | None:

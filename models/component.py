@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from models.schema import Feature, Schema
+from cetnet.models.schema import Feature, Schema
 
 _LARGEST_LAYER = 1 << 20
 _MOST_LAYERS = 1000
@@ -18,7 +18,7 @@ class ComponentConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     kind: str = Field(
-        description="Name of the component, a key of `models.registry.COMPONENTS`, or the dotted path of a "
+        description="Name of the component, a key of `cetnet.models.registry.COMPONENTS`, or the dotted path of a "
         "class in an installed package."
     )
     embedding_dim: int = Field(32, gt=0, description="Size d of every embedding of this component.")

@@ -4,8 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
 
-from models.component import ComponentConfig, check_sizes
-from models.registry import component_class
+from cetnet.models.component import ComponentConfig, check_sizes
+from cetnet.models.registry import component_class
 
 FusionMode = Literal["confidence_concat", "confidence_sum", "gate_concat", "gate_sum", "concat", "mean"]
 

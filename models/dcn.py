@@ -5,11 +5,11 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from models.component import Component, Inputs, InputShape, Output
-from models.layers.config import FieldModelConfig
-from models.layers.crosses import CrossNet
-from models.layers.mlp import LogitLinear, mlp
-from models.layers.tokens import DenseTokens
+from cetnet.models.component import Component, Inputs, InputShape, Output
+from cetnet.models.layers.config import FieldModelConfig
+from cetnet.models.layers.crosses import CrossNet
+from cetnet.models.layers.mlp import LogitLinear, mlp
+from cetnet.models.layers.tokens import DenseTokens
 
 
 class DCNConfig(FieldModelConfig):

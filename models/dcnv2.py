@@ -6,11 +6,11 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from models.component import Component, Inputs, InputShape, Output
-from models.layers.config import FieldModelConfig
-from models.layers.crosses import CrossNetV2, LowRankCrossNet, MixtureCrossNet
-from models.layers.mlp import LogitLinear, mlp
-from models.layers.tokens import DenseTokens
+from cetnet.models.component import Component, Inputs, InputShape, Output
+from cetnet.models.layers.config import FieldModelConfig
+from cetnet.models.layers.crosses import CrossNetV2, LowRankCrossNet, MixtureCrossNet
+from cetnet.models.layers.mlp import LogitLinear, mlp
+from cetnet.models.layers.tokens import DenseTokens
 
 Structure = Literal["parallel", "stacked", "stacked_parallel", "crossnet_only"]
 

@@ -5,13 +5,13 @@ from typing import Literal
 
 import torch
 
-from models.component import Component, ExtraTable, Inputs, InputShape, Output
-from models.layers.config import FieldModelConfig
-from models.layers.linear_part import LinearPart, weight_tables
-from models.layers.mlp import LogitLinear, mlp
-from models.layers.products import PairwiseInteraction
-from models.layers.tokens import DenseTokens
-from models.schema import Feature
+from cetnet.models.component import Component, ExtraTable, Inputs, InputShape, Output
+from cetnet.models.layers.config import FieldModelConfig
+from cetnet.models.layers.linear_part import LinearPart, weight_tables
+from cetnet.models.layers.mlp import LogitLinear, mlp
+from cetnet.models.layers.products import PairwiseInteraction
+from cetnet.models.layers.tokens import DenseTokens
+from cetnet.models.schema import Feature
 
 
 class DeepFMConfig(FieldModelConfig):

@@ -7,11 +7,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from models.component import Component, Inputs, InputShape, Output
-from models.layers.config import TokenModelConfig
-from models.layers.mlp import Activation, linear, mlp, start_linear_maps
-from models.layers.products import InnerProducts
-from models.layers.tokens import DenseTokens, Readout, TokenLinear
+from cetnet.models.component import Component, Inputs, InputShape, Output
+from cetnet.models.layers.config import TokenModelConfig
+from cetnet.models.layers.mlp import Activation, linear, mlp, start_linear_maps
+from cetnet.models.layers.products import InnerProducts
+from cetnet.models.layers.tokens import DenseTokens, Readout, TokenLinear
 
 InteractionName = Literal["dot", "dcn", "attention", "linear", "convolution"]
 Ensemble = Literal["concat", "sum", "weighted_sum"]

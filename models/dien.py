@@ -8,12 +8,12 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from models.component import Component, Inputs, InputShape, Output
-from models.din import TargetAttentionConfig
-from models.layers.mlp import LogitLinear, linear, mlp
-from models.layers.recurrent import AttentionGRU
-from models.layers.target_attention import AttentionUnit, Events, event_softmax, read_behavior
-from models.layers.tokens import DenseTokens
+from cetnet.models.component import Component, Inputs, InputShape, Output
+from cetnet.models.din import TargetAttentionConfig
+from cetnet.models.layers.mlp import LogitLinear, linear, mlp
+from cetnet.models.layers.recurrent import AttentionGRU
+from cetnet.models.layers.target_attention import AttentionUnit, Events, event_softmax, read_behavior
+from cetnet.models.layers.tokens import DenseTokens
 
 
 class DIENConfig(TargetAttentionConfig):

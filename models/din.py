@@ -6,11 +6,11 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from models.component import Component, Inputs, InputShape, Output
-from models.layers.config import FieldModelConfig
-from models.layers.mlp import Activation, LogitLinear, mlp
-from models.layers.target_attention import Events, TargetAttention, read_behavior
-from models.layers.tokens import DenseTokens
+from cetnet.models.component import Component, Inputs, InputShape, Output
+from cetnet.models.layers.config import FieldModelConfig
+from cetnet.models.layers.mlp import Activation, LogitLinear, mlp
+from cetnet.models.layers.target_attention import Events, TargetAttention, read_behavior
+from cetnet.models.layers.tokens import DenseTokens
 
 
 class TargetAttentionConfig(FieldModelConfig):

@@ -7,12 +7,12 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from models.component import Component, Inputs, InputShape, Output
-from models.din import TargetAttentionConfig
-from models.layers.attention import merge_heads, split_heads
-from models.layers.mlp import BatchNorm, LogitLinear, linear, mlp
-from models.layers.target_attention import Events, TargetAttention, read_behavior
-from models.layers.tokens import DenseTokens
+from cetnet.models.component import Component, Inputs, InputShape, Output
+from cetnet.models.din import TargetAttentionConfig
+from cetnet.models.layers.attention import merge_heads, split_heads
+from cetnet.models.layers.mlp import BatchNorm, LogitLinear, linear, mlp
+from cetnet.models.layers.target_attention import Events, TargetAttention, read_behavior
+from cetnet.models.layers.tokens import DenseTokens
 
 
 class DMINConfig(TargetAttentionConfig):

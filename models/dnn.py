@@ -2,10 +2,10 @@
 
 from typing import Literal
 
-from models.component import Component, Inputs, InputShape, Output
-from models.layers.config import FieldModelConfig
-from models.layers.mlp import LogitLinear, mlp
-from models.layers.tokens import DenseTokens
+from cetnet.models.component import Component, Inputs, InputShape, Output
+from cetnet.models.layers.config import FieldModelConfig
+from cetnet.models.layers.mlp import LogitLinear, mlp
+from cetnet.models.layers.tokens import DenseTokens
 
 
 class DNNConfig(FieldModelConfig):

@@ -18,9 +18,9 @@ from torchrec.modules.mc_embedding_modules import (
 from torchrec.modules.mc_modules import ManagedCollisionCollection
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
-from models.component import Component, ComponentConfig, ExtraTable, Inputs, input_shape
-from models.layers.mlp import linear
-from models.schema import Schema
+from cetnet.models.component import Component, ComponentConfig, ExtraTable, Inputs, input_shape
+from cetnet.models.layers.mlp import linear
+from cetnet.models.schema import Schema
 
 BLOCK_ROWS = 65_536
 """Rows of a table whose initial values are drawn together; see `initial_rows`."""

@@ -7,11 +7,11 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from models.component import Component, ExtraTable, Inputs, InputShape, Output
-from models.layers.config import FieldModelConfig
-from models.layers.mlp import BilinearFusion, linear, mlp
-from models.layers.tokens import DenseTokens
-from models.schema import Feature
+from cetnet.models.component import Component, ExtraTable, Inputs, InputShape, Output
+from cetnet.models.layers.config import FieldModelConfig
+from cetnet.models.layers.mlp import BilinearFusion, linear, mlp
+from cetnet.models.layers.tokens import DenseTokens
+from cetnet.models.schema import Feature
 
 
 class FinalMLPConfig(FieldModelConfig):

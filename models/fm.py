@@ -7,12 +7,12 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from models.component import Component, ComponentConfig, ExtraTable, Inputs, InputShape, Output
-from models.layers.config import DenseMode
-from models.layers.linear_part import LinearPart, weight_tables
-from models.layers.products import PairwiseInteraction
-from models.layers.tokens import DenseTokens
-from models.schema import Feature
+from cetnet.models.component import Component, ComponentConfig, ExtraTable, Inputs, InputShape, Output
+from cetnet.models.layers.config import DenseMode
+from cetnet.models.layers.linear_part import LinearPart, weight_tables
+from cetnet.models.layers.products import PairwiseInteraction
+from cetnet.models.layers.tokens import DenseTokens
+from cetnet.models.schema import Feature
 
 
 class FMConfig(ComponentConfig):

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from models.config import FusionConfig
-from models.layers.mlp import BilinearFusion, LogitLinear, linear, mlp
+from cetnet.models.config import FusionConfig
+from cetnet.models.layers.mlp import BilinearFusion, LogitLinear, linear, mlp
 
 
 def binary_entropy(logit: Tensor) -> Tensor:

@@ -12,15 +12,15 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from models.component import Component, Inputs, InputShape, Output
-from models.dhen import DHENLayers, InteractionName, default_tokens_per_interaction
-from models.layers.attention import RotaryAttention
-from models.layers.config import TokenModelConfig
-from models.layers.cross_arch import Gate, SequenceSummary, TokenSummary
-from models.layers.mlp import Activation, BatchNorm, linear, mlp
-from models.layers.pffn import PFFN, PFFNKind
-from models.layers.sequences import align_recent, mean_of_events, merge_by_recency
-from models.layers.tokens import DenseTokens, Readout, TokenLinear
+from cetnet.models.component import Component, Inputs, InputShape, Output
+from cetnet.models.dhen import DHENLayers, InteractionName, default_tokens_per_interaction
+from cetnet.models.layers.attention import RotaryAttention
+from cetnet.models.layers.config import TokenModelConfig
+from cetnet.models.layers.cross_arch import Gate, SequenceSummary, TokenSummary
+from cetnet.models.layers.mlp import Activation, BatchNorm, linear, mlp
+from cetnet.models.layers.pffn import PFFN, PFFNKind
+from cetnet.models.layers.sequences import align_recent, mean_of_events, merge_by_recency
+from cetnet.models.layers.tokens import DenseTokens, Readout, TokenLinear
 
 
 class InterFormerConfig(TokenModelConfig):

@@ -8,10 +8,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from models.component import Component, Inputs, InputShape, Output
-from models.layers.config import FieldModelConfig
-from models.layers.mlp import Activation, LogitLinear, activation_layer, linear, mlp
-from models.layers.tokens import DenseTokens
+from cetnet.models.component import Component, Inputs, InputShape, Output
+from cetnet.models.layers.config import FieldModelConfig
+from cetnet.models.layers.mlp import Activation, LogitLinear, activation_layer, linear, mlp
+from cetnet.models.layers.tokens import DenseTokens
 
 
 class MaskNetConfig(FieldModelConfig):

@@ -2,25 +2,25 @@
 
 import importlib
 
-from models.component import Component
+from cetnet.models.component import Component
 
 COMPONENTS = {
-    "dcn": "models.dcn.DCN",
-    "dcnv2": "models.dcnv2.DCNv2",
-    "deepfm": "models.deepfm.DeepFM",
-    "dhen": "models.dhen.DHEN",
-    "dien": "models.dien.DIEN",
-    "din": "models.din.DIN",
-    "dmin": "models.dmin.DMIN",
-    "dnn": "models.dnn.DNN",
-    "finalmlp": "models.finalmlp.FinalMLP",
-    "fm": "models.fm.FM",
-    "interformer": "models.interformer.InterFormer",
-    "ipnn": "models.ipnn.IPNN",
-    "masknet": "models.masknet.MaskNet",
-    "wide_deep": "models.wide_deep.WideDeep",
-    "wukong": "models.wukong.Wukong",
-    "xdeepfm": "models.xdeepfm.XDeepFM",
+    "dcn": "cetnet.models.dcn.DCN",
+    "dcnv2": "cetnet.models.dcnv2.DCNv2",
+    "deepfm": "cetnet.models.deepfm.DeepFM",
+    "dhen": "cetnet.models.dhen.DHEN",
+    "dien": "cetnet.models.dien.DIEN",
+    "din": "cetnet.models.din.DIN",
+    "dmin": "cetnet.models.dmin.DMIN",
+    "dnn": "cetnet.models.dnn.DNN",
+    "finalmlp": "cetnet.models.finalmlp.FinalMLP",
+    "fm": "cetnet.models.fm.FM",
+    "interformer": "cetnet.models.interformer.InterFormer",
+    "ipnn": "cetnet.models.ipnn.IPNN",
+    "masknet": "cetnet.models.masknet.MaskNet",
+    "wide_deep": "cetnet.models.wide_deep.WideDeep",
+    "wukong": "cetnet.models.wukong.Wukong",
+    "xdeepfm": "cetnet.models.xdeepfm.XDeepFM",
 }
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from models.strict_yaml import read_strict_yaml
+from cetnet.trainer.strict_yaml import read_strict_yaml
 
 _MANAGED_IDS = 2**62  # so many that two ids of a table hardly ever collide
 FeatureKind = Literal["categorical", "multi_valued", "sequence", "dense"]

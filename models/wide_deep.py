@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from models.component import Component, ExtraTable, Inputs, InputShape, Output
-from models.layers.config import FieldModelConfig
-from models.layers.linear_part import LinearPart, weight_tables
-from models.layers.mlp import LogitLinear, mlp
-from models.layers.tokens import DenseTokens
-from models.schema import Feature
+from cetnet.models.component import Component, ExtraTable, Inputs, InputShape, Output
+from cetnet.models.layers.config import FieldModelConfig
+from cetnet.models.layers.linear_part import LinearPart, weight_tables
+from cetnet.models.layers.mlp import LogitLinear, mlp
+from cetnet.models.layers.tokens import DenseTokens
+from cetnet.models.schema import Feature
 
 
 class WideDeepConfig(FieldModelConfig):

@@ -6,10 +6,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from models.component import Component, Inputs, InputShape, Output
-from models.layers.config import TokenModelConfig
-from models.layers.mlp import Activation, mlp
-from models.layers.tokens import DenseTokens, Readout, TokenLinear
+from cetnet.models.component import Component, Inputs, InputShape, Output
+from cetnet.models.layers.config import TokenModelConfig
+from cetnet.models.layers.mlp import Activation, mlp
+from cetnet.models.layers.tokens import DenseTokens, Readout, TokenLinear
 
 
 class WukongConfig(TokenModelConfig):

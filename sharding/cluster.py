@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
-from sharding.config import ClusterConfig
+from cetnet.sharding.config import ClusterConfig
 
 
 @dataclass(frozen=True)

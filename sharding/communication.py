@@ -7,7 +7,7 @@ from torch import Tensor
 from torchrec.distributed.fbgemm_qcomm_codec import CommType, QCommsConfig, get_qcomm_codecs_registry
 from torchrec.distributed.types import QuantizedCommCodecs
 
-from sharding.config import CommunicationConfig
+from cetnet.sharding.config import CommunicationConfig
 
 _GRADIENT_SCALE = 2.0**14
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from sharding.planner import Phases, Plan
+from cetnet.sharding.planner import Phases, Plan
 
 
 @dataclass(frozen=True)

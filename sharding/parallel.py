@@ -9,10 +9,10 @@ from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.modules.hash_mc_modules import HashZchManagedCollisionModule
 
-from models.cetnet import CETNet
-from models.embeddings import BLOCK_ROWS, initial_rows
-from sharding.config import CommunicationConfig
-from sharding.planner import Plan, sharders
+from cetnet.models.cetnet import CETNet
+from cetnet.models.embeddings import BLOCK_ROWS, initial_rows
+from cetnet.sharding.config import CommunicationConfig
+from cetnet.sharding.planner import Plan, sharders
 
 _Block = tuple[Tensor, int, tuple[str, int, int, int, float, int]]
 """Rows of a table in memory, which of its columns is their first, and what `initial_rows` is told of them."""

@@ -31,9 +31,9 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection, Embedding
 from torchrec.modules.mc_modules import ManagedCollisionCollection
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
-from models.schema import Schema
-from sharding.communication import codecs
-from sharding.config import ClusterConfig, CommunicationConfig, ShardingConfig
+from cetnet.models.schema import Schema
+from cetnet.sharding.communication import codecs
+from cetnet.sharding.config import ClusterConfig, CommunicationConfig, ShardingConfig
 
 # A data-parallel table would get the dense optimizer; a column-split one can't be resumed under another split.
 DEFAULT_SHARDING_TYPES = ("table_wise", "row_wise", "table_row_wise")

@@ -3,7 +3,7 @@
 from rich import box
 from rich.table import Table
 
-from sharding.planner import Alternative, Placement, Plan
+from cetnet.sharding.planner import Alternative, Placement, Plan
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from models.schema import Feature, Schema
+from cetnet.models.schema import Feature, Schema
 
 SPLITS = {"train": 1000, "validation": 200, "test": 200}
 

@@ -4,8 +4,8 @@ import os
 import signal
 from threading import Event
 
-from models.component import Component, ComponentConfig, Inputs, InputShape, Output
-from models.layers.mlp import LogitLinear
+from cetnet.models.component import Component, ComponentConfig, Inputs, InputShape, Output
+from cetnet.models.layers.mlp import LogitLinear
 
 STEPS_DONE = 4
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 import torch.multiprocessing as mp
 
-from trainer.config import RunConfig
-from trainer.distributed import Processes, process_group
-from trainer.train import train
+from cetnet.trainer.config import RunConfig
+from cetnet.trainer.processes.distributed import Processes, process_group
+from cetnet.trainer.train import train
 
 
 def run_processes(function: Callable[..., Any], world_size: int, *args: Any, hosts: int = 1) -> None:

@@ -2,17 +2,17 @@
 
 import psutil
 
-from models.cetnet import CETNet
-from models.schema import Schema
-from sharding.optimizers import dense_table_parameters
-from trainer.build import build_model, count_parameters
-from trainer.config import RunConfig
-from trainer.dataset import Dataset
-from trainer.distributed import resolve_device
-from trainer.errors import UserError
-from trainer.reader import Reader
-from trainer.run import prepare_run
-from trainer.store import check_place
+from cetnet.models.cetnet import CETNet
+from cetnet.models.schema import Schema
+from cetnet.trainer.checkpoint.store import check_place
+from cetnet.trainer.config import RunConfig
+from cetnet.trainer.data.dataset import Dataset
+from cetnet.trainer.data.reader import Reader
+from cetnet.trainer.errors import UserError
+from cetnet.trainer.optimizers import dense_table_parameters
+from cetnet.trainer.processes.distributed import resolve_device
+from cetnet.trainer.run_folder import prepare_run
+from cetnet.trainer.session import build_model, count_parameters
 
 
 def check_inputs(config: RunConfig, world_size: int, resume: bool) -> Dataset:

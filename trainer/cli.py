@@ -13,10 +13,10 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from launch.cli import app as launch_app
-from trainer.errors import UserError
-from trainer.prepare.cli import app as prepare_app
-from trainer.prepare.cli import generate_app
+from cetnet.launch.cli import app as launch_app
+from cetnet.trainer.errors import UserError
+from cetnet.trainer.prepare.cli import app as prepare_app
+from cetnet.trainer.prepare.cli import generate_app
 
 app = typer.Typer(
     help="Train and compare click-through-rate ensembles on TorchRec.",
@@ -58,9 +58,9 @@ def train(
     with code 75 ("try again"). A second one, 5 seconds later: exit at once.
     What torchrun starts again resumes by itself.
     """
-    from trainer.config import load_config
-    from trainer.distributed import process_group, world_size
-    from trainer.run import restarted
+    from cetnet.trainer.config import load_config
+    from cetnet.trainer.processes.distributed import process_group, world_size
+    from cetnet.trainer.run_folder import restarted
 
     settings = load_config(config, overrides)
     resume = resume or restarted(settings.run_dir)
@@ -68,7 +68,7 @@ def train(
         _check_training(settings, nproc, resume)
         _launch(["train", str(config), *(overrides or []), *(["--resume"] if resume else [])], nproc)
     _check_training(settings, world_size(), resume)
-    from trainer.train import train as run
+    from cetnet.trainer.train import train as run
 
     with process_group(settings.training.device, settings.training.timeout_minutes) as processes:
         run(settings, processes, resume)
@@ -85,7 +85,7 @@ def evaluate(
     if nproc > 1 and "RANK" not in os.environ:
         _check_scoring(run, data, split)
         _launch(["evaluate", str(run), str(data), "--split", split], nproc)
-    from trainer.evaluate import evaluate_run
+    from cetnet.trainer.evaluate import evaluate_run
 
     evaluate_run(run, data, split)
 
@@ -102,7 +102,7 @@ def predict(
     if nproc > 1 and "RANK" not in os.environ:
         _check_scoring(run, data, split)
         _launch(["predict", str(run), str(data), "--out", str(out), "--split", split], nproc)
-    from trainer.evaluate import predict_run
+    from cetnet.trainer.evaluate import predict_run
 
     predict_run(run, data, split, out)
 
@@ -138,11 +138,11 @@ def plan(
     device: Annotated[Literal["cuda", "cpu"], typer.Option(help="What the ranks compute on.")] = "cuda",
 ) -> None:
     """Where each table would go on a cluster, why, and what a step would cost: estimated here, without it."""
-    from trainer.config import load_config
-    from trainer.dataset import load_schema, read_schema
-    from trainer.plan import read_cluster, read_sweep
-    from trainer.plan_report import plan_cluster, plan_sweep
-    from trainer.run import check_writable
+    from cetnet.trainer.config import load_config
+    from cetnet.trainer.data.dataset import load_schema, read_schema
+    from cetnet.trainer.plan.estimate import read_cluster, read_sweep
+    from cetnet.trainer.plan.report import plan_cluster, plan_sweep
+    from cetnet.trainer.run_folder import check_writable
 
     settings = load_config(config, overrides)
     target = read_cluster(cluster)
@@ -156,7 +156,7 @@ def plan(
         )
     features = read_schema(schema) if schema else load_schema(settings.data.path)
     if clusters:
-        from benchmarks.sweep import check_plot, plot_sweep
+        from cetnet.trainer.plan.plot import check_plot, plot_sweep
 
         check_plot(plot)
         check_writable(plot)
@@ -189,17 +189,17 @@ def calibrate(
     if embedding_dim % 4:
         raise UserError(f"--embedding-dim {embedding_dim} is not a multiple of 4")
     if out is not None:
-        from trainer.run import check_writable
+        from cetnet.trainer.run_folder import check_writable
 
         check_writable(out)
     if nproc > 1 and "RANK" not in os.environ:
         options = ["--embedding-dim", str(embedding_dim), "--megabytes", str(megabytes), "--device", device]
         _launch(["calibrate", *options, *(["--out", str(out)] if out else [])], nproc)
-    from trainer.distributed import process_group
+    from cetnet.trainer.processes.distributed import process_group
 
     with process_group(device) as processes:
-        from trainer.calibrate import calibrate as run
-        from trainer.calibrate import report
+        from cetnet.trainer.plan.calibrate import calibrate as run
+        from cetnet.trainer.plan.calibrate import report
 
         cluster, measured = run(processes, embedding_dim, megabytes)
         if processes.is_main:
@@ -223,12 +223,12 @@ def study(
     if smoke and report_only:
         raise UserError("--smoke and --report-only exclude each other")
     if smoke:
-        from benchmarks.smoke import smoke_study
+        from cetnet.benchmarks.study.smoke import smoke_study
 
         smoke_study(file)
         return
-    from benchmarks.run_study import report_study, run_study
-    from trainer.signals import pass_on_signals
+    from cetnet.benchmarks.study.run import report_study, run_study
+    from cetnet.trainer.processes.signals import pass_on_signals
 
     pass_on_signals()
     (report_study if report_only else run_study)(file)
@@ -241,10 +241,10 @@ def config(
     ] = None,
 ) -> None:
     """All keys of an experiment file, with their defaults, and the components it may name."""
-    from trainer.config import RunConfig
-    from trainer.errors import UserError
-    from trainer.progress import output
-    from trainer.reference import component_table, reference_table
+    from cetnet.trainer.config import RunConfig
+    from cetnet.trainer.config_keys import component_table, reference_table
+    from cetnet.trainer.console import output
+    from cetnet.trainer.errors import UserError
 
     if component is None:
         output.print(*reference_table(RunConfig), sep="\n")
@@ -256,19 +256,19 @@ def config(
 
 
 def _check_training(settings: Any, world_size: int, resume: bool) -> None:
-    from trainer.check import check_inputs
+    from cetnet.trainer.check import check_inputs
 
     check_inputs(settings, world_size, resume)
 
 
 def _check_scoring(run: Path, data: Path, split: str) -> None:
-    from trainer.evaluate import check_inputs
+    from cetnet.trainer.evaluate import check_inputs
 
     check_inputs(run, data, split)
 
 
 def _launch(arguments: list[str], nproc: int) -> None:
-    from trainer.distributed import launch
+    from cetnet.trainer.processes.launcher import launch
 
     raise typer.Exit(launch(arguments, nproc))
 
@@ -292,7 +292,7 @@ def _say_unless_of_the_disk(failure: threading.ExceptHookArgs) -> None:
 def main() -> None:
     """Entry point of `cetnet`: a user's mistake is one line on stderr and exit code 2."""
     quieten()
-    from trainer.versions import check_versions
+    from cetnet.trainer.versions import check_versions
 
     try:
         if {"train", "evaluate", "predict", "plan", "calibrate"} & set(sys.argv[1:2]):

@@ -3,8 +3,8 @@
 import time
 from collections.abc import Iterable, Iterator
 
-from trainer.batch import Batch
-from trainer.watch import READING, Watch
+from cetnet.models.batch import Batch
+from cetnet.trainer.processes.hang_detector import READING, Watch
 
 
 class TimedBatches(Iterator[Batch]):

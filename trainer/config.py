@@ -7,11 +7,11 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from models.config import CETNetConfig
-from models.strict_yaml import read_strict_yaml
-from sharding.config import ShardingConfig
-from trainer.errors import UserError
-from trainer.paths import UsablePath, UsablePlace
+from cetnet.models.config import CETNetConfig
+from cetnet.sharding.config import ShardingConfig
+from cetnet.trainer.errors import UserError
+from cetnet.trainer.paths import UsablePath, UsablePlace
+from cetnet.trainer.strict_yaml import read_strict_yaml
 
 LearningRate = Annotated[float, Field(gt=0, le=1e6)]
 Split = Annotated[str, Field(pattern=r"^[^/]+$", max_length=50)]

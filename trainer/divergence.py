@@ -2,8 +2,8 @@
 
 import math
 
-from trainer.config import RunConfig
-from trainer.nonfinite import REMEDY
+from cetnet.trainer.config import RunConfig
+from cetnet.trainer.nonfinite import REMEDY
 
 _RISE = 1.2
 """So far above its best, or above what was reported last, NE is worth a line."""

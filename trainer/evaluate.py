@@ -4,19 +4,19 @@ from pathlib import Path
 
 from rich.table import Table
 
-from models.schema import Schema
-from trainer.build import build_session
-from trainer.checkpoint import latest_checkpoint, load_checkpoint, verify_checkpoint
-from trainer.config import RunConfig
-from trainer.dataset import Dataset
-from trainer.distributed import process_group
-from trainer.errors import UserError
-from trainer.object_path import Place
-from trainer.progress import output
-from trainer.run import load_run
-from trainer.scoring import Scores, score
-from trainer.store import checkpoint_place
-from trainer.watch import LOADING
+from cetnet.models.schema import Schema
+from cetnet.trainer.checkpoint.checkpoints import latest_checkpoint, load_checkpoint, verify_checkpoint
+from cetnet.trainer.checkpoint.object_path import Place
+from cetnet.trainer.checkpoint.store import checkpoint_place
+from cetnet.trainer.config import RunConfig
+from cetnet.trainer.console import output
+from cetnet.trainer.data.dataset import Dataset
+from cetnet.trainer.errors import UserError
+from cetnet.trainer.processes.distributed import process_group
+from cetnet.trainer.processes.hang_detector import LOADING
+from cetnet.trainer.run_folder import load_run
+from cetnet.trainer.scoring import Scores, score
+from cetnet.trainer.session import build_session
 
 METRICS = {"ne": "NE", "auc": "AUC", "gauc": "gAUC", "logloss": "LogLoss", "calibration": "calibration"}
 

@@ -12,10 +12,10 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import KeyedOptimizer, OptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
-from models.cetnet import Predictions
-from models.component import Inputs, Output
-from trainer.distributed import share
-from trainer.errors import UserError
+from cetnet.models.cetnet import Predictions
+from cetnet.models.component import Inputs, Output
+from cetnet.trainer.errors import UserError
+from cetnet.trainer.processes.distributed import share
 
 _IN_A_ROW = 10
 """So many steps left out one after the other are no single rows any more."""

@@ -4,7 +4,7 @@ import math
 
 from torchrec.optim.keyed import KeyedOptimizer
 
-from trainer.config import OptimizerConfig
+from cetnet.trainer.config import OptimizerConfig
 
 
 class LearningRate:

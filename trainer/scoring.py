@@ -11,15 +11,15 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from models.cetnet import Predictions
-from trainer.bad_rows import BadRow
-from trainer.batch import Batch
-from trainer.build import Session
-from trainer.dataset import Dataset
-from trainer.distributed import Processes
-from trainer.errors import UserError
-from trainer.metrics import binary_metrics
-from trainer.reader import Reader
+from cetnet.models.batch import Batch
+from cetnet.models.cetnet import Predictions
+from cetnet.trainer.data.bad_rows import BadRow
+from cetnet.trainer.data.dataset import Dataset
+from cetnet.trainer.data.reader import Reader
+from cetnet.trainer.errors import UserError
+from cetnet.trainer.metrics import binary_metrics
+from cetnet.trainer.processes.distributed import Processes
+from cetnet.trainer.session import Session
 
 
 @dataclass(frozen=True)

@@ -11,38 +11,38 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 
-from sharding.optimizers import set_fused_step
-from sharding.report import plan_table
-from trainer.bad_rows import BadRow
-from trainer.build import Session, build_session, load_pretrained
-from trainer.check import check_inputs
-from trainer.checkpoint import (
+from cetnet.sharding.report import plan_table
+from cetnet.trainer.agreement import Agreement
+from cetnet.trainer.check import check_inputs
+from cetnet.trainer.checkpoint.checkpoints import (
     Checkpoints,
     load_checkpoint,
     open_checkpoints,
     read_trainer_state,
     verify_checkpoint,
 )
-from trainer.clock import Clock, TimedBatches
-from trainer.config import RunConfig
-from trainer.dataset import Dataset
-from trainer.distributed import Processes, share
-from trainer.divergence import Divergence
-from trainer.errors import UserError
-from trainer.nonfinite import FaultPolicy, check_parameters
-from trainer.object_path import Place
-from trainer.preemption import Agreement
-from trainer.progress import TrainingProgress, console
-from trainer.progressive import ProgressiveNE
-from trainer.quarantine import Quarantine
-from trainer.reader import Reader
-from trainer.run import RunFolder, locked, written
-from trainer.schedule import LearningRate
-from trainer.scoring import run_pipeline, score
-from trainer.signals import StopSignals
-from trainer.state import Progress, read_progress, trainer_state
-from trainer.store import folders_of
-from trainer.watch import LOADING, MEASURING, SAVING, TRAINING
+from cetnet.trainer.checkpoint.object_path import Place
+from cetnet.trainer.checkpoint.store import folders_of
+from cetnet.trainer.checkpoint.trainer_state import Progress, read_progress, trainer_state
+from cetnet.trainer.clock import Clock, TimedBatches
+from cetnet.trainer.config import RunConfig
+from cetnet.trainer.console import TrainingProgress, console
+from cetnet.trainer.data.bad_rows import BadRow
+from cetnet.trainer.data.dataset import Dataset
+from cetnet.trainer.data.quarantine import Quarantine
+from cetnet.trainer.data.reader import Reader
+from cetnet.trainer.divergence import Divergence
+from cetnet.trainer.errors import UserError
+from cetnet.trainer.nonfinite import FaultPolicy, check_parameters
+from cetnet.trainer.optimizers import set_fused_step
+from cetnet.trainer.processes.distributed import Processes, share
+from cetnet.trainer.processes.hang_detector import LOADING, MEASURING, SAVING, TRAINING
+from cetnet.trainer.processes.signals import StopSignals
+from cetnet.trainer.progressive_ne import ProgressiveNE
+from cetnet.trainer.run_folder import RunFolder, locked, written
+from cetnet.trainer.schedule import LearningRate
+from cetnet.trainer.scoring import run_pipeline, score
+from cetnet.trainer.session import Session, build_session, load_pretrained
 
 
 @dataclass

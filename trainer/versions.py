@@ -3,7 +3,7 @@
 import importlib
 from importlib.metadata import PackageNotFoundError, version
 
-from trainer.errors import UserError
+from cetnet.trainer.errors import UserError
 
 
 def installed_versions() -> dict[str, str]:

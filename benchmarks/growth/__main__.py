@@ -1,7 +1,7 @@
 """How the cost of a training step grows, and what an ensemble costs beside its components alone.
 
-    python -m benchmarks.growth
-    python -m benchmarks.growth --only rows --only ensemble
+    python -m cetnet.benchmarks.growth
+    python -m cetnet.benchmarks.growth --only rows --only ensemble
 
 What is timed and what isn't is said in `benchmarks/growth/steps.py`, what is measured in `axes.py`. Points take turns
 in rounds; every figure is a median over the rounds with the lowest and the highest beside it, and a ratio is taken
@@ -23,10 +23,10 @@ import psutil
 import typer
 from rich.markdown import Markdown
 
-from benchmarks.growth.axes import AXES, Axis, Point, Timing
-from benchmarks.growth.report import draw, markdown, result, save, spread
-from trainer.errors import UserError
-from trainer.progress import console, output
+from cetnet.benchmarks.growth.axes import AXES, Axis, Point, Timing
+from cetnet.benchmarks.growth.report import draw, markdown, result, save, spread
+from cetnet.trainer.console import console, output
+from cetnet.trainer.errors import UserError
 
 _MEMORY_USED = 0.8
 """Share of the free memory that points may take together; the largest are left out if they need more."""
@@ -54,7 +54,7 @@ def main(
     The whole takes about 5 minutes on 2 cores and 8 GB. Axes that
     OUT/growth.json has from before stay there, so each can be measured alone.
 
-    Example: python -m benchmarks.growth --only rows
+    Example: python -m cetnet.benchmarks.growth --only rows
     """
     for name in only or []:
         if name not in AXES:
@@ -81,7 +81,7 @@ def main(
 
 def _measure(axis: Axis, rounds: int, device: str) -> list[Timing | None]:
     """Timings of the points, None for those that don't fit in memory together with the others of their line."""
-    from benchmarks.growth.steps import measure  # imports TorchRec, for which --help need not wait
+    from cetnet.benchmarks.growth.steps import measure  # imports TorchRec, for which --help need not wait
 
     timings: list[Timing | None] = []
     for line, members in groupby(axis.points, key=lambda point: "" if axis.bars else point.line):
@@ -128,7 +128,7 @@ def _write(out: Path, results: dict[str, Any]) -> None:
     (out / "growth.json").write_text(json.dumps(results, indent=1) + "\n")
     sections = [
         f"## {name}\n\n{markdown(AXES[name](), measured)}\n![{name}]({name}.png)\n\n({measured['machine']}; "
-        f"{measured['date']}; `python -m benchmarks.growth --only {name}`)\n"
+        f"{measured['date']}; `python -m cetnet.benchmarks.growth --only {name}`)\n"
         for name, measured in results.items()
         if name in AXES
     ]

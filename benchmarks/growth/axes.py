@@ -5,10 +5,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from models.schema import Feature, Schema
-from trainer.config import RunConfig, read_yaml
+from cetnet.models.schema import Feature, Schema
+from cetnet.trainer.config import RunConfig, read_yaml
 
-_ROOT = Path(__file__).parents[2]
+_PACKAGE = Path(__file__).parents[2]
 _TABLES, _DENSE = 26, 13
 
 
@@ -293,12 +293,12 @@ def padding_axis() -> Axis:
 
 
 def _demo() -> dict[str, Any]:
-    model: dict[str, Any] = read_yaml(_ROOT / "configs/demo.yaml")["model"]
+    model: dict[str, Any] = read_yaml(_PACKAGE / "configs/demo.yaml")["model"]
     return model
 
 
 def _demo_schema() -> Schema:
-    return Schema.load(_ROOT / "benchmarks/schemas/demo.yaml")
+    return Schema.load(_PACKAGE / "benchmarks/studies/schemas/demo.yaml")
 
 
 AXES = {

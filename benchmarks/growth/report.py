@@ -19,8 +19,8 @@ from matplotlib.ticker import (
     NullLocator,
 )
 
-from benchmarks.growth.axes import Axis, Ratio, Timing
-from benchmarks.plots import COLORS, LINES, MARKERS
+from cetnet.benchmarks.growth.axes import Axis, Ratio, Timing
+from cetnet.benchmarks.study.report.plots import COLORS, LINES, MARKERS
 
 _PANELS: Mapping[str, Callable[[Mapping[str, Any]], list[float]]] = {
     "ms a step": lambda point: [1e3 * seconds for seconds in point["seconds"]],

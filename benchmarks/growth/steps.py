@@ -22,13 +22,13 @@ import torch.distributed as dist
 from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from benchmarks.growth.axes import Point, Timing
-from models.schema import Feature, Schema
-from trainer.batch import Batch
-from trainer.build import build_session
-from trainer.cli import quieten
-from trainer.distributed import Processes, process_group
-from trainer.scoring import run_pipeline
+from cetnet.benchmarks.growth.axes import Point, Timing
+from cetnet.models.batch import Batch
+from cetnet.models.schema import Feature, Schema
+from cetnet.trainer.cli import quieten
+from cetnet.trainer.processes.distributed import Processes, process_group
+from cetnet.trainer.scoring import run_pipeline
+from cetnet.trainer.session import build_session
 
 _AHEAD = 3
 """Batches that the pipeline takes before its first step ends."""

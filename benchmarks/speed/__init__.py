@@ -1,1 +1,1 @@
-"""What `benchmarks.throughput` measures: the contenders, their data, and the machine's limits."""
+"""What `cetnet.benchmarks.speed` measures: the contenders, their data, and the machine's limits."""

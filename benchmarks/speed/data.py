@@ -1,14 +1,14 @@
 """The datasets of the throughput benchmark: random rows in our format, made once.
 
 Ids are long-tailed as those of click logs, P(rank) about proportional to 1 / (rank + 1) over the whole of each table,
-and frequent ones are spread over it (`trainer/prepare/random.py`). The uniform numbers that ids are made of are the
+and frequent ones are spread over it (`sources/random.py`). The uniform numbers that ids are made of are the
 same for every size of the tables: larger ones have the same rows, their ids farther apart.
 """
 
 from pathlib import Path
 
-from models.schema import Feature, Schema
-from trainer.prepare.random import prepare_random
+from cetnet.models.schema import Feature, Schema
+from cetnet.trainer.prepare.sources.random import prepare_random
 
 ROOT = Path("data/throughput")
 NUM_IDS, NUM_DENSE = 26, 13
@@ -45,7 +45,7 @@ def events() -> Schema:
 
 def demo() -> Schema:
     """The features of `make demo`."""
-    return Schema.load(Path(__file__).parent.parent / "schemas" / "demo.yaml")
+    return Schema.load(Path(__file__).parents[1] / "studies/schemas/demo.yaml")
 
 
 # By name: the schema, and rows in all splits; 80 % are for training.

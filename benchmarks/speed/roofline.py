@@ -1,7 +1,7 @@
 """The machine's own limits: matrix products, memory bandwidth, random reads; as a report, or as a contender.
 
-    python -m benchmarks.speed.roofline report
-    python -m benchmarks.speed.roofline multiply PROGRESS --bf16
+    python -m cetnet.benchmarks.speed.roofline report
+    python -m cetnet.benchmarks.speed.roofline multiply PROGRESS --bf16
 
 As a contender it multiplies large matrices: a step is as much arithmetic as a step of DCNv2 (`dcnv2.py`), so that its
 rows a second bound those of any trainer of that model, at the clock rate and temperature the machine has just then.
@@ -16,9 +16,9 @@ from typing import Annotated
 import torch
 import typer
 
-from benchmarks.speed.data import NUM_DENSE, NUM_IDS
-from benchmarks.speed.dcnv2 import DIM, HIDDEN, flops_per_sample
-from benchmarks.speed.progress import ProgressLog
+from cetnet.benchmarks.speed.data import NUM_DENSE, NUM_IDS
+from cetnet.benchmarks.speed.peers.dcnv2 import DIM, HIDDEN, flops_per_sample
+from cetnet.benchmarks.speed.progress import ProgressLog
 
 SQUARE = 2048
 SQUARE_FLOPS = 2 * SQUARE**3

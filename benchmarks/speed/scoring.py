@@ -5,13 +5,13 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.speed.progress import ProgressLog
-from trainer.build import build_session
-from trainer.cli import quieten
-from trainer.config import load_config
-from trainer.dataset import Dataset
-from trainer.distributed import process_group
-from trainer.scoring import score
+from cetnet.benchmarks.speed.progress import ProgressLog
+from cetnet.trainer.cli import quieten
+from cetnet.trainer.config import load_config
+from cetnet.trainer.data.dataset import Dataset
+from cetnet.trainer.processes.distributed import process_group
+from cetnet.trainer.scoring import score
+from cetnet.trainer.session import build_session
 
 
 def main(

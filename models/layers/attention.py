@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from models.layers.mlp import linear
+from cetnet.models.layers.mlp import linear
 
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:

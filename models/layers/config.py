@@ -4,8 +4,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from models.component import ComponentConfig
-from models.layers.mlp import Activation
+from cetnet.models.component import ComponentConfig
+from cetnet.models.layers.mlp import Activation
 
 DenseMode = Literal["field", "token"]
 ReadoutMode = Literal["hidden", "tokens"]

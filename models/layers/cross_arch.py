@@ -5,9 +5,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from models.layers.attention import PMA
-from models.layers.mlp import linear
-from models.layers.tokens import TokenLinear
+from cetnet.models.layers.attention import PMA
+from cetnet.models.layers.mlp import linear
+from cetnet.models.layers.tokens import TokenLinear
 
 Gate = Literal["sigmoid", "identity"]
 

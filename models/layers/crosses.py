@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from models.layers.mlp import linear
+from cetnet.models.layers.mlp import linear
 
 
 class CrossNet(nn.Module):

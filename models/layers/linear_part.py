@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from models.component import ExtraTable, Inputs
-from models.schema import Feature
+from cetnet.models.component import ExtraTable, Inputs
+from cetnet.models.schema import Feature
 
 
 def weight_tables(features: Sequence[Feature]) -> list[ExtraTable]:

@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from models.layers.mlp import Activation, linear, mlp
+from cetnet.models.layers.mlp import Activation, linear, mlp
 
 PFFNKind = Literal["dot", "mixture", "hypernetwork"]
 

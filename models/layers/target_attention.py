@@ -6,9 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from models.component import Behavior, Inputs
-from models.layers.mlp import Activation, linear, mlp
-from models.layers.sequences import align_recent, beyond_end
+from cetnet.models.component import Behavior, Inputs
+from cetnet.models.layers.mlp import Activation, linear, mlp
+from cetnet.models.layers.sequences import align_recent, beyond_end
 
 
 class Events(NamedTuple):

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from models.component import Output
-from models.layers.config import DenseMode, TokenModelConfig
-from models.layers.mlp import Activation, LogitLinear, linear, mlp
+from cetnet.models.component import Output
+from cetnet.models.layers.config import DenseMode, TokenModelConfig
+from cetnet.models.layers.mlp import Activation, LogitLinear, linear, mlp
 
 
 class TokenLinear(nn.Module):

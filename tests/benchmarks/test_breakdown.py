@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from benchmarks.breakdown import main, phase_of
-from models.component import input_shape
-from models.dnn import DNN
+from cetnet.benchmarks.speed.breakdown import main, phase_of
+from cetnet.models.component import input_shape
+from cetnet.models.dnn import DNN
+from cetnet.trainer.data.dataset import load_schema
+from cetnet.trainer.errors import UserError
 from tests.data import write_dataset
-from trainer.dataset import load_schema
-from trainer.errors import UserError
 
 CONFIG = """
 data: {{path: {data}, batch_size: 64, lanes: 4}}

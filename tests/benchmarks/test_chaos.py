@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from benchmarks.chaos import run_chaos
+from cetnet.benchmarks.chaos import run_chaos
 
 
 def test_a_run_under_faults_ends_like_an_undisturbed_one(tmp_path: Path) -> None:

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.growth.__main__ import _fitting
-from benchmarks.growth.axes import AXES, Axis, Point, Ratio, Timing
-from benchmarks.growth.report import draw, markdown, result, save
-from benchmarks.growth.steps import measure, random_batch
-from models.schema import Feature, Schema
+from cetnet.benchmarks.growth import _fitting
+from cetnet.benchmarks.growth.axes import AXES, Axis, Point, Ratio, Timing
+from cetnet.benchmarks.growth.report import draw, markdown, result, save
+from cetnet.benchmarks.growth.steps import measure, random_batch
+from cetnet.models.schema import Feature, Schema
 
 SCHEMA = Schema(
     label="label",

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import hosts
-from benchmarks.network import Result, _rate, _report
-from trainer.errors import UserError
+from cetnet.benchmarks import hosts
+from cetnet.benchmarks.network import Result, _rate, _report
+from cetnet.trainer.errors import UserError
 
 WHY_NOT = hosts.unavailable()
 needs_hosts = pytest.mark.skipif(WHY_NOT is not None, reason=f"no hosts can be made here: {WHY_NOT}")

@@ -7,8 +7,8 @@ import os
 
 import pytest
 
-from trainer.distributed import resolve_device
-from trainer.errors import UserError
+from cetnet.trainer.errors import UserError
+from cetnet.trainer.processes.distributed import resolve_device
 
 
 @pytest.fixture(scope="session", autouse=True)

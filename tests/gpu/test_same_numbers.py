@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from models.registry import COMPONENTS
+from cetnet.models.registry import COMPONENTS
+from cetnet.trainer.config import RunConfig
+from cetnet.trainer.processes.distributed import process_group
+from cetnet.trainer.train import train
 from tests.data import write_dataset
 from tests.gpu.runs import HOST_MEMORY, ROWS, settings, write_large
 from tests.processes import run_settings
 from tests.trainer.test_every_model import component
-from trainer.config import RunConfig
-from trainer.distributed import process_group
-from trainer.train import train
 
 # By how much NE may differ from the CPU's in fp32 after ten steps, relatively.
 BOUNDS = {"fp32": 1e-4, "bf16": 1e-2}

@@ -14,20 +14,20 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
-from models.schema import Schema
+from cetnet.models.schema import Schema
+from cetnet.trainer.checkpoint.checkpoints import load_checkpoint, verify_checkpoint
+from cetnet.trainer.config import RunConfig
+from cetnet.trainer.data.dataset import Dataset
+from cetnet.trainer.errors import UserError
+from cetnet.trainer.evaluate import evaluate_run, predict_run
+from cetnet.trainer.processes.distributed import process_group
+from cetnet.trainer.scoring import score
+from cetnet.trainer.session import build_session
+from cetnet.trainer.train import train
 from tests.data import make_schema, make_table, write_dataset, write_split
 from tests.gpu.runs import HOST_MEMORY, ROWS, settings, write_large
 from tests.trainer.test_nonfinite import BAD_STEP, COMPONENT, STEPS, checksums, steps
 from tests.trainer.test_nonfinite import settings as settings_with_fault
-from trainer.build import build_session
-from trainer.checkpoint import load_checkpoint, verify_checkpoint
-from trainer.config import RunConfig
-from trainer.dataset import Dataset
-from trainer.distributed import process_group
-from trainer.errors import UserError
-from trainer.evaluate import evaluate_run, predict_run
-from trainer.scoring import score
-from trainer.train import train
 
 HALF, LAST = 5, 10
 WAYS: dict[str, dict[str, Any]] = {

@@ -13,7 +13,7 @@ from torchx.runner import get_runner
 from torchx.schedulers import get_scheduler_factories
 from torchx.specs import AppDef
 
-from launch import components
+from cetnet.launch import components
 from tests.launch.conftest import recorded
 from tests.launch.test_render import ARGUMENTS, BIN, ROOT, SHELL, TEXT
 

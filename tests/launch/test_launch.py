@@ -12,9 +12,9 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.data import write_dataset
+from tests.paths import ROOT
 from tests.processes import run_settings
 
-ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 
 

@@ -15,14 +15,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from launch.cli import app
-from launch.render import Job, Mount, kubernetes_manifests, slurm_script
+from cetnet.launch.cli import app
+from cetnet.launch.render import Job, Mount, kubernetes_manifests, slurm_script
+from cetnet.trainer.errors import UserError
 from tests.data import write_dataset
 from tests.launch.conftest import recorded
+from tests.paths import ROOT
 from tests.processes import run_settings
-from trainer.errors import UserError
 
-ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 # Whatever a command line can hold.
 TEXT = st.text(st.characters(blacklist_characters="\0", blacklist_categories=["Cs"]), max_size=30)

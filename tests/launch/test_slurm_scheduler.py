@@ -1,7 +1,7 @@
 """What TorchX would submit to Slurm; `make test-slurm` submits it."""
 
-from launch.components import train
-from launch.slurm.scheduler import create_scheduler
+from cetnet.launch.components import train
+from cetnet.launch.slurm.scheduler import create_scheduler
 
 
 def test_gpus_are_asked_for_per_node() -> None:

@@ -9,10 +9,10 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from benchmarks.run_study import report_study
-from launch.cli import app
-from tests.benchmarks.fake_trainer import write_run
-from trainer.errors import UserError
+from cetnet.benchmarks.study.run import report_study
+from cetnet.launch.cli import app
+from cetnet.trainer.errors import UserError
+from tests.benchmarks.study.fake_trainer import write_run
 
 SBATCH = """#!/bin/bash
 job=$(($(ls queue | wc -l) + 1))

@@ -2,9 +2,9 @@
 
 import torch
 
-from models.component import ComponentConfig, Inputs, InputShape, input_shape
-from models.registry import component_class
-from models.schema import Feature, Schema
+from cetnet.models.component import ComponentConfig, Inputs, InputShape, input_shape
+from cetnet.models.registry import component_class
+from cetnet.models.schema import Feature, Schema
 
 
 def small_schema(

@@ -10,10 +10,10 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from models.cetnet import CETNet
-from models.component import Output
-from models.config import CETNetConfig
-from models.schema import Feature, Schema
+from cetnet.models.cetnet import CETNet
+from cetnet.models.component import Output
+from cetnet.models.config import CETNetConfig
+from cetnet.models.schema import Feature, Schema
 
 SCHEMA = Schema(
     label="label",

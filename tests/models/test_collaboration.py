@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.collaboration import collaboration_loss, distillation, mutual_learning, symmetric_kl
-from models.config import (
+from cetnet.models.collaboration import collaboration_loss, distillation, mutual_learning, symmetric_kl
+from cetnet.models.config import (
     Collaboration,
     Distillation,
     FusionConfig,

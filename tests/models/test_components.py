@@ -5,24 +5,24 @@ import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
 
-from models.component import Component, ComponentConfig, Inputs, InputShape, Output
-from models.dcn import DCNConfig
-from models.dcnv2 import DCNv2Config
-from models.deepfm import DeepFMConfig
-from models.dhen import DHENConfig
-from models.dien import DIENConfig
-from models.din import DINConfig
-from models.dmin import DMINConfig
-from models.dnn import DNNConfig
-from models.finalmlp import FinalMLPConfig
-from models.fm import FMConfig
-from models.interformer import InterFormerConfig
-from models.ipnn import IPNNConfig
-from models.masknet import MaskNetConfig
-from models.registry import COMPONENTS, component_class
-from models.wide_deep import WideDeepConfig
-from models.wukong import WukongConfig
-from models.xdeepfm import XDeepFMConfig
+from cetnet.models.component import Component, ComponentConfig, Inputs, InputShape, Output
+from cetnet.models.dcn import DCNConfig
+from cetnet.models.dcnv2 import DCNv2Config
+from cetnet.models.deepfm import DeepFMConfig
+from cetnet.models.dhen import DHENConfig
+from cetnet.models.dien import DIENConfig
+from cetnet.models.din import DINConfig
+from cetnet.models.dmin import DMINConfig
+from cetnet.models.dnn import DNNConfig
+from cetnet.models.finalmlp import FinalMLPConfig
+from cetnet.models.fm import FMConfig
+from cetnet.models.interformer import InterFormerConfig
+from cetnet.models.ipnn import IPNNConfig
+from cetnet.models.masknet import MaskNetConfig
+from cetnet.models.registry import COMPONENTS, component_class
+from cetnet.models.wide_deep import WideDeepConfig
+from cetnet.models.wukong import WukongConfig
+from cetnet.models.xdeepfm import XDeepFMConfig
 from tests.models.inputs import random_inputs, small_schema, small_shape
 
 SMALL = {"embedding_dim": 8, "hidden_units": (16, 8)}

@@ -6,16 +6,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.component import Inputs
-from models.layers.crosses import (
+from cetnet.models.component import Inputs
+from cetnet.models.layers.crosses import (
     CompressedInteraction,
     CrossNet,
     CrossNetV2,
     LowRankCrossNet,
     MixtureCrossNet,
 )
-from models.layers.linear_part import LinearPart, weight_tables
-from models.layers.products import InnerProducts, PairwiseInteraction
+from cetnet.models.layers.linear_part import LinearPart, weight_tables
+from cetnet.models.layers.products import InnerProducts, PairwiseInteraction
 from tests.models.inputs import small_schema
 
 

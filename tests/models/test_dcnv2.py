@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from models.component import InputShape
-from models.dcnv2 import DCNv2, DCNv2Config
-from models.layers.crosses import CrossNetV2, LowRankCrossNet, MixtureCrossNet
+from cetnet.models.component import InputShape
+from cetnet.models.dcnv2 import DCNv2, DCNv2Config
+from cetnet.models.layers.crosses import CrossNetV2, LowRankCrossNet, MixtureCrossNet
 from tests.models.inputs import random_inputs
 
 

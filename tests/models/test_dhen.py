@@ -3,9 +3,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.component import InputShape
-from models.dhen import DHEN, Convolution, Cross, DHENConfig, DHENLayer, Dot, SelfAttention
-from models.layers.tokens import TokenLinear
+from cetnet.models.component import InputShape
+from cetnet.models.dhen import DHEN, Convolution, Cross, DHENConfig, DHENLayer, Dot, SelfAttention
+from cetnet.models.layers.tokens import TokenLinear
 
 
 @pytest.fixture(autouse=True)

@@ -7,17 +7,17 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from models.component import Component, ComponentConfig, Inputs, InputShape
-from models.dcn import DCN, DCNConfig
-from models.deepfm import DeepFM, DeepFMConfig
-from models.finalmlp import FinalMLP, FinalMLPConfig
-from models.fm import FM, FMConfig
-from models.ipnn import IPNN, IPNNConfig
-from models.masknet import MaskNet, MaskNetConfig
-from models.registry import component_class
-from models.wide_deep import WideDeep, WideDeepConfig
-from models.wukong import Wukong, WukongConfig
-from models.xdeepfm import XDeepFM, XDeepFMConfig
+from cetnet.models.component import Component, ComponentConfig, Inputs, InputShape
+from cetnet.models.dcn import DCN, DCNConfig
+from cetnet.models.deepfm import DeepFM, DeepFMConfig
+from cetnet.models.finalmlp import FinalMLP, FinalMLPConfig
+from cetnet.models.fm import FM, FMConfig
+from cetnet.models.ipnn import IPNN, IPNNConfig
+from cetnet.models.masknet import MaskNet, MaskNetConfig
+from cetnet.models.registry import component_class
+from cetnet.models.wide_deep import WideDeep, WideDeepConfig
+from cetnet.models.wukong import Wukong, WukongConfig
+from cetnet.models.xdeepfm import XDeepFM, XDeepFMConfig
 from tests.models.inputs import random_inputs, small_schema, small_shape
 
 MLP = {"embedding_dim": 4, "hidden_units": (6, 3)}

@@ -4,13 +4,13 @@ from typing import Any
 
 import pytest
 
-from models.component import Component, ComponentConfig, InputShape
-from models.dcn import DCNConfig
-from models.deepfm import DeepFMConfig
-from models.fm import FMConfig
-from models.registry import component_class
-from models.wide_deep import WideDeepConfig
-from models.xdeepfm import XDeepFMConfig
+from cetnet.models.component import Component, ComponentConfig, InputShape
+from cetnet.models.dcn import DCNConfig
+from cetnet.models.deepfm import DeepFMConfig
+from cetnet.models.fm import FMConfig
+from cetnet.models.registry import component_class
+from cetnet.models.wide_deep import WideDeepConfig
+from cetnet.models.xdeepfm import XDeepFMConfig
 from tests.models.inputs import random_inputs
 
 SMALL: dict[str, Any] = {"embedding_dim": 4, "hidden_units": (6, 5)}

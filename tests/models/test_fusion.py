@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.config import FusionConfig
-from models.fusion import Fusion, binary_entropy, confidence_weights
+from cetnet.models.config import FusionConfig
+from cetnet.models.fusion import Fusion, binary_entropy, confidence_weights
 
 
 def test_binary_entropy() -> None:

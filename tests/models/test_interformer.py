@@ -6,11 +6,11 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from models.component import Behavior, InputShape
-from models.interformer import InterFormer, InterFormerConfig
-from models.layers.attention import RotaryAttention
-from models.layers.pffn import PFFN
-from models.layers.sequences import align_recent, merge_by_recency
+from cetnet.models.component import Behavior, InputShape
+from cetnet.models.interformer import InterFormer, InterFormerConfig
+from cetnet.models.layers.attention import RotaryAttention
+from cetnet.models.layers.pffn import PFFN
+from cetnet.models.layers.sequences import align_recent, merge_by_recency
 from tests.models.inputs import random_inputs
 
 

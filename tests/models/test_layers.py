@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.dhen import DHENConfig
-from models.layers.mlp import Activation, BatchNorm, Dice, LogitLinear, activation_layer, mlp
-from models.layers.tokens import DenseTokens, Readout, TokenLinear
+from cetnet.models.dhen import DHENConfig
+from cetnet.models.layers.mlp import Activation, BatchNorm, Dice, LogitLinear, activation_layer, mlp
+from cetnet.models.layers.tokens import DenseTokens, Readout, TokenLinear
 
 
 def test_mlp_is_linear_norm_activation_dropout() -> None:

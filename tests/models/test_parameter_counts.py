@@ -5,16 +5,15 @@ allocated: everything is on the meta device. Of FinalMLP's logs the vocabularies
 (`<dataset>+1`); some of DNN count the MLP twice, which is taken back here.
 """
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from models.cetnet import CETNet
-from models.config import CETNetConfig
-from models.schema import Schema
+from cetnet.models.cetnet import CETNet
+from cetnet.models.config import CETNetConfig
+from cetnet.models.schema import Schema
+from tests.paths import SCHEMAS
 
-SCHEMAS = Path(__file__).parents[2] / "benchmarks" / "schemas"
 AMAZON = {"embedding_dim": 64, "hidden_units": [1024, 512, 256]}
 KUAI = AMAZON
 TAOBAO = {"embedding_dim": 32, "hidden_units": [512, 256, 128]}

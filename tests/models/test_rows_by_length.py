@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 import torch
 
-from models.cetnet import CETNet, Tower
-from models.component import Inputs
-from models.config import CETNetConfig
-from models.layers.sequences import rows_by_length
-from models.schema import Feature, Schema
+from cetnet.models.cetnet import CETNet, Tower
+from cetnet.models.component import Inputs
+from cetnet.models.config import CETNetConfig
+from cetnet.models.layers.sequences import rows_by_length
+from cetnet.models.schema import Feature, Schema
 from tests.models.inputs import random_inputs
 
 SCHEMA = Schema(

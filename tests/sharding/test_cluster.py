@@ -6,14 +6,14 @@ import pytest
 from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
 from torchrec.distributed.planner.proposers import GreedyProposer, UniformProposer
 
-import sharding.planner
-from benchmarks.big_schema import big_schema
-from sharding.cluster import GPUS, described, parse_cluster, parse_sweep
-from sharding.config import ClusterConfig, CommunicationConfig
-from sharding.planner import OneOfEachSize, Plan, sharders, topology
+import cetnet.sharding.planner
+from cetnet.benchmarks.growth.big_schema import big_schema
+from cetnet.sharding.cluster import GPUS, described, parse_cluster, parse_sweep
+from cetnet.sharding.config import ClusterConfig, CommunicationConfig
+from cetnet.sharding.planner import OneOfEachSize, Plan, sharders, topology
+from cetnet.trainer.config import RunConfig
+from cetnet.trainer.session import build_model, plan_model
 from tests.processes import run_settings
-from trainer.build import build_model, plan_model
-from trainer.config import RunConfig
 
 
 def test_shapes() -> None:
@@ -91,19 +91,21 @@ def test_splitting_the_largest_is_as_good_as_greedy(monkeypatch: pytest.MonkeyPa
     assert len(quick.placements) == 60
     assert {len(table.ranks) for table in quick.placements} > {1}
     monkeypatch.setattr(
-        sharding.planner, "EmbeddingShardingPlanner", _with_proposers(GreedyProposer(), UniformProposer())
+        cetnet.sharding.planner,
+        "EmbeddingShardingPlanner",
+        _with_proposers(GreedyProposer(), UniformProposer()),
     )
     thorough = plan_model(model, config, schema, "cuda", 16, 8)
     assert slowest(quick, 16) <= 1.05 * slowest(thorough, 16)
 
 
 def _with_proposers(*proposers: object) -> object:
-    planner = sharding.planner.EmbeddingShardingPlanner
+    planner = cetnet.sharding.planner.EmbeddingShardingPlanner
     return lambda **arguments: planner(**arguments | {"proposer": list(proposers)})
 
 
 def test_on_large_clusters_small_tables_stay_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sharding.planner, "_MAX_SPLIT_SHARDS", 64)
+    monkeypatch.setattr(cetnet.sharding.planner, "_MAX_SPLIT_SHARDS", 64)
     config, schema = settings(), big_schema(30, 10**9)
     plan = plan_model(build_model(config, schema, "meta"), config, schema, "cuda", 16, 8)
     weighed = {table.table: len(table.alternatives) for table in plan.placements}

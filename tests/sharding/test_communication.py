@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from sharding.communication import codecs
-from sharding.config import CommunicationConfig
+from cetnet.sharding.communication import codecs
+from cetnet.sharding.config import CommunicationConfig
+from cetnet.trainer.check import check_inputs
+from cetnet.trainer.config import RunConfig
+from cetnet.trainer.errors import UserError
 from tests.data import write_dataset
 from tests.processes import run_processes, run_settings, train_all
-from trainer.check import check_inputs
-from trainer.config import RunConfig
-from trainer.errors import UserError
 
 PLANS = ("table_wise", "row_wise")
 FP16 = {"forward": "fp16", "backward": "fp16"}

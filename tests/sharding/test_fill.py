@@ -5,11 +5,11 @@ import hashlib
 import torch
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 
-from models.schema import Feature, Schema
+from cetnet.models.schema import Feature, Schema
+from cetnet.trainer.config import RunConfig
+from cetnet.trainer.processes.distributed import Processes
+from cetnet.trainer.session import build_session
 from tests.processes import run_processes
-from trainer.build import build_session
-from trainer.config import RunConfig
-from trainer.distributed import Processes
 
 ROWS, BLOCK, SEED = 150_001, 65_536, 5
 SCHEMA = Schema(

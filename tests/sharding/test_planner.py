@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from models.schema import Feature, Schema
-from sharding.planner import Plan
-from sharding.report import human_bytes, plan_table
+from cetnet.models.schema import Feature, Schema
+from cetnet.sharding.planner import Plan
+from cetnet.sharding.report import human_bytes, plan_table
+from cetnet.trainer.config import RunConfig
+from cetnet.trainer.errors import UserError
+from cetnet.trainer.session import build_model, count_parameters, plan_model
 from tests.processes import run_settings
-from trainer.build import build_model, count_parameters, plan_model
-from trainer.config import RunConfig
-from trainer.errors import UserError
 
 SCHEMA = Schema(
     label="click",

@@ -21,11 +21,11 @@ import pytest
 import yaml
 
 from tests.data import write_dataset
+from tests.paths import ROOT
 from tests.processes import run_settings
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 
-ROOT = Path(__file__).parents[2]
 ROWS, STEPS, HOLD_AT = 3190, 50, 25
 
 
@@ -120,7 +120,7 @@ def submit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Submit]:
             *("--config", "config.yaml", "-j", "2x1", "--cpu", "1", *options),
             cwd=folder / name,
             GLOO_SOCKET_IFNAME="lo",
-            PYTHONPATH=str(ROOT / "benchmarks" / "recorder"),
+            PYTHONPATH=str(ROOT / "benchmarks/chaos/recorder"),
             LEDGER=str(folder / name / "ledger"),
             HOLD_AT=str(HOLD_AT if hold else STEPS + 1),
         )

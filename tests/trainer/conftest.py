@@ -3,7 +3,7 @@ from collections.abc import Callable
 
 import pytest
 
-from trainer.cli import main
+from cetnet.trainer.cli import main
 
 
 @pytest.fixture

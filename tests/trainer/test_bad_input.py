@@ -12,8 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from cetnet.trainer.cli import main
+from cetnet.trainer.processes.launcher import CETNET
 from tests.data import write_dataset
-from trainer.cli import main
+from tests.paths import ROOT
 
 MODEL = {"components": {"dcnv2": {"kind": "dcnv2", "embedding_dim": 4, "hidden_units": [8]}}}
 HUGE = {"user": 8_000_000_000, "item": 40, "tag": 12, "query": 30}
@@ -379,13 +381,12 @@ def test_of_two_processes_one_speaks_of_a_mistake_that_one_meets() -> None:
 
 
 def run_process(*arguments: str) -> subprocess.CompletedProcess[str]:
-    root = Path(__file__).parents[2]
     return subprocess.run(
-        [sys.executable, "-m", "trainer.cli", *arguments],
+        [*CETNET, *arguments],
         capture_output=True,
         text=True,
         check=False,
-        env=os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
     )
 
 

@@ -10,16 +10,16 @@ import pytest
 import torch
 import torch._inductor.config
 
-from models.cetnet import CETNet
+from cetnet.models.cetnet import CETNet
+from cetnet.trainer.config import RunConfig
+from cetnet.trainer.errors import UserError
+from cetnet.trainer.evaluate import predict_run
+from cetnet.trainer.processes.distributed import process_group
+from cetnet.trainer.session import compile_components
+from cetnet.trainer.train import train
 from tests.data import write_dataset
 from tests.processes import run_processes, run_settings, train_all
 from tests.trainer.test_every_model import component
-from trainer.build import compile_components
-from trainer.config import RunConfig
-from trainer.distributed import process_group
-from trainer.errors import UserError
-from trainer.evaluate import predict_run
-from trainer.train import train
 
 
 def settings(folder: Path, compile: bool) -> dict[str, Any]:

@@ -11,11 +11,12 @@ from pydantic import ValidationError
 from torch import nn, optim
 from torchrec.optim.keyed import KeyedOptimizerWrapper
 
-from models.dcnv2 import DCNv2Config
-from trainer.config import OptimizerConfig, RunConfig, load_config, save_yaml
-from trainer.errors import UserError
-from trainer.schedule import LearningRate, schedule
-from trainer.versions import check_versions, installed_versions, version_problem
+from cetnet.models.dcnv2 import DCNv2Config
+from cetnet.trainer.config import OptimizerConfig, RunConfig, load_config, save_yaml
+from cetnet.trainer.errors import UserError
+from cetnet.trainer.schedule import LearningRate, schedule
+from cetnet.trainer.versions import check_versions, installed_versions, version_problem
+from tests.paths import CONFIGS
 
 MINIMAL = {"data": {"path": "data"}, "model": {"components": {"tower": {"kind": "dcnv2"}}}}
 
@@ -198,6 +199,6 @@ def test_this_environment_is_sound() -> None:
 
 
 def test_every_key_of_the_example_is_known() -> None:
-    for path in (Path(__file__).parents[2] / "configs").glob("*.yaml"):
+    for path in CONFIGS.glob("*.yaml"):
         if "data" in yaml.safe_load(path.read_text()):
             assert isinstance(load_config(path), RunConfig)

@@ -1,8 +1,8 @@
 """NE that diverges is reported while it happens: not for noise, not before the warm-up ends, not at every report."""
 
+from cetnet.trainer.config import RunConfig
+from cetnet.trainer.divergence import Divergence
 from tests.trainer.test_config import MINIMAL
-from trainer.config import RunConfig
-from trainer.divergence import Divergence
 
 
 def reported(history: list[float], warmup_steps: int = 0, output: str = "fused") -> list[int]:

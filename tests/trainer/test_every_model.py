@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from torchrec.distributed.model_parallel import DefaultDataParallelWrapper
 
-from models.registry import COMPONENTS
+from cetnet.models.registry import COMPONENTS
+from cetnet.trainer.processes.distributed import Processes
 from tests.data import write_dataset
 from tests.processes import run_processes, run_settings, train_all
-from trainer.distributed import Processes
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "interformer": {"num_heads": 2, "num_layers": 1},

@@ -11,21 +11,21 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from benchmarks.study import Study, runs_of
-from models.schema import Schema
-from models.strict_yaml import read_strict_yaml
+from cetnet.benchmarks.study.definition import Study, runs_of
+from cetnet.models.schema import Schema
+from cetnet.trainer.check import check_inputs
+from cetnet.trainer.cli import main
+from cetnet.trainer.config import RunConfig, load_config, save_yaml
+from cetnet.trainer.data.dataset import read_schema
+from cetnet.trainer.errors import UserError
+from cetnet.trainer.strict_yaml import read_strict_yaml
 from tests.data import make_schema, write_dataset
-from trainer.check import check_inputs
-from trainer.cli import main
-from trainer.config import RunConfig, load_config, save_yaml
-from trainer.dataset import read_schema
-from trainer.errors import UserError
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 CONFIGS = [path.read_text() for path in sorted((ROOT / "configs").glob("*.yaml"))]
 STUDIES = [path.read_text() for path in sorted((ROOT / "benchmarks/studies").glob("*.yaml"))]
-VARIANTS = [path.read_text() for path in sorted((ROOT / "benchmarks/variants").glob("*.yaml"))]
-SCHEMAS = [path.read_text() for path in sorted((ROOT / "benchmarks/schemas").glob("*.yaml"))]
+VARIANTS = [path.read_text() for path in sorted((ROOT / "benchmarks/studies/variants").glob("*.yaml"))]
+SCHEMAS = [path.read_text() for path in sorted((ROOT / "benchmarks/studies/schemas").glob("*.yaml"))]
 
 LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]\n"
@@ -219,7 +219,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Any:
     (folder / "configs").symlink_to(ROOT / "configs")
     (folder / "benchmarks/studies").mkdir(parents=True)
     for name in ("variants", "schemas"):
-        (folder / "benchmarks" / name).symlink_to(ROOT / "benchmarks" / name)
+        (folder / "benchmarks/studies" / name).symlink_to(ROOT / "benchmarks/studies" / name)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         yield folder

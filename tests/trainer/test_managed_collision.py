@@ -12,20 +12,20 @@ import torch
 import yaml
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 
-from models.schema import Schema
-from sharding.planner import managed_tables
+from cetnet.models.schema import Schema
+from cetnet.sharding.planner import managed_tables
+from cetnet.trainer.checkpoint.checkpoints import Checkpoints, SavedTables, load_checkpoint
+from cetnet.trainer.cli import main
+from cetnet.trainer.config import RunConfig
+from cetnet.trainer.data.dataset import Dataset
+from cetnet.trainer.data.reader import Reader
+from cetnet.trainer.errors import UserError
+from cetnet.trainer.processes.distributed import Processes, process_group
+from cetnet.trainer.run_folder import RunFolder
+from cetnet.trainer.session import Session, build_model, build_session, plan_model
 from tests.data import make_schema, make_table, write_split
-from tests.prepare.slow import loop_hash
 from tests.processes import run_settings
-from trainer.build import Session, build_model, build_session, plan_model
-from trainer.checkpoint import Checkpoints, SavedTables, load_checkpoint
-from trainer.cli import main
-from trainer.config import RunConfig
-from trainer.dataset import Dataset
-from trainer.distributed import Processes, process_group
-from trainer.errors import UserError
-from trainer.reader import Reader
-from trainer.run import RunFolder
+from tests.trainer.prepare.slow import loop_hash
 
 LANES, ROWS = 4, 40
 MODEL = {

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.metrics import log_loss, roc_auc_score
 
-from trainer.metrics import binary_metrics
+from cetnet.trainer.metrics import binary_metrics
 
 
 @dataclass(frozen=True)

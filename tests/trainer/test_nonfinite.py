@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
+from cetnet.trainer.config import RunConfig
+from cetnet.trainer.errors import UserError
+from cetnet.trainer.nonfinite import Fault, FaultPolicy
+from cetnet.trainer.processes.distributed import Processes
+from cetnet.trainer.train import train
 from tests.data import write_dataset
 from tests.processes import run_processes, run_settings
-from trainer.config import RunConfig
-from trainer.distributed import Processes
-from trainer.errors import UserError
-from trainer.nonfinite import Fault, FaultPolicy
-from trainer.train import train
 
 BAD_STEP, STEPS = 3, 4
 
@@ -25,7 +25,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from models.component import Component, ComponentConfig, Output
+from cetnet.models.component import Component, ComponentConfig, Output
 
 
 class Spoil(torch.autograd.Function):

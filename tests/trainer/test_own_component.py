@@ -8,14 +8,15 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from models.component import Component, ComponentConfig, InputShape
-from models.config import CETNetConfig
+from cetnet.models.component import Component, ComponentConfig, InputShape
+from cetnet.models.config import CETNetConfig
+from cetnet.trainer.config import RunConfig
+from cetnet.trainer.session import build_model
 from tests.data import make_schema, write_dataset
+from tests.paths import ROOT
 from tests.processes import run_processes, run_settings, train_all
-from trainer.build import build_model
-from trainer.config import RunConfig
 
-GUIDE = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
+GUIDE = (ROOT / "CONTRIBUTING.md").read_text()
 
 
 def code_block(language: str) -> str:
@@ -75,10 +76,10 @@ def test_a_bug_in_its_constructor_is_no_mistake_of_the_configuration(tmp_path: P
     ("kind", "message"),
     [
         ("no_such_package.Class", "cannot be imported: No module named 'no_such_package'"),
-        ("models.component.Missing", "cannot be imported"),
-        ("models.config.CETNetConfig", "not a subclass of models.component.Component"),
+        ("cetnet.models.component.Missing", "cannot be imported"),
+        ("cetnet.models.config.CETNetConfig", "not a subclass of models.component.Component"),
         ("os.system", "not a subclass"),
-        ("models.component.Component", "with a Config"),
+        ("cetnet.models.component.Component", "with a Config"),
         ("..x", "cannot be imported"),
     ],
 )

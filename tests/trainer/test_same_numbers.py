@@ -11,17 +11,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.cetnet import CETNet
-from models.component import Inputs
-from models.embeddings import initial_rows
-from models.schema import Schema
+from cetnet.models.cetnet import CETNet
+from cetnet.models.component import Inputs
+from cetnet.models.embeddings import initial_rows
+from cetnet.models.schema import Schema
+from cetnet.trainer.config import RunConfig
+from cetnet.trainer.data.dataset import Dataset
+from cetnet.trainer.data.reader import Reader
+from cetnet.trainer.processes.distributed import Processes
+from cetnet.trainer.session import build_session
 from tests.data import write_dataset
 from tests.processes import run_processes, run_settings, train_all
-from trainer.build import build_session
-from trainer.config import RunConfig
-from trainer.dataset import Dataset
-from trainer.distributed import Processes
-from trainer.reader import Reader
 
 # 50 steps of 64 rows, the last one padded.
 ROWS = 3190

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from trainer.errors import UserError
+from cetnet.trainer.errors import UserError
 
 app = typer.Typer(
     help="Turn raw click logs into Parquet, schema.yaml and a data card (README.md).", no_args_is_help=True
@@ -83,7 +83,7 @@ def amazon(
     RAW has reviews_<category>_5.json and meta_<category>.json (or .json.gz), or
     <category>.txt and <category>_item2attributes.json.
     """
-    from trainer.prepare.amazon import prepare_amazon
+    from cetnet.trainer.prepare.sources.amazon import prepare_amazon
 
     engine = _engine(memory, workers, scheduler, overwrite)
     prepare_amazon(raw, category, out, split, max_length, keep, attributes, seed, **engine)
@@ -118,11 +118,11 @@ def amazon_electronics(
     """
     engine = _engine(memory, workers, scheduler, overwrite)
     if (raw / "train.csv").exists():
-        from trainer.prepare.repacked import prepare_amazon_electronics_x1
+        from cetnet.trainer.prepare.sources.repacked import prepare_amazon_electronics_x1
 
         prepare_amazon_electronics_x1(raw, out, split, keep, **engine)
     else:
-        from trainer.prepare.amazon import prepare_amazon
+        from cetnet.trainer.prepare.sources.amazon import prepare_amazon
 
         prepare_amazon(raw, "Electronics", out, split, 100, keep, seed=seed, **engine)
     _prepared(out)
@@ -152,7 +152,7 @@ def avazu(
     overwrite: Overwrite = False,
 ) -> None:
     """Avazu: clicks on mobile ads, 22 categorical fields (24 in x4)."""
-    from trainer.prepare.avazu import prepare_avazu
+    from cetnet.trainer.prepare.sources.avazu import prepare_avazu
 
     prepare_avazu(raw, out, protocol, split, **_engine(memory, workers, scheduler, overwrite))
     _prepared(out)
@@ -182,7 +182,7 @@ def criteo(
     overwrite: Overwrite = False,
 ) -> None:
     """Criteo: clicks on display ads, 13 counts (in buckets, but for x1) and 26 categorical fields."""
-    from trainer.prepare.criteo import prepare_criteo
+    from cetnet.trainer.prepare.sources.criteo import prepare_criteo
 
     prepare_criteo(raw, out, protocol, split, **_engine(memory, workers, scheduler, overwrite))
     _prepared(out)
@@ -198,7 +198,7 @@ def criteo_1tb(
     overwrite: Overwrite = False,
 ) -> None:
     """Criteo's terabyte: days 0 to 22 train, the halves of day 23 validation and test; ids modulo table sizes."""
-    from trainer.prepare.criteo import prepare_criteo_1tb
+    from cetnet.trainer.prepare.sources.criteo import prepare_criteo_1tb
 
     prepare_criteo_1tb(raw, out, **_engine(memory, workers, scheduler, overwrite))
     _prepared(out)
@@ -219,7 +219,7 @@ def ebnerd(
     overwrite: Overwrite = False,
 ) -> None:
     """EB-NeRD: Danish news, a row per (impression, shown article), with reading histories."""
-    from trainer.prepare.ebnerd import prepare_ebnerd
+    from cetnet.trainer.prepare.sources.ebnerd import prepare_ebnerd
 
     prepare_ebnerd(raw, out, split, history_length, dense, overwrite, seed, _command())
     _prepared(out)
@@ -229,11 +229,11 @@ def ebnerd(
 def frappe(raw: Raw, out: Out, overwrite: Overwrite = False) -> None:
     """Frappe_x1: app usage in 10 categorical fields, from the libfm or the CSV files."""
     if (raw / "train.csv").exists():
-        from trainer.prepare.repacked import prepare_frappe_x1
+        from cetnet.trainer.prepare.sources.repacked import prepare_frappe_x1
 
         prepare_frappe_x1(raw, out, overwrite=overwrite, command=_command())
     else:
-        from trainer.prepare.frappe import prepare_frappe
+        from cetnet.trainer.prepare.sources.frappe import prepare_frappe
 
         prepare_frappe(raw, out, overwrite, _command())
     _prepared(out)
@@ -257,13 +257,13 @@ def kuaivideo(
     """
     engine = _engine(memory, workers, scheduler, overwrite)
     if (raw / "train.csv").exists():
-        from trainer.prepare.repacked import prepare_kuaivideo_x1
+        from cetnet.trainer.prepare.sources.repacked import prepare_kuaivideo_x1
 
         if keep == "recent":
             raise UserError("--keep recent: KuaiVideo_x1 has the oldest 100 items only; use ALPINE's files")
         prepare_kuaivideo_x1(raw, out, split, **engine)
     else:
-        from trainer.prepare.kuaivideo import prepare_kuaivideo
+        from cetnet.trainer.prepare.sources.kuaivideo import prepare_kuaivideo
 
         prepare_kuaivideo(raw, out, split, keep, **engine)
     _prepared(out)
@@ -279,7 +279,7 @@ def movielens(
     overwrite: Overwrite = False,
 ) -> None:
     """MovielensLatest_x1: tags of films in 3 categorical fields; train.csv, valid.csv and test.csv."""
-    from trainer.prepare.repacked import prepare_movielens
+    from cetnet.trainer.prepare.sources.repacked import prepare_movielens
 
     prepare_movielens(raw, out, **_engine(memory, workers, scheduler, overwrite))
     _prepared(out)
@@ -296,7 +296,7 @@ def synthetic(
     overwrite: Overwrite = False,
 ) -> None:
     """A click log drawn from a known model, so that the best possible NE is known."""
-    from trainer.prepare.synthetic import prepare_synthetic
+    from cetnet.trainer.prepare.sources.synthetic import prepare_synthetic
 
     prepare_synthetic(out, rows, seed, workers=workers, overwrite=overwrite, command=_command())
     _prepared(out)
@@ -313,7 +313,7 @@ def synthetic_fields(
     overwrite: Overwrite = False,
 ) -> None:
     """A click log of a dozen long-tailed id fields, for studies of embedding sizes."""
-    from trainer.prepare.synthetic_fields import prepare_synthetic_fields
+    from cetnet.trainer.prepare.sources.synthetic_fields import prepare_synthetic_fields
 
     prepare_synthetic_fields(out, rows, seed, workers=workers, overwrite=overwrite, command=_command())
     _prepared(out)
@@ -331,7 +331,7 @@ def random(
     overwrite: Overwrite = False,
 ) -> None:
     """Random rows in any schema, with labels that can be learned: for smoke runs."""
-    from trainer.prepare.random import prepare_random
+    from cetnet.trainer.prepare.sources.random import prepare_random
 
     prepare_random(schema, rows, out, max_table_rows, overwrite, seed, _command())
     _prepared(out)
@@ -354,11 +354,11 @@ def taobao_ad(
     """
     engine = _engine(memory, workers, scheduler, overwrite)
     if (raw / "train.csv").exists():
-        from trainer.prepare.repacked import prepare_taobao_ad_x1
+        from cetnet.trainer.prepare.sources.repacked import prepare_taobao_ad_x1
 
         prepare_taobao_ad_x1(raw, out, split, **engine)
     else:
-        from trainer.prepare.taobao import prepare_taobao_ad
+        from cetnet.trainer.prepare.sources.taobao import prepare_taobao_ad
 
         prepare_taobao_ad(raw, out, split, **engine)
     _prepared(out)
@@ -419,7 +419,7 @@ def _prepare_tabular(
     workers: int | None,
     scheduler: str | None,
 ) -> None:
-    from trainer.prepare.tabular import prepare_tabular
+    from cetnet.trainer.prepare.engine.tabular import prepare_tabular
 
     prepare_tabular(source, raw, out, schema, split, overwrite, seed, _command(), memory, workers, scheduler)
     _prepared(out)
@@ -452,7 +452,7 @@ FORMATS = (
 def _add_generator(name: str, module: str, description: str) -> None:
     @generate_app.command(name, help=description)
     def generate(rows: Rows, out: NewDirectory, seed: GeneratorSeed = 1) -> None:
-        generators = import_module(f"trainer.prepare.generate.{module}")
+        generators = import_module(f"cetnet.trainer.prepare.generate.{module}")
         getattr(generators, f"generate_{name}")(out, rows, seed)
         typer.echo(f"{out}: ready")
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from trainer.hashing import mix64
-from trainer.prepare.dataset import staging
-from trainer.prepare.generate.draw import long_tailed
+from cetnet.trainer.data.hashing import mix64
+from cetnet.trainer.prepare.engine.layout import staging
+from cetnet.trainer.prepare.generate.draw import long_tailed
 
 FIRST_DAY, DAYS = 10_957, 5_318  # 1 January 2000 to 23 July 2014
 DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from trainer.prepare.generate.draw import Law, by_shares, hex_text, standardized, write_files
+from cetnet.trainer.prepare.generate.draw import Law, by_shares, hex_text, standardized, write_files
 
 HOURS = [f"{datetime(2014, 10, 21) + timedelta(hours=hour):%y%m%d%H}" for hour in range(240)]
 # the number of values of each column, and how those are written that are not hexadecimal

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from trainer.errors import UserError
-from trainer.prepare.generate.draw import (
+from cetnet.trainer.errors import UserError
+from cetnet.trainer.prepare.generate.draw import (
     Law,
     by_shares,
     hex_text,

@@ -14,10 +14,10 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from trainer.errors import UserError
-from trainer.hashing import mix64
-from trainer.prepare.dataset import hashed_uniform, progress_bar, staging
-from trainer.prepare.synthetic import long_tail
+from cetnet.trainer.data.hashing import mix64
+from cetnet.trainer.errors import UserError
+from cetnet.trainer.prepare.engine.layout import hashed_uniform, progress_bar, staging
+from cetnet.trainer.prepare.sources.synthetic import long_tail
 
 CHUNK_ROWS = 131_072
 PILOT_ROWS = 8_192

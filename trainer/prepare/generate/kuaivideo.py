@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer.prepare.dataset import staging
-from trainer.prepare.generate.draw import long_tailed
+from cetnet.trainer.prepare.engine.layout import staging
+from cetnet.trainer.prepare.generate.draw import long_tailed
 
 TOPICS, SIZE = 12, 64
 TRAIN_SHARE = 0.8

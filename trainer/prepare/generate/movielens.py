@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from trainer.prepare.generate.draw import Law, by_shares, standardized, write_files
+from cetnet.trainer.prepare.generate.draw import Law, by_shares, standardized, write_files
 
 VALUES = {"user_id": 16_975, "item_id": 23_604, "tag_id": 49_657}
 BIAS, SCALE = -1.1, 2.0

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from trainer.prepare.generate.draw import (
+from cetnet.trainer.prepare.generate.draw import (
     CHUNK_ROWS,
     Law,
     by_shares,

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from trainer.prepare.dataset import staging
-from trainer.prepare.generate.draw import long_tailed
-from trainer.prepare.taobao import BTAGS, DAY, FIRST_DAY, PROFILE
+from cetnet.trainer.prepare.engine.layout import staging
+from cetnet.trainer.prepare.generate.draw import long_tailed
+from cetnet.trainer.prepare.sources.taobao import BTAGS, DAY, FIRST_DAY, PROFILE
 
 DAYS, BEHAVIOR_DAYS = 8, 22
 PIDS = ("430539_1007", "430548_1007")

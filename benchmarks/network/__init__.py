@@ -1,0 +1,1 @@
+"""What the network costs, measured on hosts that are network namespaces of this machine."""

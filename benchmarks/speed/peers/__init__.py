@@ -1,0 +1,1 @@
+"""Other trainers of the same models, and the configurations that they and ours are measured with."""

@@ -1,0 +1,1 @@
+"""`cetnet study`: variants x seeds are trained, compared and reported."""

@@ -1,0 +1,288 @@
+"""Study files: variants of one configuration x seeds, and the runs that they ask for."""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from cetnet.trainer.errors import UserError
+from cetnet.trainer.paths import UsablePath
+from cetnet.trainer.strict_yaml import read_strict_yaml
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$", max_length=100)]
+"""A name that is a folder too."""
+
+
+class Numbers(BaseModel):
+    """Published numbers of a variant."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    gauc: float | None = None
+    auc: float | None = None
+    logloss: float | None = None
+    ne_gain: float | None = Field(None, description="In percent. Default: from `logloss`.")
+
+
+class Paper(BaseModel):
+    """Published numbers that a report shows beside its own."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    source: str = Field(description="Where they are published, and what they were measured on.")
+    numbers: dict[str, Numbers] = Field(
+        description="Of variants; `<variant>/<component>` is a component inside of an ensemble."
+    )
+
+
+class MoreSeeds(BaseModel):
+    """Seeds that only the variants have that conclusions rest on."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    seeds: tuple[int, ...] = Field(min_length=1)
+    variants: tuple[str, ...] = Field(
+        min_length=1,
+        description="Names, or patterns such as `dnn_*`. Name the baseline too: gains pair seeds.",
+    )
+
+
+class Study(BaseModel):
+    """A study file: what to train, and what to compare it with."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    name: Name
+    title: str | None = Field(None, description="Heading of the report. Default: the name.")
+    description: str = Field("", description="Markdown under the heading.")
+    base: UsablePath = Field(
+        description="Configuration that the variants change, relative to the study file."
+    )
+    data_schema: UsablePath | None = Field(
+        None,
+        alias="schema",
+        description="Schema of the data, relative to the study file: what `--smoke` draws random rows in.",
+    )
+    out: UsablePath | None = Field(
+        None,
+        description="Folder for runs and report, relative to the working directory. Default: runs/<name>.",
+    )
+    nproc: int = Field(gt=0, le=1024, description="Processes of each run.")
+    seeds: tuple[int, ...] = Field(min_length=1, description="Of every variant.")
+    more_seeds: MoreSeeds | None = Field(None, description="Further seeds of some variants.")
+    split: str = Field("test", description="The split that the table reports.")
+    baseline: str | tuple[str, ...] = Field(
+        description="The variant that gains are over. Several: each is the baseline of the variants from it to "
+        "the next."
+    )
+    components: bool = Field(True, description="Whether the tables list the components of ensembles.")
+    scaling: dict[str, str] = Field(
+        {},
+        description="Methods of making embeddings larger, and patterns of their variants: `SE: '*_se_*'`. The report "
+        "then plots metrics against embedding parameters, a line per method from each baseline on, and compares each "
+        "method with the first one at the same size.",
+    )
+    embeddings: bool = Field(
+        False, description="Whether the report analyses the singular values of the embedding tables."
+    )
+    paper: Paper | None = Field(
+        None, description="Published numbers, shown beside ours; or a YAML file with them, as for `variants`."
+    )
+    common: dict[str, Any] = Field(
+        {}, description="Dotted configuration keys, and their values, that all variants change."
+    )
+    variants: dict[Name, dict[str, Any]] = Field(
+        min_length=1,
+        description="Dotted configuration keys of each variant and their values; or a YAML file with that, "
+        "relative to the study file.",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> "Study":
+        seeds = [*self.seeds, *(self.more_seeds.seeds if self.more_seeds else ())]
+        if len(set(seeds)) < len(seeds):
+            raise ValueError(f"seeds {seeds} has a seed twice")
+        patterns = [("scaling", pattern) for pattern in self.scaling.values()]
+        if self.more_seeds:
+            patterns += [("more_seeds.variants", pattern) for pattern in self.more_seeds.variants]
+        for key, pattern in patterns:
+            if not any(fnmatchcase(name, pattern) for name in self.variants):
+                raise ValueError(f"{key}: {pattern!r} is none of the variants {', '.join(self.variants)}")
+        if unknown := [name for name in self._baselines if name not in self.variants]:
+            raise ValueError(f"baseline {unknown[0]!r} is not one of the variants {', '.join(self.variants)}")
+        if len(self._baselines) > 1 and self._baselines[0] != next(iter(self.variants)):
+            raise ValueError("with several baselines, the first variant must be one")
+        for name, overrides in {"common": self.common, **self.variants}.items():
+            if taken := {"run_dir", "training.seed"} & set(overrides):
+                raise ValueError(f"{name!r} sets {min(taken)!r}, which the study sets itself")
+        for name in self.paper.numbers if self.paper else ():
+            if name.split("/")[0] not in self.variants:
+                raise ValueError(
+                    f"paper.numbers: {name!r} is not one of the variants {', '.join(self.variants)}"
+                )
+        return self
+
+    def seeds_of(self, variant: str) -> tuple[int, ...]:
+        """The seeds that a variant is trained with."""
+        more = self.more_seeds
+        if more and any(fnmatchcase(variant, pattern) for pattern in more.variants):
+            return self.seeds + more.seeds
+        return self.seeds
+
+    def method_of(self, variant: str) -> str | None:
+        """Which method of `scaling` a variant belongs to; the first, if several."""
+        return next((name for name, pattern in self.scaling.items() if fnmatchcase(variant, pattern)), None)
+
+    @property
+    def sections(self) -> dict[str, list[str]]:
+        """For each baseline, the variants that are compared with it, itself included."""
+        if len(self._baselines) == 1:
+            return {self._baselines[0]: list(self.variants)}
+        sections: dict[str, list[str]] = {}
+        for variant in self.variants:
+            if variant in self._baselines:
+                sections[variant] = []
+            sections[next(reversed(sections))].append(variant)
+        return sections
+
+    @property
+    def _baselines(self) -> tuple[str, ...]:
+        return (self.baseline,) if isinstance(self.baseline, str) else self.baseline
+
+    @property
+    def folder(self) -> Path:
+        """Where runs and report go."""
+        return self.out or Path("runs") / self.name
+
+    @classmethod
+    def load(cls, path: Path) -> "Study":
+        """Read a study file; raises UserError naming the file, the key and what is wrong with it."""
+        content = _read_yaml(path)
+        for key in ("variants", "paper"):
+            if isinstance(content, dict) and isinstance(content.get(key), str):
+                content[key] = _read_yaml(path.parent / content[key])
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(map(str, first["loc"])) or "study"
+            raise UserError(f"{path}: {key}: {first['msg'].removeprefix('Value error, ')}") from None
+
+
+class Run(NamedTuple):
+    """One run of a study: its folder, its configuration, and what of it must not change once it started."""
+
+    variant: str
+    seed: int
+    folder: Path
+    base: Path
+    overrides: list[str]
+    nproc: int
+    settings: dict[str, Any]
+
+    @property
+    def arguments(self) -> list[str]:
+        """Of `cetnet train`."""
+        return [str(self.base), *self.overrides, "--nproc", str(self.nproc)]
+
+    @property
+    def checkpoints(self) -> str | None:
+        """Its `checkpoint.path`."""
+        return self.settings.get("overrides", {}).get("checkpoint.path")
+
+    @property
+    def settings_file(self) -> Path:
+        """Beside the run folder, which belongs to the trainer."""
+        return self.folder.with_name(f"{self.folder.name}.settings.json")
+
+    def write_settings(self) -> None:
+        """Record what the run is made with; to be called before it starts."""
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        self.settings_file.write_text(json.dumps(self.settings, indent=2))
+
+    @property
+    def finished(self) -> bool:
+        """Whether the trainer has written its last file."""
+        return (self.folder / "result.json").exists()
+
+
+def runs_of(study: Study, path: Path) -> list[Run]:
+    """Every run of the study, all variants of a seed before the next seed."""
+    base = Path(os.path.normpath(path.parent / study.base))
+    base_settings = _read_yaml(base)
+    runs = []
+    # Seed by seed: a study stopped half way has compared every variant at least once.
+    for seed in [*study.seeds, *(study.more_seeds.seeds if study.more_seeds else ())]:
+        for variant, overrides in study.variants.items():
+            if seed not in study.seeds_of(variant):
+                continue
+            folder = study.folder / variant / f"seed{seed}"
+            changes = {**study.common, **overrides, "training.seed": seed}
+            place = _checkpoint_path(base, base_settings, changes)
+            if place is not None or "checkpoint.path" in changes:
+                # To come last: a change of the whole section would undo it.
+                changes.pop("checkpoint.path", None)
+                changes["checkpoint.path"] = place and f"{place}/{variant}/seed{seed}"
+            flags = [
+                f"{key}={_flow_yaml(value)}" for key, value in {**changes, "run_dir": str(folder)}.items()
+            ]
+            # As it will be read back from JSON; nproc and run_dir may change, they don't change the numbers.
+            settings = json.loads(json.dumps({"base": base_settings, "overrides": changes}, default=str))
+            runs.append(Run(variant, seed, folder, base, flags, study.nproc, settings))
+    return runs
+
+
+def _checkpoint_path(base: Path, base_settings: Any, changes: dict[str, Any]) -> str | None:
+    """`checkpoint.path` of a configuration with its changes; raises UserError if there can be none."""
+    if not isinstance(base_settings, dict):
+        raise UserError(f"{base}: a mapping of keys to values is expected at the top")
+    section = base_settings.get("checkpoint")
+    for key, value in changes.items():
+        if key == "checkpoint":
+            section = value
+        elif key == "checkpoint.path" and (section is None or isinstance(section, dict)):
+            section = {**(section or {}), "path": value}
+    if not (section is None or isinstance(section, dict)):
+        raise UserError(f"{base}: checkpoint: a mapping is expected, here or in what the study changes")
+    place = (section or {}).get("path")
+    if not (place is None or isinstance(place, str)):
+        raise UserError(f"{base}: checkpoint.path: text is expected, here or in what the study changes")
+    return place
+
+
+def refuse_changed(runs: Sequence[Run], path: Path) -> None:
+    """Raise UserError for a run folder that was not made with the settings the study has now."""
+    for run in runs:
+        if not run.folder.exists():
+            continue
+        if not run.settings_file.exists():
+            raise UserError(
+                f"{run.folder}: not made by this study; move it away, or give {path} another `out`"
+            )
+        if json.loads(run.settings_file.read_text()) != run.settings:
+            made = f"the folder and its checkpoints in {run.checkpoints}" if run.checkpoints else "the folder"
+            raise UserError(
+                f"{run.folder}: made with other settings than {path} and its base have now (they are in "
+                f"{run.settings_file}); restore them, delete {made} to repeat the run, or change `out`"
+            )
+
+
+def _flow_yaml(value: Any) -> str:
+    """The value on one line of YAML. (JSON would not do: YAML reads JSON's 1e-05 as a string.)"""
+    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=sys.maxsize)
+    return text.strip().removesuffix("...").strip()
+
+
+def _read_yaml(path: Path) -> Any:
+    try:
+        return read_strict_yaml(path.read_text())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None

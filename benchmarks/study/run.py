@@ -1,0 +1,87 @@
+"""Train the runs of a study one after the other, then report."""
+
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+
+from rich.console import Console
+
+from cetnet.benchmarks.study.definition import Run, Study, refuse_changed, runs_of
+from cetnet.benchmarks.study.report.compose import write_report
+from cetnet.trainer.console import output
+from cetnet.trainer.errors import UserError
+from cetnet.trainer.processes.launcher import CETNET
+
+TRAIN = (*CETNET, "train")
+"""The command that trains one run."""
+
+
+def run_study(path: Path, *, command: Sequence[str] = TRAIN, console: Console | None = None) -> None:
+    """Train every run of the study that is missing, one after the other, then write its report.
+
+    A run that was cut short is resumed. Interrupted or failed, the study goes on where it was when it is
+    started again. If the run is told to stop, the study ends with its exit code, 75.
+
+    Args:
+        path: The study file.
+        command: What trains one run, called with the arguments of `cetnet train`.
+        console: Where progress and the table are printed. Default: the terminal.
+
+    Raises:
+        UserError: the study is wrong, a run folder was made with other settings, or a run failed.
+    """
+    console = console or output
+    study = Study.load(path)
+    runs = runs_of(study, path)
+    refuse_changed(runs, path)
+    started = time.monotonic()
+    for number, run in enumerate(runs, 1):
+        label = f"run {number} of {len(runs)}: {run.variant}, seed {run.seed}"
+        if run.finished:
+            console.print(f"{label}: finished before", highlight=False)
+            continue
+        elapsed = timedelta(seconds=round(time.monotonic() - started))
+        action = "resuming" if run.folder.exists() else "training"
+        console.rule(f"{study.name}, {label}: {action} · {elapsed} elapsed")
+        _train(run, command, study.name)
+    write_report(study, f"cetnet study {shlex.quote(str(path))}", runs, console)
+
+
+def report_study(path: Path, *, console: Console | None = None) -> None:
+    """Write the report of what is finished of a study; raises UserError if nothing is, or a run was changed."""
+    study = Study.load(path)
+    runs = runs_of(study, path)
+    refuse_changed(runs, path)
+    if not any(run.finished for run in runs):
+        raise UserError(
+            f"study {study.name}: none of its {len(runs)} runs is finished, first {runs[0].folder}; "
+            "run the study to train them"
+        )
+    write_report(study, f"cetnet study {shlex.quote(str(path))}", runs, console or output)
+
+
+def _train(run: Run, command: Sequence[str], study: str) -> None:
+    """Run the child on our own terminal; raises UserError if it does not leave a finished run."""
+    resume = ["--resume"] if run.folder.exists() else []
+    run.write_settings()
+    with subprocess.Popen([*command, *run.arguments, *resume]) as child:
+        try:
+            code = child.wait()
+        except KeyboardInterrupt:
+            # The terminal sent it to the child as well, which may be saving a checkpoint: don't kill it.
+            child.wait()
+            raise
+    if code == os.EX_TEMPFAIL:  # the run was told to stop, and has said so
+        sys.exit(code)
+    if code or not run.finished:
+        outcome = f"exit code {code}" if code else "no result.json"
+        kept = f", its checkpoints are in {run.checkpoints}" if run.checkpoints else ""
+        raise UserError(
+            f"study {study}: run {run.variant}, seed {run.seed} failed ({outcome}; its messages are above, "
+            f"its folder is {run.folder}{kept}); mend it and start the study again, which goes on from here"
+        )

@@ -1,0 +1,107 @@
+"""Smoke runs: every variant of a study trained for two steps on random data, to see that it can be trained at all.
+
+A few processes train all variants, because loading TorchRec takes longer than such a run.
+"""
+
+import os
+import shutil
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+
+from rich.console import Console
+
+from cetnet.benchmarks.study.definition import Run, Study, runs_of
+from cetnet.benchmarks.study.report.compose import write_report
+from cetnet.trainer.console import output
+from cetnet.trainer.errors import UserError
+
+ROWS = 160  # 128 of them train
+MAX_TABLE_ROWS = 500
+MAX_WORKERS = 4
+OVERRIDES = {"data.batch_size": 64, "training.max_steps": 2, "training.log_every": 1, "checkpoint.path": None}
+NOTE = (
+    f"**A smoke run: {ROWS} random rows, {OVERRIDES['training.max_steps']} steps, one seed. It shows that every "
+    "variant can be trained; its numbers mean nothing.**\n\n"
+)
+
+
+def smoke_study(path: Path, console: Console | None = None) -> None:
+    """Train every variant of a study on random rows in its schema, and write its report to runs/smoke/<name>.
+
+    What was there before is replaced.
+
+    Raises:
+        UserError: the study is wrong or names no schema, or a variant cannot be trained.
+    """
+    console = console or output
+    study = Study.load(path)
+    if study.data_schema is None:
+        raise UserError(f"{path}: --smoke needs `schema`, the file that says which columns the data has")
+    folder = Path("runs/smoke") / study.name
+    shutil.rmtree(folder, ignore_errors=True)
+    _prepare(path.parent / study.data_schema, folder / "data")
+    smoked = {**OVERRIDES, "data.path": str(folder / "data"), "evaluation.splits": [study.split]}
+    study = study.model_copy(
+        update={
+            "out": folder,
+            "title": f"SMOKE RUN of {study.title or study.name}",
+            "description": NOTE + study.description,
+            "seeds": study.seeds[:1],
+            "more_seeds": None,
+            "nproc": 1,
+            "variants": {name: {**overrides, **smoked} for name, overrides in study.variants.items()},
+        }
+    )
+    runs = runs_of(study, path)
+    workers = min(MAX_WORKERS, os.cpu_count() or 1, len(runs))
+    with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (workers,)) as pool:
+        futures = {pool.submit(_train, run): run for run in runs}
+        try:
+            for number, future in enumerate(as_completed(futures), 1):
+                console.print(
+                    f"{number}/{len(runs)} {futures[future].variant}: {future.result():.1f} s",
+                    highlight=False,
+                )
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    write_report(study, f"cetnet study {path} --smoke", runs, console)
+
+
+def _prepare(schema: Path, out: Path) -> None:
+    from cetnet.trainer.prepare.sources.random import prepare_random
+
+    prepare_random(schema, ROWS, out, MAX_TABLE_ROWS)
+
+
+def _start_worker(workers: int) -> None:
+    import torch
+
+    from cetnet.trainer.cli import quieten
+    from cetnet.trainer.console import console
+
+    quieten()
+    console.quiet = True
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+    # TorchRec writes the whole model, numbers and all, into a log that nobody reads.
+    torch.set_printoptions(threshold=0, edgeitems=1)
+
+
+def _train(run: Run) -> float:
+    """Train one variant; the seconds that it took."""
+    from cetnet.trainer.config import load_config
+    from cetnet.trainer.processes.distributed import process_group
+    from cetnet.trainer.run_folder import CHECKPOINTS
+    from cetnet.trainer.train import train
+
+    start = time.monotonic()
+    try:
+        config = load_config(run.base, run.overrides)
+        with process_group(config.training.device) as processes:
+            train(config, processes)
+    except UserError as error:
+        raise UserError(f"{run.variant}: {error}") from None
+    shutil.rmtree(run.folder / CHECKPOINTS)
+    return time.monotonic() - start

@@ -1,0 +1,281 @@
+"""What the raw columns of a dataset are (`RawSchema`, a YAML file), and how their values are read and checked."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import polars as pl
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from cetnet.models.schema import Feature, FeatureKind, Schema
+from cetnet.trainer.data.hashing import hash_text
+from cetnet.trainer.errors import UserError
+from cetnet.trainer.prepare.engine.layout import yaml_errors
+from cetnet.trainer.strict_yaml import read_strict_yaml
+
+
+class RawFeature(BaseModel):
+    """One raw column: a feature as in `cetnet.models.schema`, whose ids may still be any values."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(description="Column name in the raw files, and in the prepared ones.")
+    kind: FeatureKind
+    table: str | None = Field(None, description="Table, and vocabulary, of the values. Default: the name.")
+    max_length: int | None = Field(None, description="Sequences only: how many values are kept.")
+    keep: Literal["recent", "oldest"] = Field("recent", description="Which of them; lists are oldest first.")
+    behavior: str | None = Field(None, description="Sequences only: as in `schema.yaml`.")
+    min_count: int | None = Field(
+        None, gt=0, description="Values seen less often in train, in the whole table, become id 0."
+    )
+    hash: int | None = Field(
+        None, gt=1, description="Rows of the table: ids are hashes of the values, and no vocabulary is built."
+    )
+    hash_function: Literal["text", "hex"] = Field(
+        "text",
+        description="text: 1 + a 64-bit hash of the text modulo N - 1, so that 0 is left to missing values. "
+        "hex: the hexadecimal number as a signed int32 modulo N, as TorchRec reads Criteo's 1 TB set.",
+    )
+    transform: Literal["none", "log1p", "standardize", "log_from_lowest"] = Field(
+        "none",
+        description="Dense only. log1p: sign(x) log(1 + |x|). standardize: mean 0 and standard deviation 1 over "
+        "train. log_from_lowest: log(x - m + 2), m the lowest value of all such features in the file, where missing "
+        "values count as 0, as TorchRec reads Criteo's 1 TB set.",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> "RawFeature":
+        if self.kind == "dense" and self.min_count is not None:
+            raise ValueError(f"feature {self.name!r} is dense and cannot have a min_count")
+        if self.hash is not None and (self.kind == "dense" or self.min_count is not None):
+            raise ValueError(f"feature {self.name!r}: hash belongs to ids, and excludes min_count")
+        if self.hash is None and self.hash_function != "text":
+            raise ValueError(f"feature {self.name!r}: hash_function belongs to hash")
+        if self.kind != "dense" and self.transform != "none":
+            raise ValueError(f"feature {self.name!r} is not dense and cannot have a transform")
+        return self
+
+
+class RawSchema(BaseModel):
+    """What the raw columns are: `Schema` before vocabularies, and how a CSV file is written."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    label: str
+    group: str | None = Field(None, description="Any values; they become integers.")
+    timestamp: str | None = Field(None, description="Integer seconds, or dates and times in Parquet.")
+    weight: str | None = None
+    tables: dict[str, int | None] = Field(
+        {}, description="Rows of tables whose values are ids already; null or left out: build a vocabulary."
+    )
+    pretrained: dict[str, Path] = Field(
+        {},
+        description="Files of given vectors (.npy, .parquet, .h5; see `vectors.open_vectors`) by table, whose "
+        "vocabulary are their keys. Paths are relative to this file.",
+    )
+    features: tuple[RawFeature, ...] = Field(min_length=1)
+    min_count: int = Field(1, gt=0, description="For tables none of whose features has its own.")
+    separator: str = Field("|", min_length=1, description="Between the values of a list in CSV.")
+    delimiter: str = Field(",", min_length=1, max_length=1, description="Between the columns of CSV.")
+    header: tuple[str, ...] | None = Field(
+        None, description="CSV column names, for files without a line of them."
+    )
+    quote: str | None = Field(
+        '"', min_length=1, max_length=1, description="Around CSV values; null: there are none."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> "RawSchema":
+        for table in self.vocabulary_tables:
+            counts = {f.min_count for f in self.features_of(table) if f.min_count}
+            if len(counts) > 1:
+                raise ValueError(f"features of table {table!r} have different min_counts")
+        for feature in self.features:
+            same = [other.hash for other in self.features if _table(other) == _table(feature)]
+            if feature.kind != "dense" and len(set(same)) > 1:
+                raise ValueError(f"features of table {_table(feature)!r} have different hashes")
+            if feature.hash is not None and self.tables.get(_table(feature)) is not None:
+                raise ValueError(f"table {_table(feature)!r} has both hash and given rows")
+        for table in self.pretrained:
+            if table not in self.vocabulary_tables or any(f.min_count for f in self.features_of(table)):
+                raise ValueError(
+                    f"pretrained {table!r}: no feature has values of this table, or rows or min_count are given too"
+                )
+        if clash := {feature.name for feature in self.features} & {self.label, self.weight}:
+            raise ValueError(f"{clash.pop()!r} is both a feature and the label or the weight")
+        assert self.draft  # its own checks
+        return self
+
+    @property
+    def vocabulary_tables(self) -> list[str]:
+        """Tables whose rows are neither given nor hashed to, in the order of the features."""
+        ids = (feature for feature in self.features if feature.kind != "dense" and feature.hash is None)
+        tables = dict.fromkeys(_table(feature) for feature in ids)
+        return [table for table in tables if self.tables.get(table) is None]
+
+    def features_of(self, table: str) -> list[RawFeature]:
+        """The features that look up a table."""
+        return [feature for feature in self.features if feature.kind != "dense" and _table(feature) == table]
+
+    @property
+    def draft(self) -> Schema:
+        """The prepared schema with the names of all columns, but one row in each vocabulary."""
+        return self.prepared(dict.fromkeys(self.vocabulary_tables, 1))
+
+    def table_min_count(self, table: str) -> int:
+        """The min_count of the features of a table, or the general one."""
+        return next((f.min_count for f in self.features_of(table) if f.min_count), self.min_count)
+
+    def prepared(self, rows: Mapping[str, int], vector_sizes: Mapping[str, int] | None = None) -> Schema:
+        """The schema of the prepared files, given the rows of the tables without given ones, and vectors' sizes.
+
+        A group or timestamp that is also a feature becomes a column of its own, `<name>_group` or
+        `<name>_timestamp`, because the feature's column holds ids.
+        """
+        names = {feature.name for feature in self.features}
+        return Schema(
+            label=self.label,
+            group=f"{self.group}_group" if self.group in names else self.group,
+            timestamp=f"{self.timestamp}_timestamp" if self.timestamp in names else self.timestamp,
+            weight=self.weight,
+            tables={name: size for name, size in self.tables.items() if size is not None}
+            | {_table(f): f.hash for f in self.features if f.hash is not None}
+            | dict(rows),
+            pretrained=dict.fromkeys(self.pretrained, 1) | dict(vector_sizes or {}),
+            features=tuple(
+                Feature(name=f.name, kind=f.kind, table=f.table, max_length=f.max_length, behavior=f.behavior)
+                for f in self.features
+            ),
+        )
+
+    @classmethod
+    def load(cls, path: Path) -> "RawSchema":
+        """Read and check a raw schema; every mistake in it is a UserError."""
+        with yaml_errors(path):
+            spec = cls.model_validate(read_strict_yaml(path.read_text()))
+        paths = {table: path.parent / vectors for table, vectors in spec.pretrained.items()}
+        return spec.model_copy(update={"pretrained": paths})
+
+
+def _table(feature: RawFeature) -> str:
+    return feature.table or feature.name
+
+
+@dataclass(frozen=True)
+class Column:
+    """How a raw column is read: its value, and which rows are mistakes (None: none can be)."""
+
+    raw: str
+    name: str
+    value: pl.Expr
+    bad: pl.Expr | None
+    expected: str
+
+
+class Mistake(ValueError):
+    """What a transform raises for a value that is not what its column holds.
+
+    Attributes:
+        column: its name.
+        row: counts from 0 in the frame that the transform was given.
+        expected: what should be there, in words.
+    """
+
+    def __init__(self, column: str, row: int, expected: str) -> None:
+        super().__init__(f"column {column!r}, row {row}: expected {expected}")
+        self.column, self.row, self.expected = column, row, expected
+
+
+_MAX_FLOAT32 = float(np.finfo(np.float32).max)
+
+
+def hash_ids(values: pl.Series, feature: RawFeature) -> np.ndarray:
+    """Ids (int64) in [0, feature.hash) of non-null texts; -1 for one that `hash_function` hex cannot read."""
+    assert feature.hash is not None
+    if feature.hash_function == "text":
+        return (1 + hash_text(values.to_arrow()) % np.uint64(feature.hash - 1)).astype(np.int64)
+    numbers = values.str.to_integer(base=16, strict=False, dtype=pl.Int64)
+    readable = numbers.is_between(0, 2**32 - 1).fill_null(False).to_numpy()
+    signed = numbers.fill_null(0).to_numpy().astype(np.uint32).view(np.int32).astype(np.int64)
+    return np.where(readable, signed % feature.hash, -1)
+
+
+def columns(path: Path, dtypes: pl.Schema, spec: RawSchema) -> Iterator[Column]:
+    """The columns to read from frames of a file with these dtypes, under their names in the prepared schema.
+
+    Label, weight and dense Float64 (missing null); group String; timestamp Int64 seconds; ids String, or Int64 where
+    the rows of the table are given, missing null or 0, in lists for features of several values. A missing column or
+    one of the wrong type is a UserError.
+    """
+    schema = spec.draft
+    used = [spec.label, spec.group, spec.timestamp, spec.weight, *(f.name for f in spec.features)]
+    for name in used:
+        if name is not None and name not in dtypes:
+            raise UserError(f"{path} has no column {name!r}; it has {', '.join(dtypes.names())}")
+    number = pl.col(spec.label).cast(pl.Float64, strict=False)
+    yield Column(spec.label, spec.label, number, ~number.is_in([0.0, 1.0]), "0 or 1")
+    if spec.group is not None and schema.group is not None:
+        value = pl.col(spec.group).cast(pl.String)
+        yield Column(spec.group, schema.group, value, value.is_null(), "a value")
+    if spec.timestamp is not None and schema.timestamp is not None:
+        value = pl.col(spec.timestamp)
+        value = value.dt.epoch("s") if dtypes[spec.timestamp].is_temporal() else value
+        value = value.cast(pl.Int64, strict=False)
+        yield Column(spec.timestamp, schema.timestamp, value, value.is_null(), "integer seconds")
+    if spec.weight is not None:
+        value = pl.col(spec.weight).cast(pl.Float64, strict=False)
+        bad = ~(value.is_finite() & (value >= 0))
+        yield Column(spec.weight, spec.weight, value, bad, "a number from 0")
+    for feature in spec.features:
+        if feature.kind == "dense":
+            column = pl.col(feature.name)
+            value = column.cast(pl.Float64, strict=False).fill_nan(None)
+            kept = column.cast(pl.Float64, strict=False)
+            too_large = (kept.abs() > _MAX_FLOAT32).fill_null(False) & kept.is_not_nan().fill_null(False)
+            bad = (column.is_not_null() & kept.is_null()) | too_large
+            yield Column(feature.name, feature.name, value, bad, "a finite number or nothing")
+        else:
+            yield _id_column(path, feature, dtypes[feature.name], spec)
+
+
+def _id_column(path: Path, feature: RawFeature, dtype: pl.DataType, spec: RawSchema) -> Column:
+    is_list = isinstance(dtype, pl.List)
+    column = pl.col(feature.name)
+    if feature.kind != "categorical" and dtype == pl.String:
+        # an empty cell is an empty list
+        column, is_list = column.str.split(spec.separator), True
+        dtype = pl.List(pl.String)
+    inner = dtype.inner if isinstance(dtype, pl.List) else dtype
+    if is_list != (feature.kind != "categorical"):
+        raise UserError(f"{path}: column {feature.name!r} is {dtype}, which is not {feature.kind}")
+    if not (inner == pl.String or inner == pl.Boolean or inner.is_integer() or inner == pl.Categorical):
+        raise UserError(
+            f"{path}: column {feature.name!r} holds {inner}, not ids: cast it to integer or text, or make "
+            "it dense"
+        )
+    size = spec.tables.get(_table(feature))
+
+    def convert(values: pl.Expr) -> pl.Expr:
+        text = values.cast(pl.String)
+        text = pl.when(text != "").then(text)
+        return text if size is None else text.cast(pl.Int64, strict=False).fill_null(0)
+
+    def mistaken(values: pl.Expr) -> pl.Expr:
+        text = values.cast(pl.String)
+        ids = text.cast(pl.Int64, strict=False)
+        return text.is_not_null() & (text != "") & ~ids.is_between(0, (size or 1) - 1).fill_null(False)
+
+    bad = None
+    if not is_list:
+        value = convert(column)
+        bad = mistaken(column).fill_null(False)
+    else:
+        value = column.fill_null([]).list.eval(convert(pl.element()))
+        bad = column.list.eval(mistaken(pl.element()).fill_null(False)).list.any().fill_null(False)
+        if feature.max_length is not None:
+            kept = value.list.tail if feature.keep == "recent" else value.list.head
+            value = kept(feature.max_length)
+    expected = f"ids from 0 to {(size or 1) - 1}"
+    return Column(feature.name, feature.name, value, None if size is None else bad, expected)
