@@ -3,19 +3,18 @@
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 from torch import Tensor, nn
 
 from cetnet.models.schema import Feature, Schema
+from cetnet.models.strict import Strict
 
 _LARGEST_LAYER = 1 << 20
 _MOST_LAYERS = 1000
 
 
-class ComponentConfig(BaseModel):
+class ComponentConfig(Strict):
     """Settings that every component has; each component's own `Config` extends it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     kind: str = Field(
         description="Name of the component, a key of `cetnet.models.registry.COMPONENTS`, or the dotted path of a "

@@ -2,10 +2,11 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from cetnet.models.component import ComponentConfig, check_sizes
 from cetnet.models.registry import component_class
+from cetnet.models.strict import Strict
 
 FusionMode = Literal["confidence_concat", "confidence_sum", "gate_concat", "gate_sum", "concat", "mean"]
 
@@ -15,10 +16,8 @@ _TAKEN = ("fused", "row", "label", "weight", "group", "true_probability", "share
 _MOST_COPIES = 1000
 
 
-class FusionConfig(BaseModel):
+class FusionConfig(Strict):
     """How the components' output embeddings become one prediction."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     mode: FusionMode = Field(
         "confidence_concat",
@@ -49,18 +48,14 @@ class FusionConfig(BaseModel):
         return self
 
 
-class NoCollaboration(BaseModel):
+class NoCollaboration(Strict):
     """Components learn nothing from each other."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     kind: Literal["none"] = "none"
 
 
-class SymmetricKL(BaseModel):
+class SymmetricKL(Strict):
     """The paper's: KL in both directions, averaged over the pairs of components."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     kind: Literal["symmetric_kl"] = "symmetric_kl"
     weight: float = Field(0.5, ge=0, description="alpha; the paper tunes it among 0.1, 0.5, 1.")
@@ -69,19 +64,15 @@ class SymmetricKL(BaseModel):
     )
 
 
-class MutualLearning(BaseModel):
+class MutualLearning(Strict):
     """Deep mutual learning: each component towards the mean of its peers' KL, the peers constant."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     kind: Literal["mutual_learning"]
     weight: float = Field(1.0, ge=0, description="Of the sum over components; the paper has 1.")
 
 
-class Distillation(BaseModel):
+class Distillation(Strict):
     """The ensemble teaches its components (ONE, KDCL)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     kind: Literal["distillation"]
     weight: float = Field(1.0, ge=0, description="Of the sum over components; the papers have 1.")
@@ -98,10 +89,8 @@ Collaboration = Annotated[
 ]
 
 
-class CETNetConfig(BaseModel):
+class CETNetConfig(Strict):
     """An ensemble; with one component it is that single model, with neither fusion nor collaboration."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     components: dict[str, SerializeAsAny[ComponentConfig]] = Field(
         min_length=1,

@@ -3,19 +3,17 @@
 Imports neither torch nor torchrec, so that configuration errors are found in milliseconds.
 """
 
-from pathlib import Path
 from typing import Annotated, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from cetnet.trainer.strict_yaml import read_strict_yaml
+from cetnet.models.strict import Strict
 
 _MANAGED_IDS = 2**62  # so many that two ids of a table hardly ever collide
 FeatureKind = Literal["categorical", "multi_valued", "sequence", "dense"]
 
 
-class Feature(BaseModel):
+class Feature(Strict):
     """One input column.
 
     | kind         | Parquet column     | the model sees                                             |
@@ -25,8 +23,6 @@ class Feature(BaseModel):
     | sequence     | list of int, oldest first | the embeddings in order, at most `max_length`, or their mean |
     | dense        | float              | the number                                                 |
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="Column name in the Parquet files.")
     kind: FeatureKind
@@ -58,15 +54,13 @@ class Feature(BaseModel):
         return self
 
 
-class Schema(BaseModel):
+class Schema(Strict):
     """Columns of a prepared dataset (`schema.yaml`).
 
     `tables` maps each embedding table to its number of rows; every id of a feature is in
     `[0, num_embeddings)`, unless its table is in `id_ranges`. By convention of `cetnet prepare`, id 0 stands for
     missing or unseen values.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     label: str = Field(description="Column with 0 or 1.")
     group: str | None = Field(None, description="Integer column; gAUC is computed within each of its values.")
@@ -155,12 +149,3 @@ class Schema(BaseModel):
     def hashed_features(self) -> list[Feature]:
         """Features whose columns hold ids of any value, in the schema's order."""
         return [feature for feature in self.id_features if feature.table in self.id_ranges]
-
-    @classmethod
-    def load(cls, path: Path) -> "Schema":
-        """Read `schema.yaml`; raises OSError, yaml.YAMLError or pydantic.ValidationError."""
-        return cls.model_validate(read_strict_yaml(path.read_text()))
-
-    def save(self, path: Path) -> None:
-        """Write `schema.yaml`."""
-        path.write_text(yaml.safe_dump(self.model_dump(exclude_none=True, mode="json"), sort_keys=False))

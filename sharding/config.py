@@ -2,7 +2,9 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from cetnet.models.strict import Strict
 
 ShardingType = Literal[
     "table_wise", "row_wise", "table_row_wise", "column_wise", "table_column_wise", "grid_shard"
@@ -10,10 +12,8 @@ ShardingType = Literal[
 Precision = Literal["fp32", "fp16", "bf16"]
 
 
-class ClusterConfig(BaseModel):
+class ClusterConfig(Strict):
     """Sizes and speeds the planner reckons with; a key left out is measured or TorchRec's default."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     hbm_gb: float | None = Field(None, gt=0, description="Memory of one GPU, GiB.")
     ddr_gb: float | None = Field(None, gt=0, description="Host memory of one process, GiB.")
@@ -25,10 +25,8 @@ class ClusterConfig(BaseModel):
     inter_host_bandwidth: float | None = Field(None, gt=0, description="Between hosts, GB/s a GPU.")
 
 
-class CommunicationConfig(BaseModel):
+class CommunicationConfig(Strict):
     """Precision of pooled and unpooled embeddings on the network; tables and arithmetic stay as they are."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     forward: Precision = Field("fp32", description="Of embeddings. fp16 and bf16 halve the bytes.")
     backward: Precision = Field(
@@ -36,18 +34,14 @@ class CommunicationConfig(BaseModel):
     )
 
 
-class TableConstraint(BaseModel):
+class TableConstraint(Strict):
     """What the planner may do with a table."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     sharding_types: tuple[ShardingType, ...] = Field(min_length=1)
 
 
-class ShardingConfig(BaseModel):
+class ShardingConfig(Strict):
     """Placement of the embedding tables; the planner chooses within it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     constraints: dict[str, TableConstraint] = Field(
         default={},

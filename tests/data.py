@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cetnet.models.schema import Feature, Schema
+from cetnet.trainer.yaml_files import save_yaml
 
 SPLITS = {"train": 1000, "validation": 200, "test": 200}
 
@@ -86,7 +87,7 @@ def write_dataset(
     """Write `schema.yaml` and the splits, each in `files` files of row groups of `row_group_size` rows."""
     schema = make_schema(weight)
     path.mkdir(parents=True, exist_ok=True)
-    schema.save(path / "schema.yaml")
+    save_yaml(path / "schema.yaml", schema)
     for index, (split, count) in enumerate(rows.items()):
         layout = []
         for file in range(files):

@@ -41,13 +41,7 @@ def check_inputs(config: RunConfig, world_size: int, resume: bool) -> Dataset:
         )
     dataset = Dataset(config.data.path, config.data.split, config.data.bad_rows)
     _check_managed_collision(config, dataset.schema, on_cpu)
-    Reader(
-        dataset,
-        config.data.batch_size,
-        order=config.data.order,
-        lanes=config.data.lanes,
-        world_size=world_size,
-    )
+    Reader.of(config.data, dataset, world_size=world_size)
     splits = set(config.evaluation.splits)
     if config.evaluation.every_steps or config.evaluation.every_epoch:
         splits.add(config.evaluation.validation)

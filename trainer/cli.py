@@ -3,17 +3,15 @@
 Heavy libraries are imported inside the commands, so that `--help` and mistakes answer at once.
 """
 
-import logging
 import os
 import sys
-import threading
-import warnings
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from cetnet.launch.cli import app as launch_app
+from cetnet.trainer.console import quieten
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.prepare.cli import app as prepare_app
 from cetnet.trainer.prepare.cli import generate_app
@@ -140,9 +138,9 @@ def plan(
     """Where each table would go on a cluster, why, and what a step would cost: estimated here, without it."""
     from cetnet.trainer.config import load_config
     from cetnet.trainer.data.dataset import load_schema, read_schema
+    from cetnet.trainer.files import check_writable
     from cetnet.trainer.plan.estimate import read_cluster, read_sweep
     from cetnet.trainer.plan.report import plan_cluster, plan_sweep
-    from cetnet.trainer.run_folder import check_writable
 
     settings = load_config(config, overrides)
     target = read_cluster(cluster)
@@ -189,7 +187,7 @@ def calibrate(
     if embedding_dim % 4:
         raise UserError(f"--embedding-dim {embedding_dim} is not a multiple of 4")
     if out is not None:
-        from cetnet.trainer.run_folder import check_writable
+        from cetnet.trainer.files import check_writable
 
         check_writable(out)
     if nproc > 1 and "RANK" not in os.environ:
@@ -271,22 +269,6 @@ def _launch(arguments: list[str], nproc: int) -> None:
     from cetnet.trainer.processes.launcher import launch
 
     raise typer.Exit(launch(arguments, nproc))
-
-
-def quieten() -> None:
-    """Silence what the libraries say at import and in every step, and a user can do nothing about."""
-    for module in ["torch", "torchrec", "fbgemm_gpu", "torchmetrics", "tensordict", "tensorboard", "torchx"]:
-        warnings.filterwarnings("ignore", module=rf"{module}(\..*)?$")
-    warnings.filterwarnings("ignore", message="Please use DTensor instead")
-    for logger in ("torchrec", "torch.fx", "torch.distributed.checkpoint"):
-        logging.getLogger(logger).setLevel(logging.ERROR)
-    threading.excepthook = _say_unless_of_the_disk
-
-
-def _say_unless_of_the_disk(failure: threading.ExceptHookArgs) -> None:
-    """TensorBoard's thread, for which a disk is full, has its error raised by the next number that it is given."""
-    if not isinstance(failure.exc_value, OSError):
-        threading.__excepthook__(failure)
 
 
 def main() -> None:

@@ -1,27 +1,24 @@
 """The experiment file: one YAML, checked as a whole before anything starts."""
 
-import reprlib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from cetnet.models.config import CETNetConfig
+from cetnet.models.strict import Strict
 from cetnet.sharding.config import ShardingConfig
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.paths import UsablePath, UsablePlace
 from cetnet.trainer.strict_yaml import read_strict_yaml
+from cetnet.trainer.yaml_files import checked, read_yaml
 
 LearningRate = Annotated[float, Field(gt=0, le=1e6)]
 Split = Annotated[str, Field(pattern=r"^[^/]+$", max_length=50)]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class DataConfig(_Section):
+class DataConfig(Strict):
     """What is read, and in which order."""
 
     path: UsablePath = Field(
@@ -55,7 +52,7 @@ class DataConfig(_Section):
     )
 
 
-class SparseOptimizerConfig(_Section):
+class SparseOptimizerConfig(Strict):
     """Optimizer of the sharded tables, fused into the backward pass; touches only the rows looked up."""
 
     kind: Literal["rowwise_adagrad", "adagrad", "sgd", "adam"] = Field(
@@ -65,7 +62,7 @@ class SparseOptimizerConfig(_Section):
     eps: float = Field(1e-8, ge=1e-30, le=1e6)
 
 
-class DenseOptimizerConfig(_Section):
+class DenseOptimizerConfig(Strict):
     """Optimizer of parameters that every process holds."""
 
     kind: Literal["adam", "adamw", "adagrad", "sgd"] = "adam"
@@ -78,7 +75,7 @@ class DenseOptimizerConfig(_Section):
     )
 
 
-class OptimizerConfig(_Section):
+class OptimizerConfig(Strict):
     """Optimizers, clipping and the learning-rate schedule (which scales all of them)."""
 
     sparse: SparseOptimizerConfig = SparseOptimizerConfig()
@@ -96,7 +93,7 @@ class OptimizerConfig(_Section):
     )
 
 
-class TrainingConfig(_Section):
+class TrainingConfig(Strict):
     """The loop."""
 
     epochs: int = Field(1, gt=0)
@@ -134,7 +131,7 @@ class TrainingConfig(_Section):
     )
 
 
-class EarlyStoppingConfig(_Section):
+class EarlyStoppingConfig(Strict):
     """For training over many epochs: what happens when the monitored metric stops improving."""
 
     monitor: str = Field("auc/fused", description="Metric of the validation split; `ne` and `logloss` fall.")
@@ -144,7 +141,7 @@ class EarlyStoppingConfig(_Section):
     )
 
 
-class EvaluationConfig(_Section):
+class EvaluationConfig(Strict):
     """Held-out splits."""
 
     splits: tuple[Split, ...] = Field(("validation", "test"), description="Scored when training has ended.")
@@ -157,7 +154,7 @@ class EvaluationConfig(_Section):
     early_stopping: EarlyStoppingConfig | None = None
 
 
-class CheckpointConfig(_Section):
+class CheckpointConfig(Strict):
     """Checkpoints are written in the background and appear whole or not at all."""
 
     path: UsablePlace | None = Field(
@@ -174,7 +171,7 @@ class CheckpointConfig(_Section):
     keep: int = Field(2, gt=0, description="How many of the newest are kept.")
 
 
-class RunConfig(_Section):
+class RunConfig(Strict):
     """A training run."""
 
     run_dir: UsablePath = Field(
@@ -222,43 +219,7 @@ def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
 
 def parse_config(settings: Any, source: object) -> RunConfig:
     """The configuration of settings from somewhere, which the UserError names that says what is wrong with them."""
-    try:
-        return RunConfig.model_validate(settings)
-    except ValidationError as error:
-        raise UserError(f"{source}: {validation_message(error)}") from error
-
-
-def validation_message(error: ValidationError) -> str:
-    """First problem of a pydantic error, as one line: the key, what is wrong and, for a typo, what exists."""
-    problem = error.errors()[0]
-    key = ".".join(map(str, problem["loc"])) or "the file"
-    message = problem["msg"].removeprefix("Value error, ").replace("\n", "; ")
-    if problem["type"] == "extra_forbidden":
-        message = "unknown key; see `cetnet config` for all keys"
-    elif problem["type"] == "missing":
-        message = "is missing"
-    elif not isinstance(problem["input"], dict):
-        message += f" (got {reprlib.repr(problem['input'])})"
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return f"{key}: {message}{more}"
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file that holds a mapping; raises UserError otherwise."""
-    try:
-        content = read_strict_yaml(path.read_text())
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file") from error
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: a mapping of keys to values is expected at the top")
-    return content
-
-
-def save_yaml(path: Path, content: BaseModel) -> None:
-    """Write a model as YAML, keys in the order of their definition."""
-    path.write_text(yaml.safe_dump(content.model_dump(mode="json", exclude_none=True), sort_keys=False))
+    return checked(settings, RunConfig, source)
 
 
 def _override(settings: dict[str, Any], override: str) -> None:

@@ -1,5 +1,8 @@
 """What a person sees while a run goes on: a live line on a terminal, plain lines elsewhere."""
 
+import logging
+import threading
+import warnings
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -70,3 +73,19 @@ class TrainingProgress(AbstractContextManager["TrainingProgress"]):
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+
+def quieten() -> None:
+    """Silence what the libraries say at import and in every step, and a user can do nothing about."""
+    for module in ["torch", "torchrec", "fbgemm_gpu", "torchmetrics", "tensordict", "tensorboard", "torchx"]:
+        warnings.filterwarnings("ignore", module=rf"{module}(\..*)?$")
+    warnings.filterwarnings("ignore", message="Please use DTensor instead")
+    for logger in ("torchrec", "torch.fx", "torch.distributed.checkpoint"):
+        logging.getLogger(logger).setLevel(logging.ERROR)
+    threading.excepthook = _say_unless_of_the_disk
+
+
+def _say_unless_of_the_disk(failure: threading.ExceptHookArgs) -> None:
+    """TensorBoard's thread, for which a disk is full, has its error raised by the next number that it is given."""
+    if not isinstance(failure.exc_value, OSError):
+        threading.__excepthook__(failure)

@@ -1,4 +1,10 @@
-"""The one exception that means "the user can mend this"."""
+"""The one exception that means "the user can fix this"."""
+
+import reprlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 class UserError(ValueError):
@@ -15,3 +21,18 @@ class UserError(ValueError):
 
 class DoesNotFit(UserError):
     """The planner finds no place for the tables; `cetnet plan` looks for remedies then."""
+
+
+def validation_message(error: "ValidationError") -> str:
+    """First problem of a pydantic error, as one line: the key, what is wrong and, for a typo, what exists."""
+    problem = error.errors()[0]
+    key = ".".join(map(str, problem["loc"])) or "the file"
+    message = problem["msg"].removeprefix("Value error, ").replace("\n", "; ")
+    if problem["type"] == "extra_forbidden":
+        message = "unknown key; see `cetnet config` for all keys"
+    elif problem["type"] == "missing":
+        message = "is missing"
+    elif not isinstance(problem["input"], dict):
+        message += f" (got {reprlib.repr(problem['input'])})"
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return f"{key}: {message}{more}"

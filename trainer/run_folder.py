@@ -2,7 +2,6 @@
 
 import fcntl
 import json
-import math
 import os
 import platform
 import shlex
@@ -13,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any, TextIO
 
 from rich.console import Console
@@ -23,15 +21,16 @@ from cetnet.models.schema import Schema
 from cetnet.sharding.planner import Plan
 from cetnet.sharding.report import plan_dict, plan_table
 from cetnet.trainer.checkpoint.object_path import Place
-from cetnet.trainer.config import RunConfig, load_config, save_yaml
+from cetnet.trainer.config import RunConfig, load_config
 from cetnet.trainer.console import console
 from cetnet.trainer.data.dataset import load_schema
 from cetnet.trainer.errors import UserError
+from cetnet.trainer.files import drop_lines_after, without_nonfinite, write_json, written
 from cetnet.trainer.versions import installed_versions
+from cetnet.trainer.yaml_files import save_yaml
 
 RESULT = "result.json"
 LOCK = ".lock"
-CHECKPOINTS = "checkpoints"
 SLURM = (
     "SLURM_CLUSTER_NAME",
     "SLURM_JOB_PARTITION",
@@ -155,7 +154,7 @@ class RunFolder:
             with written(self.path):
                 aside.mkdir(parents=True, exist_ok=True)
                 save_yaml(aside / "config.yaml", config)
-                schema.save(aside / "schema.yaml")
+                save_yaml(aside / "schema.yaml", schema)
                 with (aside / "plan.txt").open("w") as file:
                     Console(file=file, width=140).print(plan_table(plan, world_size))
                 write_json(aside / "plan.json", plan_dict(plan, world_size))
@@ -180,7 +179,7 @@ class RunFolder:
         prefix = "" if kind == "train" else f"{values.get('split', kind)}/"
         with written(self.path):
             with self._metrics.open("a") as file:
-                file.write(json.dumps({"kind": kind, "step": step} | finite(values)) + "\n")
+                file.write(json.dumps({"kind": kind, "step": step} | without_nonfinite(values)) + "\n")
             if self._board is None:
                 self._board = SummaryWriter(str(self.path / "tensorboard"))
             for key, value in values.items():
@@ -192,64 +191,7 @@ class RunFolder:
         with written(self.path):
             if self._board is not None:
                 self._board.close()
-            write_json(self.path / RESULT, finite(result))
-
-
-@contextmanager
-def written(path: Path) -> Iterator[None]:
-    """Make what the disk refuses in this block a UserError that names the path."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be written ({error.strerror}); make room or mend the disk, and go on with --resume"
-        ) from error
-
-
-def drop_lines_after(file: Path, step: int) -> int:
-    """Drop the lines of later steps from a file of JSON lines; returns how many are left."""
-    lines = file.read_text().splitlines(keepends=True)
-    # A line cut short by a crash has no newline; it is dropped like those beyond the step.
-    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-    _write_text(file, "".join(kept))
-    return len(kept)
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write JSON whole or not at all."""
-    _write_text(path, json.dumps(content, indent=1) + "\n")
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_text(text)
-        temporary.rename(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def check_writable(path: Path) -> None:
-    """Raise UserError if a file can't be written there, folders made as needed; leaves nothing behind."""
-    try:
-        if path.exists() and not path.is_file():
-            raise UserError(f"{path} is not a regular file; name another")
-        with TemporaryFile(dir=next(parent for parent in path.absolute().parents if parent.exists())):
-            pass
-        if path.exists():
-            path.open("a").close()
-    except OSError as error:
-        raise UserError(f"{path} can't be written: {error.strerror}; name another place") from None
-
-
-def finite(values: dict[str, Any]) -> dict[str, Any]:
-    """The same with NaN and infinity as None, which JSON has no word for."""
-    return {
-        key: finite(value)
-        if isinstance(value, dict)
-        else (None if isinstance(value, float) and not math.isfinite(value) else value)
-        for key, value in values.items()
-    }
+            write_json(self.path / RESULT, without_nonfinite(result))
 
 
 def _environment(world_size: int) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from cetnet.trainer.data.bad_rows import BadRow
 from cetnet.trainer.data.dataset import Dataset
 from cetnet.trainer.data.reader import Reader
 from cetnet.trainer.errors import UserError
+from cetnet.trainer.files import written_aside
 from cetnet.trainer.metrics import binary_metrics
 from cetnet.trainer.processes.distributed import Processes
 from cetnet.trainer.session import Session
@@ -68,9 +69,8 @@ class Scores:
         columns |= {key: self._column(name) for key, name in names.items() if name}
         columns.setdefault("weight", np.ones(len(columns["row"]), np.float32))
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.tmp")
-        pq.write_table(pa.table(columns | self.probability), temporary, compression="zstd")
-        temporary.rename(path)
+        with written_aside(path) as aside:
+            pq.write_table(pa.table(columns | self.probability), aside, compression="zstd")
 
     def _column(self, name: str) -> NDArray:
         return self.dataset.column(name, None if self.scored.all() else self.scored)

@@ -33,13 +33,14 @@ from cetnet.trainer.data.quarantine import Quarantine
 from cetnet.trainer.data.reader import Reader
 from cetnet.trainer.divergence import Divergence
 from cetnet.trainer.errors import UserError
+from cetnet.trainer.files import written
 from cetnet.trainer.nonfinite import FaultPolicy, check_parameters
 from cetnet.trainer.optimizers import set_fused_step
 from cetnet.trainer.processes.distributed import Processes, share
 from cetnet.trainer.processes.hang_detector import LOADING, MEASURING, SAVING, TRAINING
 from cetnet.trainer.processes.signals import StopSignals
 from cetnet.trainer.progressive_ne import ProgressiveNE
-from cetnet.trainer.run_folder import RunFolder, locked, written
+from cetnet.trainer.run_folder import RunFolder, locked
 from cetnet.trainer.schedule import LearningRate
 from cetnet.trainer.scoring import run_pipeline, score
 from cetnet.trainer.session import Session, build_session, load_pretrained
@@ -117,18 +118,7 @@ def _start(
     resume: bool,
 ) -> Trainer:
     data, training = config.data, config.training
-    reader = Reader(
-        dataset,
-        data.batch_size,
-        order=data.order,
-        lanes=data.lanes,
-        shuffle_rows=data.shuffle_rows,
-        seed=training.seed,
-        prefetch=data.prefetch,
-        threads=data.threads,
-        rank=processes.rank,
-        world_size=processes.world_size,
-    )
+    reader = Reader.of(data, dataset, training.seed, processes.rank, processes.world_size)
     total_steps = min(training.epochs * reader.steps_per_epoch, training.max_steps or math.inf)
     ne = ProgressiveNE(session.outputs, training.ne_window_steps, processes.device)
     lr = LearningRate(session.optimizer, config.optimizer, int(total_steps))

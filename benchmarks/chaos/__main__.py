@@ -37,12 +37,11 @@ from rich.table import Table
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from cetnet.trainer.checkpoint.safe_load import SafeReader
-from cetnet.trainer.checkpoint.store import Disk
-from cetnet.trainer.cli import quieten
-from cetnet.trainer.console import console, output
+from cetnet.trainer.checkpoint.store import CHECKPOINTS, Disk
+from cetnet.trainer.console import console, output, quieten
 from cetnet.trainer.prepare.sources.synthetic import prepare_synthetic
 from cetnet.trainer.processes.launcher import CETNET
-from cetnet.trainer.run_folder import CHECKPOINTS, RESULT
+from cetnet.trainer.run_folder import RESULT
 
 RECORDER = Path(__file__).parent / "recorder"
 BATCH_SIZE, CHECKPOINT_EVERY = 64, 6

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cetnet.models.schema import Feature, Schema
-from cetnet.trainer.config import RunConfig, read_yaml
+from cetnet.trainer.config import RunConfig
+from cetnet.trainer.data.dataset import read_schema
+from cetnet.trainer.yaml_files import read_yaml
 
 _PACKAGE = Path(__file__).parents[2]
 _TABLES, _DENSE = 26, 13
@@ -298,7 +300,7 @@ def _demo() -> dict[str, Any]:
 
 
 def _demo_schema() -> Schema:
-    return Schema.load(_PACKAGE / "benchmarks/studies/schemas/demo.yaml")
+    return read_schema(_PACKAGE / "benchmarks/studies/schemas/demo.yaml")
 
 
 AXES = {

@@ -7,7 +7,8 @@ import numpy as np
 import typer
 
 from cetnet.models.schema import Feature, Schema
-from cetnet.trainer.run_folder import check_writable
+from cetnet.trainer.files import check_writable
+from cetnet.trainer.yaml_files import save_yaml
 
 _SEQUENCES = 8
 
@@ -55,7 +56,7 @@ def main(
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     out.parent.mkdir(parents=True, exist_ok=True)
-    schema.save(out)
+    save_yaml(out, schema)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from cetnet.benchmarks.growth.axes import Point, Timing
 from cetnet.models.batch import Batch
 from cetnet.models.schema import Feature, Schema
-from cetnet.trainer.cli import quieten
+from cetnet.trainer.console import quieten
 from cetnet.trainer.processes.distributed import Processes, process_group
 from cetnet.trainer.scoring import run_pipeline
 from cetnet.trainer.session import build_session

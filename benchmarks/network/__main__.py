@@ -29,10 +29,11 @@ from rich.table import Table
 from cetnet.benchmarks.network.hosts import HostError, Network, can_delay, network, set_link, torchrun
 from cetnet.benchmarks.study.report.plots import COLORS
 from cetnet.models.schema import Feature, Schema
-from cetnet.trainer.cli import quieten
 from cetnet.trainer.config import load_config
-from cetnet.trainer.console import console, output
+from cetnet.trainer.console import console, output, quieten
+from cetnet.trainer.data.dataset import read_schema
 from cetnet.trainer.errors import UserError
+from cetnet.trainer.yaml_files import save_yaml
 
 PLANS: dict[str, list[str]] = {"table_wise": ["table_wise"], "row_wise": ["row_wise"], "planned": []}
 _SECONDS_PER_LAUNCH = 600.0
@@ -204,7 +205,7 @@ def _prepare(out: Path, batch_size: int, lanes: int, steps: int) -> Path:
         tables={f"f{i}": _TABLE_ROWS for i in range(_FEATURES)},
         features=tuple(Feature(name=f"f{i}", kind="categorical", table=f"f{i}") for i in range(_FEATURES)),
     )
-    schema.save(out / "schema.yaml")
+    save_yaml(out / "schema.yaml", schema)
     prepare_random(out / "schema.yaml", rows=batch_size * steps * 5 // 4 + 1000, out=out / "data")
     config = out / "config.yaml"
     config.write_text(
@@ -242,7 +243,7 @@ def _estimate(
         {table: {"sharding_types": [kind]} for table, kind in tables.items()}
     )
     settings = load_config(config, overrides)
-    schema = Schema.load(settings.data.path / "schema.yaml")
+    schema = read_schema(settings.data.path / "schema.yaml")
     plan = plan_model(build_model(settings, schema, "meta"), settings, schema, "cpu", hosts, 1)
     return max(map(sum, load(plan, hosts).phases))
 

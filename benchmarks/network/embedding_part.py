@@ -15,8 +15,8 @@ import torch
 import torch.distributed as dist
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 
-from cetnet.trainer.cli import quieten
 from cetnet.trainer.config import load_config
+from cetnet.trainer.console import quieten
 from cetnet.trainer.data.dataset import Dataset
 from cetnet.trainer.data.reader import Reader
 from cetnet.trainer.processes.distributed import Processes, process_group
@@ -42,13 +42,7 @@ def _measure(processes: Processes, path: Path, overrides: list[str], warm_up: in
     dataset = Dataset(config.data.path, config.data.split)
     session = build_session(config, dataset.schema, processes)
     modules = [m for m in session.model.modules() if isinstance(m, ShardedEmbeddingBagCollection)]
-    reader = Reader(
-        dataset,
-        config.data.batch_size,
-        lanes=config.data.lanes,
-        rank=processes.rank,
-        world_size=processes.world_size,
-    )
+    reader = Reader.of(config.data, dataset, rank=processes.rank, world_size=processes.world_size)
     seconds = []
     for batch in reader.batches(0, 0, warm_up + steps):
         inputs = []

@@ -29,8 +29,8 @@ from cetnet.benchmarks.speed.alternate import Contender, ContenderError, measure
 from cetnet.benchmarks.speed.data import ROOT, dataset
 from cetnet.benchmarks.speed.peers.environment import FOLDER, peers_python
 from cetnet.benchmarks.speed.roofline import bounds
-from cetnet.trainer.config import read_yaml
 from cetnet.trainer.console import console
+from cetnet.trainer.yaml_files import read_yaml
 
 CONFIGS = Path(__file__).parent / "peers"
 DEMO = Path(__file__).parents[2] / "configs/demo.yaml"

@@ -28,9 +28,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from cetnet.benchmarks.study.report.plots import COLORS
 from cetnet.models.batch import Batch
 from cetnet.models.schema import Schema
-from cetnet.trainer.cli import quieten
 from cetnet.trainer.config import load_config
-from cetnet.trainer.console import console, output
+from cetnet.trainer.console import console, output, quieten
 from cetnet.trainer.data.dataset import Dataset
 from cetnet.trainer.data.reader import Reader
 from cetnet.trainer.errors import UserError
@@ -84,15 +83,7 @@ def main(
         data = settings.data
         dataset = Dataset(data.path, data.split)
         session = build_session(settings, dataset.schema, processes)
-        reader = Reader(
-            dataset,
-            data.batch_size,
-            order=data.order,
-            lanes=data.lanes,
-            shuffle_rows=data.shuffle_rows,
-            prefetch=data.prefetch,
-            threads=data.threads,
-        )
+        reader = Reader.of(data, dataset)
         count = min(warmup + steps, reader.steps_per_epoch)
         if count <= warmup:
             raise UserError(

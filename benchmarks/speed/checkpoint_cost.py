@@ -27,9 +27,8 @@ from rich.table import Table
 
 from cetnet.trainer.checkpoint.checkpoints import Checkpoints, load_checkpoint, verify_checkpoint
 from cetnet.trainer.checkpoint.manifest import sync
-from cetnet.trainer.cli import quieten
 from cetnet.trainer.config import load_config
-from cetnet.trainer.console import console, output
+from cetnet.trainer.console import console, output, quieten
 from cetnet.trainer.data.dataset import Dataset
 from cetnet.trainer.data.reader import Reader
 from cetnet.trainer.processes.distributed import process_group
@@ -63,13 +62,7 @@ def main(
         for rows in (dataset.schema.tables["user"], users):
             schema = dataset.schema.model_copy(update={"tables": dataset.schema.tables | {"user": rows}})
             session = build_session(settings, schema, processes)
-            reader = Reader(
-                dataset,
-                settings.data.batch_size,
-                lanes=settings.data.lanes,
-                rank=processes.rank,
-                world_size=processes.world_size,
-            )
+            reader = Reader.of(settings.data, dataset, rank=processes.rank, world_size=processes.world_size)
             checkpoints = Checkpoints(out, keep=1)
 
             def save(session: Session = session, checkpoints: Checkpoints = checkpoints) -> None:

@@ -8,7 +8,9 @@ same for every size of the tables: larger ones have the same rows, their ids far
 from pathlib import Path
 
 from cetnet.models.schema import Feature, Schema
+from cetnet.trainer.data.dataset import read_schema
 from cetnet.trainer.prepare.sources.random import prepare_random
+from cetnet.trainer.yaml_files import save_yaml
 
 ROOT = Path("data/throughput")
 NUM_IDS, NUM_DENSE = 26, 13
@@ -45,7 +47,7 @@ def events() -> Schema:
 
 def demo() -> Schema:
     """The features of `make demo`."""
-    return Schema.load(Path(__file__).parents[1] / "studies/schemas/demo.yaml")
+    return read_schema(Path(__file__).parents[1] / "studies/schemas/demo.yaml")
 
 
 # By name: the schema, and rows in all splits; 80 % are for training.
@@ -66,6 +68,6 @@ def dataset(name: str) -> Path:
         schema, rows = DATASETS[name]
         schemas = ROOT / "schemas"
         schemas.mkdir(parents=True, exist_ok=True)
-        schema.save(schemas / f"{name}.yaml")
+        save_yaml(schemas / f"{name}.yaml", schema)
         prepare_random(schemas / f"{name}.yaml", rows, folder)
     return folder

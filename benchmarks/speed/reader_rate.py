@@ -36,8 +36,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from cetnet.models.batch import Batch
-from cetnet.trainer.cli import quieten
-from cetnet.trainer.console import console, output
+from cetnet.trainer.console import console, output, quieten
 from cetnet.trainer.data.dataset import Dataset, Piece
 from cetnet.trainer.data.reader import Order, Reader
 from cetnet.trainer.prepare.engine.layout import ROW_GROUP_ROWS

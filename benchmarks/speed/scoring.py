@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from cetnet.benchmarks.speed.progress import ProgressLog
-from cetnet.trainer.cli import quieten
 from cetnet.trainer.config import load_config
+from cetnet.trainer.console import quieten
 from cetnet.trainer.data.dataset import Dataset
 from cetnet.trainer.processes.distributed import process_group
 from cetnet.trainer.scoring import score

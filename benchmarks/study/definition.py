@@ -9,20 +9,19 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
+from cetnet.models.strict import Strict
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.paths import UsablePath
-from cetnet.trainer.strict_yaml import read_strict_yaml
+from cetnet.trainer.yaml_files import checked, read_yaml
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$", max_length=100)]
 """A name that is a folder too."""
 
 
-class Numbers(BaseModel):
+class Numbers(Strict):
     """Published numbers of a variant."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     gauc: float | None = None
     auc: float | None = None
@@ -30,10 +29,8 @@ class Numbers(BaseModel):
     ne_gain: float | None = Field(None, description="In percent. Default: from `logloss`.")
 
 
-class Paper(BaseModel):
+class Paper(Strict):
     """Published numbers that a report shows beside its own."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     source: str = Field(description="Where they are published, and what they were measured on.")
     numbers: dict[str, Numbers] = Field(
@@ -41,10 +38,8 @@ class Paper(BaseModel):
     )
 
 
-class MoreSeeds(BaseModel):
+class MoreSeeds(Strict):
     """Seeds that only the variants have that conclusions rest on."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     seeds: tuple[int, ...] = Field(min_length=1)
     variants: tuple[str, ...] = Field(
@@ -53,10 +48,8 @@ class MoreSeeds(BaseModel):
     )
 
 
-class Study(BaseModel):
+class Study(Strict):
     """A study file: what to train, and what to compare it with."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: Name
     title: str | None = Field(None, description="Heading of the report. Default: the name.")
@@ -163,16 +156,11 @@ class Study(BaseModel):
     @classmethod
     def load(cls, path: Path) -> "Study":
         """Read a study file; raises UserError naming the file, the key and what is wrong with it."""
-        content = _read_yaml(path)
+        content = read_yaml(path)
         for key in ("variants", "paper"):
-            if isinstance(content, dict) and isinstance(content.get(key), str):
-                content[key] = _read_yaml(path.parent / content[key])
-        try:
-            return cls.model_validate(content)
-        except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(map(str, first["loc"])) or "study"
-            raise UserError(f"{path}: {key}: {first['msg'].removeprefix('Value error, ')}") from None
+            if isinstance(content.get(key), str):
+                content[key] = read_yaml(path.parent / content[key])
+        return checked(content, cls, path)
 
 
 class Run(NamedTuple):
@@ -215,7 +203,7 @@ class Run(NamedTuple):
 def runs_of(study: Study, path: Path) -> list[Run]:
     """Every run of the study, all variants of a seed before the next seed."""
     base = Path(os.path.normpath(path.parent / study.base))
-    base_settings = _read_yaml(base)
+    base_settings = read_yaml(base)
     runs = []
     # Seed by seed: a study stopped half way has compared every variant at least once.
     for seed in [*study.seeds, *(study.more_seeds.seeds if study.more_seeds else ())]:
@@ -277,12 +265,3 @@ def _flow_yaml(value: Any) -> str:
     """The value on one line of YAML. (JSON would not do: YAML reads JSON's 1e-05 as a string.)"""
     text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=sys.maxsize)
     return text.strip().removesuffix("...").strip()
-
-
-def _read_yaml(path: Path) -> Any:
-    try:
-        return read_strict_yaml(path.read_text())
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None

@@ -79,8 +79,7 @@ def _prepare(schema: Path, out: Path) -> None:
 def _start_worker(workers: int) -> None:
     import torch
 
-    from cetnet.trainer.cli import quieten
-    from cetnet.trainer.console import console
+    from cetnet.trainer.console import console, quieten
 
     quieten()
     console.quiet = True
@@ -91,9 +90,9 @@ def _start_worker(workers: int) -> None:
 
 def _train(run: Run) -> float:
     """Train one variant; the seconds that it took."""
+    from cetnet.trainer.checkpoint.store import CHECKPOINTS
     from cetnet.trainer.config import load_config
     from cetnet.trainer.processes.distributed import process_group
-    from cetnet.trainer.run_folder import CHECKPOINTS
     from cetnet.trainer.train import train
 
     start = time.monotonic()

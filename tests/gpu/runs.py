@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from cetnet.trainer.yaml_files import save_yaml
 from tests.data import make_schema, make_table, write_split
 from tests.processes import run_settings
 
@@ -24,5 +25,5 @@ def write_large(folder: Path) -> Path:
     schema = small.model_copy(update={"tables": dict.fromkeys(small.tables, _TABLE_ROWS)})
     write_split(folder / "train", make_table(schema, ROWS, 0), [[ROWS // 2, ROWS // 2]])
     write_split(folder / "test", make_table(schema, 200, 1), [[200]])
-    schema.save(folder / "schema.yaml")
+    save_yaml(folder / "schema.yaml", schema)
     return folder

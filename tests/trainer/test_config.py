@@ -12,10 +12,11 @@ from torch import nn, optim
 from torchrec.optim.keyed import KeyedOptimizerWrapper
 
 from cetnet.models.dcnv2 import DCNv2Config
-from cetnet.trainer.config import OptimizerConfig, RunConfig, load_config, save_yaml
+from cetnet.trainer.config import OptimizerConfig, RunConfig, load_config
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.schedule import LearningRate, schedule
 from cetnet.trainer.versions import check_versions, installed_versions, version_problem
+from cetnet.trainer.yaml_files import save_yaml
 from tests.paths import CONFIGS
 
 MINIMAL = {"data": {"path": "data"}, "model": {"components": {"tower": {"kind": "dcnv2"}}}}

@@ -12,13 +12,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cetnet.benchmarks.study.definition import Study, runs_of
-from cetnet.models.schema import Schema
 from cetnet.trainer.check import check_inputs
 from cetnet.trainer.cli import main
-from cetnet.trainer.config import RunConfig, load_config, save_yaml
+from cetnet.trainer.config import RunConfig, load_config
 from cetnet.trainer.data.dataset import read_schema
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.strict_yaml import read_strict_yaml
+from cetnet.trainer.yaml_files import save_yaml
 from tests.data import make_schema, write_dataset
 from tests.paths import ROOT
 
@@ -320,8 +320,8 @@ def test_schemas(content: bytes) -> None:
     file.write_bytes(content)
     schema = loaded(lambda: read_schema(file))
     if schema is not None:
-        schema.save(Path("saved.yaml"))
-        assert Schema.load(Path("saved.yaml")) == schema
+        save_yaml(Path("saved.yaml"), schema)
+        assert read_schema(Path("saved.yaml")) == schema
 
 
 SMALL = {

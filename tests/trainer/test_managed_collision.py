@@ -23,6 +23,7 @@ from cetnet.trainer.errors import UserError
 from cetnet.trainer.processes.distributed import Processes, process_group
 from cetnet.trainer.run_folder import RunFolder
 from cetnet.trainer.session import Session, build_model, build_session, plan_model
+from cetnet.trainer.yaml_files import save_yaml
 from tests.data import make_schema, make_table, write_split
 from tests.processes import run_settings
 from tests.trainer.prepare.slow import loop_hash
@@ -110,7 +111,7 @@ def write_raw_data(folder: Path, raw_ids: list[int]) -> None:
     for name, column in columns.items():
         table = table.set_column(table.column_names.index(name), name, column)
     write_split(folder / "data/test", table, [[64]])
-    schema.save(folder / "data/schema.yaml")
+    save_yaml(folder / "data/schema.yaml", schema)
 
 
 def test_reading_the_map_and_keeping_it_in_checkpoints(

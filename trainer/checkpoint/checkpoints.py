@@ -28,13 +28,12 @@ from torchrec.optim.keyed import KeyedOptimizer
 from cetnet.trainer.checkpoint.manifest import MANIFEST, find_damage, write_manifest
 from cetnet.trainer.checkpoint.object_path import Place
 from cetnet.trainer.checkpoint.safe_load import OtherModelError, SafePlanner, SafeReader
-from cetnet.trainer.checkpoint.store import checkpoint_place, open_store
+from cetnet.trainer.checkpoint.store import CHECKPOINTS, checkpoint_place, open_store
 from cetnet.trainer.config import RunConfig
 from cetnet.trainer.console import console
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.optimizers import fused_tables
 from cetnet.trainer.processes.distributed import PATIENCE, on_main, share
-from cetnet.trainer.run_folder import CHECKPOINTS
 
 _RESCUE = 60.0  # seconds
 

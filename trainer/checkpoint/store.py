@@ -12,8 +12,12 @@ from cetnet.trainer.checkpoint.manifest import MANIFEST, sync
 from cetnet.trainer.checkpoint.object_path import ObjectPath, Place, parse_place
 from cetnet.trainer.config import RunConfig
 from cetnet.trainer.errors import UserError
+from cetnet.trainer.files import written
 from cetnet.trainer.processes.distributed import on_main, share
-from cetnet.trainer.run_folder import CHECKPOINTS, check_folder, written
+from cetnet.trainer.run_folder import check_folder
+
+CHECKPOINTS = "checkpoints"
+"""Where a run keeps them, unless `checkpoint.path` says otherwise."""
 
 
 class Disk:

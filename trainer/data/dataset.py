@@ -9,9 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import yaml
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 from cetnet.models.schema import Schema
 from cetnet.trainer.data.bad_rows import (
@@ -25,6 +23,7 @@ from cetnet.trainer.data.bad_rows import (
 from cetnet.trainer.data.decoded import Lists, Rows
 from cetnet.trainer.data.hashing import hash_ids
 from cetnet.trainer.errors import UserError
+from cetnet.trainer.yaml_files import read_model
 
 BadRowPolicy = Literal["fail", "quarantine"]
 
@@ -191,16 +190,9 @@ def load_schema(path: Path) -> Schema:
 
 def read_schema(file: Path) -> Schema:
     """A schema file; raises UserError if it is missing or wrong."""
-    try:
-        return Schema.load(file)
-    except FileNotFoundError as error:
-        raise UserError(f"{file}: not found; make the dataset with `cetnet prepare`") from error
-    except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(map(str, problem["loc"])) or "schema"
-        raise UserError(f"{file}: {where}: {problem['msg']}") from error
-    except (OSError, yaml.YAMLError, ValueError) as error:
-        raise UserError(f"{file}: not readable as YAML: {_first_line(error)}") from error
+    if not file.exists():
+        raise UserError(f"{file}: not found; make the dataset with `cetnet prepare`")
+    return read_model(file, Schema)
 
 
 def _read_footer(file: Path) -> _Footer:

@@ -9,8 +9,8 @@ import torch.distributed as dist
 
 from cetnet.trainer.data.bad_rows import BadRow
 from cetnet.trainer.errors import UserError
+from cetnet.trainer.files import drop_lines_after, written
 from cetnet.trainer.processes.distributed import Processes, share
-from cetnet.trainer.run_folder import drop_lines_after, written
 
 
 class Quarantine:

@@ -23,6 +23,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from cetnet.models.batch import Batch
 from cetnet.models.schema import Schema
+from cetnet.trainer.config import DataConfig
 from cetnet.trainer.data.bad_rows import BadRow
 from cetnet.trainer.data.dataset import Dataset, Piece
 from cetnet.trainer.data.decoded import Rows, zeros
@@ -109,6 +110,24 @@ class Reader:
     Raises:
         UserError: the world size does not divide the lanes, or the lanes the batch size.
     """
+
+    @classmethod
+    def of(
+        cls, config: DataConfig, dataset: Dataset, seed: int = 0, rank: int = 0, world_size: int = 1
+    ) -> "Reader":
+        """The reader of `data.*` of an experiment file: how training reads its split."""
+        return cls(
+            dataset,
+            config.batch_size,
+            order=config.order,
+            lanes=config.lanes,
+            shuffle_rows=config.shuffle_rows,
+            seed=seed,
+            prefetch=config.prefetch,
+            threads=config.threads,
+            rank=rank,
+            world_size=world_size,
+        )
 
     def __init__(
         self,

@@ -21,10 +21,11 @@ from cetnet.sharding.cluster import Cluster, described, parse_cluster, parse_swe
 from cetnet.sharding.config import ClusterConfig, ShardingConfig
 from cetnet.sharding.estimate import Load, load
 from cetnet.sharding.planner import Plan, host_memory_gb
-from cetnet.trainer.config import RunConfig, read_yaml, validation_message
-from cetnet.trainer.errors import DoesNotFit, UserError
+from cetnet.trainer.config import RunConfig
+from cetnet.trainer.errors import DoesNotFit, UserError, validation_message
 from cetnet.trainer.optimizers import dense_table_parameters
 from cetnet.trainer.session import build_model, plan_model
+from cetnet.trainer.yaml_files import read_yaml
 
 UTILISATION = 0.4
 """Share of the peak that the dense part is assumed to reach."""

@@ -15,8 +15,8 @@ from cetnet.sharding.report import human_bytes, plan_dict, reason
 from cetnet.trainer.config import RunConfig
 from cetnet.trainer.console import console, output
 from cetnet.trainer.errors import DoesNotFit, UserError
+from cetnet.trainer.files import write_json
 from cetnet.trainer.plan.estimate import UTILISATION, Estimate, Remedy, estimate, on, refusal, remedies, sweep
-from cetnet.trainer.run_folder import write_json
 
 SweepResult = tuple[str, Cluster, Estimate | None]
 _SHOWN = 25

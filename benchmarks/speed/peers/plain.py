@@ -11,6 +11,7 @@ from cetnet.benchmarks.speed.memory import read_columns, side_by_side
 from cetnet.benchmarks.speed.peers.dcnv2 import DIM, DenseDCNv2
 from cetnet.benchmarks.speed.progress import ProgressLog
 from cetnet.models.schema import Schema
+from cetnet.trainer.data.dataset import read_schema
 
 
 class PlainDCNv2(nn.Module):
@@ -32,7 +33,7 @@ def main(data: Path, progress: Path, batch_size: int = 4096, batches: int = 200)
     columns = read_columns(data, batches * batch_size)
     ids, dense = torch.from_numpy(side_by_side(columns, "C")), torch.from_numpy(side_by_side(columns, "I"))
     label = torch.from_numpy(columns["label"])
-    model = PlainDCNv2(Schema.load(data / "schema.yaml"))
+    model = PlainDCNv2(read_schema(data / "schema.yaml"))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     log = ProgressLog(progress)
     while True:

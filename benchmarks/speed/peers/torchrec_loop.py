@@ -30,7 +30,8 @@ from cetnet.benchmarks.speed.peers.dcnv2 import DIM, DenseDCNv2
 from cetnet.benchmarks.speed.progress import ProgressLog
 from cetnet.models.batch import Batch
 from cetnet.models.schema import Schema
-from cetnet.trainer.cli import quieten
+from cetnet.trainer.console import quieten
+from cetnet.trainer.data.dataset import read_schema
 
 
 class BareDCNv2(nn.Module):
@@ -71,7 +72,7 @@ def main(
     where = torch.device(device)
     backend = "gloo" if where.type == "cpu" else "nccl"
     dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-    schema = Schema.load(data / "schema.yaml")
+    schema = read_schema(data / "schema.yaml")
     planner = EmbeddingShardingPlanner(
         topology=Topology(world_size=1, compute_device=where.type),
         constraints={name: ParameterConstraints(sharding_types=["table_wise"]) for name in schema.tables},

@@ -105,7 +105,7 @@ def read_spectra(run: Run) -> Spectra | None:
     """
     from cetnet.trainer.checkpoint.checkpoints import latest_checkpoint
     from cetnet.trainer.checkpoint.store import checkpoint_place
-    from cetnet.trainer.run_folder import write_json
+    from cetnet.trainer.files import write_json
 
     file = run.folder.with_name(f"{run.folder.name}.spectra.json")
     checkpoint = latest_checkpoint(checkpoint_place(run.folder, run.checkpoints))

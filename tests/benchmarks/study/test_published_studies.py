@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from cetnet.benchmarks.study.definition import Run, Study, runs_of
-from cetnet.models.schema import Schema
 from cetnet.trainer.config import load_config
+from cetnet.trainer.data.dataset import read_schema
 from cetnet.trainer.session import build_model
 from tests.paths import SCHEMAS
 from tests.paths import STUDIES as FOLDER
@@ -60,7 +60,7 @@ def test_every_variant_is_valid(path: Path) -> None:
 def test_every_model_can_be_built(path: Path) -> None:
     """Without memory for parameters. Table 4 and embedding_scaling have the models of table 5."""
     study = Study.load(path)
-    schema = Schema.load(path.parent / str(study.data_schema))
+    schema = read_schema(path.parent / str(study.data_schema))
     for run in first_runs(path):
         build_model(load_config(run.base, run.overrides), schema, "meta")
 
@@ -98,7 +98,7 @@ def test_embeddings_of_the_multi_embedding_study_have_the_size_that_their_name_s
 
 @pytest.mark.parametrize("name", TOTALS)
 def test_schemas_have_the_published_sizes(name: str) -> None:
-    schema = Schema.load(SCHEMAS / f"{name}.yaml")
+    schema = read_schema(SCHEMAS / f"{name}.yaml")
     assert (len(schema.features), sum(schema.tables.values())) == TOTALS[name]
 
 

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from cetnet.trainer.data.dataset import BadRowPolicy, Dataset, load_schema
 from cetnet.trainer.data.reader import Reader
 from cetnet.trainer.errors import UserError
+from cetnet.trainer.yaml_files import save_yaml
 from tests.data import make_schema, make_table
 from tests.trainer.data.test_reader import contents
 
@@ -37,7 +38,7 @@ def dataset() -> Iterator[Path]:
     """Two files of 30 rows, in row groups of 20 and 10, with checksums as `cetnet prepare` writes them."""
     with TemporaryDirectory() as directory:
         path = Path(directory)
-        SCHEMA.save(path / "schema.yaml")
+        save_yaml(path / "schema.yaml", SCHEMA)
         (path / "train").mkdir()
         for index, file in enumerate(FILES):
             write(path / "train" / file, TABLE.slice(30 * index, 30))

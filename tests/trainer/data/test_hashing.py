@@ -22,6 +22,7 @@ from cetnet.trainer.errors import UserError
 from cetnet.trainer.prepare.engine.raw import RawFeature, RawSchema
 from cetnet.trainer.prepare.engine.splits import parse_split
 from cetnet.trainer.prepare.engine.tabular import prepare_table
+from cetnet.trainer.yaml_files import save_yaml
 from tests.data import make_schema, make_table, write_split
 from tests.trainer.prepare.slow import loop_hash
 
@@ -155,8 +156,8 @@ def raw_and_prepared(directory: Path) -> None:
                 path = directory / folder / split
                 path.mkdir(parents=True, exist_ok=True)
                 pq.write_table(pa.table(columns, schema), path / f"{number}.parquet", row_group_size=30)
-    raw.save(directory / "raw/schema.yaml")
-    prepared.save(directory / "prepared/schema.yaml")
+    save_yaml(directory / "raw/schema.yaml", raw)
+    save_yaml(directory / "prepared/schema.yaml", prepared)
 
 
 def rename(value: Any, text: bool) -> Any:

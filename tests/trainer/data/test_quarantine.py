@@ -23,6 +23,7 @@ from cetnet.trainer.processes.distributed import Processes, process_group
 from cetnet.trainer.scoring import Scores, run_pipeline
 from cetnet.trainer.session import Session
 from cetnet.trainer.train import train
+from cetnet.trainer.yaml_files import save_yaml
 from tests.data import make_schema, make_table, write_split
 from tests.processes import run_processes, run_settings
 from tests.trainer.data.test_reader import contents
@@ -50,7 +51,7 @@ GOOD_ROWS = set(range(ROWS)).difference(BAD_ROWS)
 
 def write_data(path: Path, table: pa.Table, other: pa.Table) -> Path:
     path.mkdir()
-    SCHEMA.save(path / "schema.yaml")
+    save_yaml(path / "schema.yaml", SCHEMA)
     write_split(path / "train", table, LAYOUT)
     write_split(path / "test", other, [[100, other.num_rows - 100]])
     return path
@@ -104,7 +105,7 @@ def test_bad_rows_of_hashed_tables(tmp_path: Path) -> None:
     table = make_table(SCHEMA, 60)
     for name, values in (("bad", damaged(table, [(25, "history", [1] * 7)])), ("whole", table)):
         (tmp_path / name).mkdir()
-        schema.save(tmp_path / name / "schema.yaml")
+        save_yaml(tmp_path / name / "schema.yaml", schema)
         write_split(tmp_path / name / "train", values, [[20, 40]])
     bad, whole = (
         [row for batch in Reader(data, 20, order="sequential").batches(0) for row in contents(batch)]
@@ -144,7 +145,7 @@ def test_an_evaluation_without_a_good_row(folder: Path) -> None:
 def test_a_row_group_without_a_good_row(tmp_path: Path) -> None:
     table = make_table(SCHEMA, 20)
     bad = damaged(table, [(row, "user", 99) for row in range(20)])
-    SCHEMA.save(tmp_path / "schema.yaml")
+    save_yaml(tmp_path / "schema.yaml", SCHEMA)
     write_split(tmp_path / "train", pa.concat_tables([bad, table]), [[20, 20]])
     first, second = Reader(Dataset(tmp_path, "train", "quarantine"), 20, order="sequential").batches(0)
     assert first.row.tolist() == [-1] * 20

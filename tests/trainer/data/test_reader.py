@@ -21,6 +21,7 @@ from cetnet.models.schema import Feature, Schema
 from cetnet.trainer.data.dataset import Dataset
 from cetnet.trainer.data.reader import Order, Reader
 from cetnet.trainer.errors import UserError
+from cetnet.trainer.yaml_files import save_yaml
 from tests.data import make_schema, make_table, write_split
 
 WORLD_SIZES = (1, 2, 4)
@@ -63,7 +64,7 @@ def reader_settings(draw: st.DrawFn) -> Settings:
 @contextmanager
 def written(schema: Schema, table: pa.Table, layout: Layout) -> Iterator[tuple[Path, Dataset]]:
     with TemporaryDirectory() as directory:
-        schema.save(Path(directory) / "schema.yaml")
+        save_yaml(Path(directory) / "schema.yaml", schema)
         write_split(Path(directory) / "train", table, layout)
         yield Path(directory), Dataset(Path(directory), "train")
 

@@ -9,7 +9,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 from cetnet.trainer.checkpoint.checkpoints import SavedTables, latest_checkpoint
-from cetnet.trainer.run_folder import CHECKPOINTS
+from cetnet.trainer.checkpoint.store import CHECKPOINTS
 from tests.data import make_schema, write_dataset
 from tests.processes import run_processes, run_settings, train_all
 

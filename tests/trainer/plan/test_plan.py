@@ -16,6 +16,7 @@ from cetnet.trainer.config import DataConfig, RunConfig, load_config
 from cetnet.trainer.data.reader import check_divisible
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.plan.estimate import estimate, on, read_cluster, refusal, remedies, single_models, sweep
+from cetnet.trainer.yaml_files import save_yaml
 from tests.processes import run_settings
 
 SCHEMA = Schema(
@@ -256,7 +257,7 @@ def cetnet(
 ) -> Callable[..., tuple[int, str, str]]:
     """`cetnet plan experiment.yaml --schema schema.yaml ...` in a folder of its own: code, stdout, stderr."""
     monkeypatch.chdir(tmp_path)
-    SCHEMA.save(tmp_path / "schema.yaml")
+    save_yaml(tmp_path / "schema.yaml", SCHEMA)
     settings = run_settings(Path("nowhere"), Path("run")) | {"model": config().model.model_dump(mode="json")}
     (tmp_path / "experiment.yaml").write_text(yaml.safe_dump(settings))
 

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from cetnet.models.schema import Schema
+from cetnet.trainer.data.dataset import read_schema
 from cetnet.trainer.prepare.engine.layout import SPLITS
 
 Rows = list[
@@ -32,7 +33,7 @@ def check_prepared(
     Which id a value gets is free, but 0 is for missing and rare values and for those that train lacks. In tables with
     `keys` these have ids, in their order, and no other values.
     """
-    schema = Schema.load(out / "schema.yaml")
+    schema = read_schema(out / "schema.yaml")
     card = json.loads((out / "card.json").read_text())
     tables = {split: pq.read_table(out / split).to_pydict() for split in SPLITS}
     for split in SPLITS:
@@ -75,7 +76,7 @@ def check_prepared(
 
 def check_like(schema: Schema, other: Path) -> None:
     """The same names, kinds, tables and roles as in a schema that studies draw smoke rows from."""
-    theirs = Schema.load(other)
+    theirs = read_schema(other)
     assert (schema.label, schema.group, list(schema.tables)) == (
         theirs.label,
         theirs.group,

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from cetnet.models.schema import Schema
 from cetnet.trainer.cli import app
+from cetnet.trainer.data.dataset import read_schema
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.prepare.engine.layout import SPLITS
 from cetnet.trainer.prepare.generate.amazon import generate_amazon_reviews
@@ -119,7 +119,7 @@ def test_rows_against_a_slow_reader(
 
 def test_columns_are_those_of_amazon_electronics(raw: Path, tmp_path: Path) -> None:
     schema = prepare_amazon(raw, NAME, tmp_path / "out")
-    assert schema == Schema.load(tmp_path / "out/schema.yaml")
+    assert schema == read_schema(tmp_path / "out/schema.yaml")
     assert schema.group == "user_id"
     assert [(f.name, f.kind, f.table) for f in schema.features] == [
         ("item_id", "categorical", "item_id"),
@@ -325,7 +325,7 @@ def test_amazon_electronics_has_the_columns_of_its_studies(tmp_path: Path) -> No
     out = tmp_path / "out"
     command = ["prepare", "amazon_electronics", "--raw", str(tmp_path / "raw"), "--out", str(out)]
     assert CliRunner().invoke(app, command).exit_code == 0
-    check_like(Schema.load(out / "schema.yaml"), SCHEMAS / "amazon_electronics.yaml")
+    check_like(read_schema(out / "schema.yaml"), SCHEMAS / "amazon_electronics.yaml")
     assert "| rows of test | ours " in (out / "README.md").read_text()
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from cetnet.models.schema import Schema
+from cetnet.trainer.data.dataset import read_schema
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.prepare import published
 from cetnet.trainer.prepare.generate.criteo import (
@@ -300,7 +300,7 @@ def test_command(tmp_path: Path) -> None:
     ]
     options = ["--protocol", "x4_002", "--memory", "2GB", "--workers", "2"]
     subprocess.run([*command, "--out", str(tmp_path / "out"), *options], check=True)
-    assert Schema.load(tmp_path / "out/schema.yaml").label == "Label"
+    assert read_schema(tmp_path / "out/schema.yaml").label == "Label"
     card = json.loads((tmp_path / "out/card.json").read_text())
     assert card["published"]["rows"]["train"] == 36_672_493
     assert card["command"].endswith("--protocol x4_002")

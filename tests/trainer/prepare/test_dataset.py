@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cetnet.models.schema import Feature, Schema
+from cetnet.trainer.data.dataset import read_schema
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.prepare import dataset
 from cetnet.trainer.prepare.engine.card import Card
@@ -111,7 +112,7 @@ def test_layout_and_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     with staging(tmp_path / "out", overwrite=False) as directory:
         schema = write_dataset(directory, SCHEMA, frames, CARD)
     out = tmp_path / "out"
-    assert Schema.load(out / "schema.yaml") == schema
+    assert read_schema(out / "schema.yaml") == schema
     files = sorted((out / "train").iterdir())
     assert [file.name for file in files] == [f"part-0000{i}.parquet" for i in range(4)]
     assert [pq.read_metadata(file).num_rows for file in files] == [16, 16, 16, 2]

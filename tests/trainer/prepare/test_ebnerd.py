@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from cetnet.models.schema import Schema
+from cetnet.trainer.data.dataset import read_schema
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.prepare.engine.layout import SPLITS
 from cetnet.trainer.prepare.sources.ebnerd import DENSE, prepare_ebnerd
@@ -69,7 +69,7 @@ def test_rows_against_a_slow_reader(
         train_articles.update(impressions[impression_id]["article_ids_inview"])
         train_articles.update(impressions[impression_id]["history"])
     ids = {article: 1 + i for i, article in enumerate(sorted(train_articles))}
-    assert Schema.load(prepared[split] / "schema.yaml").tables["article"] == len(ids) + 1
+    assert read_schema(prepared[split] / "schema.yaml").tables["article"] == len(ids) + 1
     for part in groups.values():
         for impression_id, rows in part.items():
             raw = impressions[impression_id]

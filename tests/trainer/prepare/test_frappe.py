@@ -5,7 +5,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from cetnet.models.schema import Schema
+from cetnet.trainer.data.dataset import read_schema
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.prepare.engine.layout import SPLITS
 from cetnet.trainer.prepare.sources.frappe import FIELDS, prepare_frappe
@@ -33,7 +33,7 @@ def test_real_files_against_a_slow_reader(real_data: Path, tmp_path: Path) -> No
         for i, name in enumerate(FIELDS):
             expected = [position[i].get(line[1 + i], 0) for line in lines[split]]
             assert table[name].to_pylist() == expected, name
-    assert Schema.load(out / "schema.yaml") == schema
+    assert read_schema(out / "schema.yaml") == schema
     assert json.loads((out / "card.json").read_text())["splits"]["test"]["rows"] == 28_860
     card = (out / "README.md").read_text()
     assert card.count("| equal |") == len(SPLITS) + len(FIELDS)

@@ -9,7 +9,7 @@ import yaml
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
-from cetnet.models.schema import Schema
+from cetnet.trainer.data.dataset import read_schema
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.prepare.engine.layout import SPLITS
 from cetnet.trainer.prepare.sources.random import prepare_random
@@ -140,7 +140,7 @@ def test_same_bytes_for_a_seed(out: Path, tmp_path: Path) -> None:
 def test_capped_tables(tmp_path: Path) -> None:
     schema = prepare_random(write_schema(tmp_path / "s.yaml"), 1_000, tmp_path / "out", max_table_rows=50)
     assert schema.tables == {"user": 50, "item": 50, "category": 20, "tag": 1, "image": 50}
-    assert Schema.load(tmp_path / "out/schema.yaml") == schema
+    assert read_schema(tmp_path / "out/schema.yaml") == schema
     assert max(read(tmp_path / "out", "train")["user"]) == 49
     assert np.load(tmp_path / "out/pretrained/image.npy").shape == (50, 4)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from cetnet.models.schema import Schema
+from cetnet.trainer.data.dataset import read_schema
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.prepare import synthetic
 from cetnet.trainer.prepare.engine.layout import SPLITS
@@ -118,7 +118,7 @@ def test_sizes_that_do_not_divide(tmp_path: Path) -> None:
 
 
 def test_columns(out: Path) -> None:
-    schema = Schema.load(out / "schema.yaml")
+    schema = read_schema(out / "schema.yaml")
     rows = {split: pq.read_table(out / split) for split in SPLITS}
     assert [rows[split].num_rows for split in SPLITS] == [80_000, 10_000, 10_000]
     times = [time for split in SPLITS for time in rows[split]["timestamp"].to_pylist()]

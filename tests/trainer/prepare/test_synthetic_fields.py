@@ -5,7 +5,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from cetnet.models.schema import Schema
+from cetnet.trainer.data.dataset import read_schema
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.prepare.engine.layout import SPLITS
 from cetnet.trainer.prepare.sources.synthetic import draw_chunk
@@ -42,7 +42,7 @@ def test_rows_do_not_depend_on_the_chunks() -> None:
 
 
 def test_columns(out: Path) -> None:
-    schema = Schema.load(out / "schema.yaml")
+    schema = read_schema(out / "schema.yaml")
     rows = {split: pq.read_table(out / split) for split in SPLITS}
     assert [rows[split].num_rows for split in SPLITS] == [64_000, 8_000, 8_000]
     times = [time for split in SPLITS for time in rows[split]["timestamp"].to_pylist()]

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from cetnet.models.schema import Schema
+from cetnet.trainer.data.dataset import read_schema
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.prepare import vectors
 from cetnet.trainer.prepare.engine.tabular import prepare_tabular
@@ -113,7 +113,7 @@ def test_csv_with_vectors(tmp_path: Path) -> None:
         (raw / f"{name}.csv").write_text("click,user,picture,seen\n1,u,c,a|other\n")
     out = tmp_path / "out"
     schema = prepare_tabular("csv", raw, out, tmp_path / "schema.yaml")
-    assert schema == Schema.load(out / "schema.yaml")
+    assert schema == read_schema(out / "schema.yaml")
     assert (schema.tables, schema.pretrained) == ({"user": 3, "picture": 5}, {"picture": 2})
     np.testing.assert_array_equal(
         np.load(out / "pretrained/picture.npy"), [[0, 0], [2, 3], [4, 5], [0, 1], [6, 7]]

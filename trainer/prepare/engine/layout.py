@@ -18,8 +18,6 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import yaml
-from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -36,6 +34,7 @@ from cetnet.models.schema import Feature, Schema
 from cetnet.trainer.data.hashing import mix64
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.prepare.engine.card import Card, SplitStatistics, write_card
+from cetnet.trainer.yaml_files import save_yaml
 
 SPLITS = ("train", "validation", "test")
 ROW_GROUP_ROWS = 16_384
@@ -43,24 +42,6 @@ ROWS_PER_FILE = 64 * ROW_GROUP_ROWS
 DEFAULT_FRACTIONS = (0.8, 0.1, 0.1)
 
 Fractions = tuple[float, float, float]
-
-
-# ----------------------------------------------------------------------------------------------- input
-
-
-@contextmanager
-def yaml_errors(path: Path) -> Iterator[None]:
-    """What goes wrong in reading and checking a YAML file, as a UserError of one line."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"cannot read schema {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{path}: {where + ': ' if where else ''}{first['msg']}") from error
 
 
 # ---------------------------------------------------------------------------------------------- splits
@@ -374,7 +355,7 @@ def finish_dataset(
         for feature in schema.features
     )
     schema = schema.model_copy(update={"features": features})
-    schema.save(directory / "schema.yaml")
+    save_yaml(directory / "schema.yaml", schema)
     write_card(directory, schema, statistics, card)
     return schema
 

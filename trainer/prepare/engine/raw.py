@@ -7,19 +7,17 @@ from typing import Literal
 
 import numpy as np
 import polars as pl
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from cetnet.models.schema import Feature, FeatureKind, Schema
+from cetnet.models.strict import Strict
 from cetnet.trainer.data.hashing import hash_text
 from cetnet.trainer.errors import UserError
-from cetnet.trainer.prepare.engine.layout import yaml_errors
-from cetnet.trainer.strict_yaml import read_strict_yaml
+from cetnet.trainer.yaml_files import read_model
 
 
-class RawFeature(BaseModel):
+class RawFeature(Strict):
     """One raw column: a feature as in `cetnet.models.schema`, whose ids may still be any values."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(description="Column name in the raw files, and in the prepared ones.")
     kind: FeatureKind
@@ -58,10 +56,8 @@ class RawFeature(BaseModel):
         return self
 
 
-class RawSchema(BaseModel):
+class RawSchema(Strict):
     """What the raw columns are: `Schema` before vocabularies, and how a CSV file is written."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     label: str
     group: str | None = Field(None, description="Any values; they become integers.")
@@ -153,8 +149,7 @@ class RawSchema(BaseModel):
     @classmethod
     def load(cls, path: Path) -> "RawSchema":
         """Read and check a raw schema; every mistake in it is a UserError."""
-        with yaml_errors(path):
-            spec = cls.model_validate(read_strict_yaml(path.read_text()))
+        spec = read_model(path, cls)
         paths = {table: path.parent / vectors for table, vectors in spec.pretrained.items()}
         return spec.model_copy(update={"pretrained": paths})
 

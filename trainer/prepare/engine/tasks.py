@@ -28,6 +28,7 @@ from uuid import uuid4
 import psutil
 
 from cetnet.trainer.errors import UserError
+from cetnet.trainer.files import write_json
 from cetnet.trainer.prepare.engine.layout import check_out, locked_folder, progress_bar
 
 PROCESS_BYTES = 250_000_000  # of a worker that has imported everything and holds no data
@@ -183,13 +184,6 @@ def work_folder(
             raise
         file.unlink()
         shutil.rmtree(folder)
-
-
-def write_json(path: Path, content: object) -> None:
-    """Write a JSON file, whole or not at all."""
-    aside = path.with_name(f".{path.name}.{uuid4().hex}")
-    aside.write_text(json.dumps(content))
-    aside.rename(path)
 
 
 # ------------------------------------------------------------------------------------------------ executors

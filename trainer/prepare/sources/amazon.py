@@ -19,7 +19,7 @@ import polars as pl
 from pydantic import TypeAdapter, ValidationError
 
 from cetnet.models.schema import Schema
-from cetnet.trainer.errors import UserError
+from cetnet.trainer.errors import UserError, validation_message
 from cetnet.trainer.prepare.engine.convert import conversion, write_splits
 from cetnet.trainer.prepare.engine.layout import list_column
 from cetnet.trainer.prepare.engine.raw import RawFeature, RawSchema
@@ -191,11 +191,7 @@ def read_sequences(sequences: Path, attributes: Path) -> Events:
     try:
         attributes_of = TypeAdapter(dict[int, list[int]]).validate_json(_read(attributes))
     except ValidationError as error:
-        first_error = error.errors()[0]
-        where = ".".join(str(part) for part in first_error["loc"])
-        raise UserError(
-            f"{attributes}: {where + ': ' if where else ''}{first_error['msg']}; take the original file"
-        ) from error
+        raise UserError(f"{attributes}: {validation_message(error)}; take the original file") from error
     lists = [attributes_of.get(number, []) for number in items.tolist()]
     return Events(
         user=np.repeat(np.arange(len(rows)), count),

@@ -17,6 +17,7 @@ import numpy as np
 import polars as pl
 
 from cetnet.models.schema import Schema
+from cetnet.trainer.data.dataset import read_schema
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.prepare.engine.card import Card
 from cetnet.trainer.prepare.engine.layout import (
@@ -26,7 +27,6 @@ from cetnet.trainer.prepare.engine.layout import (
     list_column,
     staging,
     write_dataset,
-    yaml_errors,
 )
 from cetnet.trainer.prepare.sources.synthetic import START, long_tail, scattered
 
@@ -156,8 +156,7 @@ def prepare_random(
 
     Memory: CHUNK_ROWS rows. Raises UserError for a bad schema, too few rows and an existing `out`.
     """
-    with yaml_errors(schema_path):
-        schema = Schema.load(schema_path)
+    schema = read_schema(schema_path)
     if rows < 10:
         raise UserError(f"cannot split {rows} rows: give at least 10")
     if max_table_rows is not None:
