@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.multiprocessing as mp
 
+from cetnet.trainer.check import check_run
 from cetnet.trainer.config import RunConfig
 from cetnet.trainer.processes.distributed import Processes, process_group
 from cetnet.trainer.train import train
@@ -49,7 +50,7 @@ def _worker(
 def train_all(processes: Processes, settings: list[dict[str, Any]], resume: bool = False) -> None:
     """Train one run after the other; each is a RunConfig as a plain mapping."""
     for setting in settings:
-        train(RunConfig.model_validate(setting), processes, resume)
+        train(check_run(RunConfig.model_validate(setting), processes.world_size, resume), processes)
 
 
 def run_settings(data: Path, run_dir: Path, **sections: Any) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """What can be wrong with a training run before it starts."""
 
+from dataclasses import dataclass
+
 import psutil
 
 from cetnet.models.cetnet import CETNet
@@ -15,7 +17,16 @@ from cetnet.trainer.run_folder import prepare_run
 from cetnet.trainer.session import build_model, count_parameters
 
 
-def check_inputs(config: RunConfig, world_size: int, resume: bool) -> Dataset:
+@dataclass(frozen=True)
+class CheckedRun:
+    """A training run of which everything was checked that can be, and its training split."""
+
+    config: RunConfig
+    dataset: Dataset
+    resume: bool
+
+
+def check_run(config: RunConfig, world_size: int, resume: bool = False) -> CheckedRun:
     """Find every mistake that can be found before anything starts; raises UserError."""
     prepare_run(config, resume)
     on_cpu = resolve_device(config.training.device).type == "cpu"
@@ -51,7 +62,7 @@ def check_inputs(config: RunConfig, world_size: int, resume: bool) -> Dataset:
     _check_memory(build_model(config, dataset.schema, "meta"))
     if config.checkpoint.path is not None:
         check_place(config, resume)
-    return dataset
+    return CheckedRun(config, dataset, resume)
 
 
 def _check_memory(model: CETNet) -> None:

@@ -6,7 +6,7 @@ Heavy libraries are imported inside the commands, so that `--help` and mistakes 
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -57,19 +57,21 @@ def train(
     What torchrun starts again resumes by itself.
     """
     from cetnet.trainer.config import load_config
+
+    settings = load_config(config, overrides)
+    from cetnet.trainer.check import check_run
     from cetnet.trainer.processes.distributed import process_group, world_size
     from cetnet.trainer.run_folder import restarted
 
-    settings = load_config(config, overrides)
     resume = resume or restarted(settings.run_dir)
-    if nproc > 1 and "RANK" not in os.environ:
-        _check_training(settings, nproc, resume)
+    launched = nproc > 1 and "RANK" not in os.environ
+    run = check_run(settings, nproc if launched else world_size(), resume)
+    if launched:
         _launch(["train", str(config), *(overrides or []), *(["--resume"] if resume else [])], nproc)
-    _check_training(settings, world_size(), resume)
-    from cetnet.trainer.train import train as run
+    from cetnet.trainer.train import train
 
     with process_group(settings.training.device, settings.training.timeout_minutes) as processes:
-        run(settings, processes, resume)
+        train(run, processes)
 
 
 @app.command()
@@ -139,7 +141,7 @@ def plan(
     from cetnet.trainer.config import load_config
     from cetnet.trainer.data.dataset import load_schema, read_schema
     from cetnet.trainer.files import check_writable
-    from cetnet.trainer.plan.estimate import read_cluster, read_sweep
+    from cetnet.trainer.plan.clusters import read_cluster, read_sweep
     from cetnet.trainer.plan.report import plan_cluster, plan_sweep
 
     settings = load_config(config, overrides)
@@ -253,16 +255,10 @@ def config(
         raise UserError(str(error)) from None
 
 
-def _check_training(settings: Any, world_size: int, resume: bool) -> None:
-    from cetnet.trainer.check import check_inputs
-
-    check_inputs(settings, world_size, resume)
-
-
 def _check_scoring(run: Path, data: Path, split: str) -> None:
-    from cetnet.trainer.evaluate import check_inputs
+    from cetnet.trainer.evaluate import check_scoring
 
-    check_inputs(run, data, split)
+    check_scoring(run, data, split)
 
 
 def _launch(arguments: list[str], nproc: int) -> None:

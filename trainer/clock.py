@@ -4,20 +4,20 @@ import time
 from collections.abc import Iterable, Iterator
 
 from cetnet.models.batch import Batch
-from cetnet.trainer.processes.hang_detector import READING, Watch
+from cetnet.trainer.processes.hang_detector import READING, HangDetector
 
 
 class TimedBatches(Iterator[Batch]):
-    """Counts the seconds that the consumer waits for batches, and tells the watch of it."""
+    """Counts the seconds that the consumer waits for batches, and tells the hang detector of it."""
 
-    def __init__(self, batches: Iterable[Batch], watch: Watch) -> None:
-        self._batches, self._watch = iter(batches), watch
+    def __init__(self, batches: Iterable[Batch], hang_detector: HangDetector) -> None:
+        self._batches, self._hang_detector = iter(batches), hang_detector
         self.waited = 0.0
 
     def __next__(self) -> Batch:
         start = time.perf_counter()
         try:
-            with self._watch.during(READING):
+            with self._hang_detector.while_doing(READING):
                 return next(self._batches)
         finally:
             self.waited += time.perf_counter() - start

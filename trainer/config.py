@@ -10,7 +10,7 @@ from cetnet.models.config import CETNetConfig
 from cetnet.models.strict import Strict
 from cetnet.sharding.config import ShardingConfig
 from cetnet.trainer.errors import UserError
-from cetnet.trainer.paths import UsablePath, UsablePlace
+from cetnet.trainer.files import UsablePath, UsablePlace
 from cetnet.trainer.strict_yaml import read_strict_yaml
 from cetnet.trainer.yaml_files import checked, read_yaml
 

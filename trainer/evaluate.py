@@ -47,7 +47,7 @@ def predict_run(run: Path, data: Path, split: str, out: Path) -> None:
         output.print(f"{out}: {scores.dataset.num_rows:,} rows", highlight=False)
 
 
-def check_inputs(run: Path, data: Path, split: str) -> tuple[RunConfig, Dataset, Place]:
+def check_scoring(run: Path, data: Path, split: str) -> tuple[RunConfig, Dataset, Place]:
     """Configuration and newest checkpoint of a run, and the split to score; raises UserError."""
     config, schema = load_run(run)
     dataset = Dataset(data, split)
@@ -59,13 +59,13 @@ def check_inputs(run: Path, data: Path, split: str) -> tuple[RunConfig, Dataset,
 
 
 def _score_run(run: Path, data: Path, split: str) -> Scores | None:
-    config, dataset, checkpoint = check_inputs(run, data, split)
+    config, dataset, checkpoint = check_scoring(run, data, split)
     training = config.training.model_copy(update={"compile": False})  # it would take longer than it saves
     config = config.model_copy(update={"training": training})
     # On whatever there is here: a model trained on GPUs can be scored without one.
     with process_group("auto", config.training.timeout_minutes) as processes:
         session = build_session(config, dataset.schema, processes)
-        with processes.watch.during(LOADING):
+        with processes.hang_detector.while_doing(LOADING):
             verify_checkpoint(checkpoint)
             load_checkpoint(checkpoint, session.model)
         batch_size = config.evaluation.batch_size or config.data.batch_size

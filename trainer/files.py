@@ -1,14 +1,19 @@
-"""Files that are whole or absent, and what a disk refuses said in one line."""
+"""Files that are whole or absent, folders of one process, and what a disk refuses said in one line."""
 
 import json
 import math
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any
+from typing import Annotated, Any
 from uuid import uuid4
 
+from filelock import FileLock, Timeout
+from pydantic import AfterValidator
+
+from cetnet.trainer.console import console
 from cetnet.trainer.errors import UserError
 
 
@@ -35,7 +40,7 @@ def write_json(path: Path, content: object, indent: int | None = 1) -> None:
 
 
 @contextmanager
-def written(path: Path) -> Iterator[None]:
+def disk_errors(path: Path) -> Iterator[None]:
     """Make what the disk refuses in this block a UserError that names the path."""
     try:
         yield
@@ -43,6 +48,38 @@ def written(path: Path) -> Iterator[None]:
         raise UserError(
             f"{path}: cannot be written ({error.strerror}); make room or repair the disk, and go on with --resume"
         ) from error
+
+
+@contextmanager
+def locked(folder: Path, lock: str, taken: str) -> Iterator[None]:
+    """Keep other processes out of a folder, made as needed; nothing is left behind that wasn't there.
+
+    Args:
+        folder: the folder.
+        lock: name of the file in it that is locked.
+        taken: what is said if another process has it.
+
+    Raises:
+        UserError: another process has it, or the folder can't be written.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    held = FileLock(folder / lock, timeout=0)
+    try:
+        held.acquire()
+    except Timeout:
+        raise UserError(f"{folder}: {taken}") from None
+    except (OSError, NotImplementedError) as error:  # a file system without locks
+        console.print(f"{folder}: not kept from other processes ({error})", highlight=False)
+    try:
+        yield
+    finally:
+        (folder / lock).unlink(missing_ok=True)
+        held.release()
+        with suppress(OSError):  # not empty: something was written
+            for path in made:
+                path.rmdir()
 
 
 def check_writable(path: Path) -> None:
@@ -75,3 +112,22 @@ def without_nonfinite(values: dict[str, Any]) -> dict[str, Any]:
         else (None if isinstance(value, float) and not math.isfinite(value) else value)
         for key, value in values.items()
     }
+
+
+def _usable(path: Path) -> Path:
+    """A path that file systems take, with room for what is written below it."""
+    if len(os.fsencode(path)) > 1000 or any(len(os.fsencode(part)) > 200 for part in path.parts):
+        raise ValueError("a path of more than 1000 bytes, or a name in it of more than 200")
+    return path
+
+
+def _usable_place(place: str) -> str:
+    """A path or the URL of a place, such that it can be both made and read."""
+    if not place:
+        raise ValueError("empty; leave it out for the default")
+    _usable(Path(place))
+    return place
+
+
+UsablePath = Annotated[Path, AfterValidator(_usable)]
+UsablePlace = Annotated[str, AfterValidator(_usable_place)]

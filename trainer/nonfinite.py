@@ -15,7 +15,7 @@ from torchrec.optim.optimizers import in_backward_optimizer_filter
 from cetnet.models.cetnet import Predictions
 from cetnet.models.component import Inputs, Output
 from cetnet.trainer.errors import UserError
-from cetnet.trainer.processes.distributed import share
+from cetnet.trainer.processes.distributed import on_every_rank
 
 _IN_A_ROW = 10
 """So many steps left out one after the other are no single rows any more."""
@@ -94,7 +94,7 @@ class GuardedOptimizer(OptimizerWrapper):
             return None
         assert self._predictions is not None
         mine = (self._found(), int((self._predictions.row >= 0).sum()))
-        all_ranks = share(lambda: mine, group)
+        all_ranks = on_every_rank(lambda: mine, group)
         rows: dict[str, list[int]] = {}
         for found, _ in all_ranks:
             for what, places in found.items():
@@ -235,7 +235,7 @@ def check_parameters(model: nn.Module, step: int) -> None:
     A collective. Raises UserError, on every rank, naming a parameter.
     """
     bad = [name for name, value in model.state_dict().items() if not _all_finite(value)]
-    if found := [name for verdict in share(lambda: bad[:1]) for name in verdict]:
+    if found := [name for verdict in on_every_rank(lambda: bad[:1]) for name in verdict]:
         raise UserError(
             f"step {step}: {found[0]} is NaN or infinite, so no checkpoint is written. {REMEDY}. "
             "--resume goes on from the last checkpoint"

@@ -1,6 +1,5 @@
 """The run folder: everything needed to understand and repeat a run."""
 
-import fcntl
 import json
 import os
 import platform
@@ -8,11 +7,10 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from rich.console import Console
 from torch.utils.tensorboard import SummaryWriter
@@ -22,10 +20,9 @@ from cetnet.sharding.planner import Plan
 from cetnet.sharding.report import plan_dict, plan_table
 from cetnet.trainer.checkpoint.object_path import Place
 from cetnet.trainer.config import RunConfig, load_config
-from cetnet.trainer.console import console
 from cetnet.trainer.data.dataset import load_schema
 from cetnet.trainer.errors import UserError
-from cetnet.trainer.files import drop_lines_after, without_nonfinite, write_json, written
+from cetnet.trainer.files import disk_errors, drop_lines_after, locked, without_nonfinite, write_json
 from cetnet.trainer.versions import installed_versions
 from cetnet.trainer.yaml_files import save_yaml
 
@@ -80,41 +77,10 @@ def check_folder(folder: Path, key: str) -> None:
         raise UserError(f"{folder}: {place} is not a directory one may write to; choose another {key}=...")
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes out of a folder that a run writes to; nothing is left behind that wasn't there.
-
-    Raises:
-        UserError: one is in it, or the folder can't be written.
-    """
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    lock = _lock(folder)
-    try:
-        yield
-    finally:
-        (folder / LOCK).unlink(missing_ok=True)
-        lock.close()
-        with suppress(OSError):  # not empty: the run has begun
-            for path in made:
-                path.rmdir()
-
-
-def _lock(folder: Path) -> TextIO:
-    with written(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / LOCK).open("a")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
-        raise UserError(
-            f"{folder}: another process trains in it, here or on another host; wait for it, end it, or choose "
-            "another run_dir=..."
-        ) from None
-    except OSError as error:  # a file system without locks
-        console.print(f"{folder}: not kept from other processes ({error.strerror})", highlight=False)
-    # Whoever had the lock before may have removed the file since it was opened here.
-    return lock if os.fstat(lock.fileno()).st_nlink else _lock(folder)
+def locked_run(folder: Path) -> AbstractContextManager[None]:
+    """Keep other processes out of a folder that a run writes to; see `locked`."""
+    taken = "another process trains in it, here or on another host; wait for it, end it, or choose another run_dir=..."
+    return locked(folder, LOCK, taken)
 
 
 def restarted(folder: Path) -> bool:
@@ -151,7 +117,7 @@ class RunFolder:
         self.path = config.run_dir
         aside = self.path / ".start"  # a resumed run's files are replaced by whole ones
         try:
-            with written(self.path):
+            with disk_errors(self.path):
                 aside.mkdir(parents=True, exist_ok=True)
                 save_yaml(aside / "config.yaml", config)
                 save_yaml(aside / "schema.yaml", schema)
@@ -169,7 +135,7 @@ class RunFolder:
     def truncate_metrics(self, step: int) -> None:
         """Forget what was written after a checkpoint's step, before training goes on from it."""
         shutil.rmtree(self.path / "predictions", ignore_errors=True)
-        with written(self.path):
+        with disk_errors(self.path):
             if self._metrics.exists():
                 drop_lines_after(self._metrics, step)
             self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=step + 1)
@@ -177,7 +143,7 @@ class RunFolder:
     def log(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """Append to metrics.jsonl and, for numbers, to TensorBoard."""
         prefix = "" if kind == "train" else f"{values.get('split', kind)}/"
-        with written(self.path):
+        with disk_errors(self.path):
             with self._metrics.open("a") as file:
                 file.write(json.dumps({"kind": kind, "step": step} | without_nonfinite(values)) + "\n")
             if self._board is None:
@@ -188,7 +154,7 @@ class RunFolder:
 
     def finish(self, result: dict[str, Any]) -> None:
         """Write result.json, the mark of a finished run."""
-        with written(self.path):
+        with disk_errors(self.path):
             if self._board is not None:
                 self._board.close()
             write_json(self.path / RESULT, without_nonfinite(result))

@@ -43,7 +43,7 @@ class Scores:
         """
         if not self.scored.any():
             raise UserError(
-                f"no good row in split {self.dataset.split!r}, so there is nothing to measure; mend the data and "
+                f"no good row in split {self.dataset.split!r}, so there is nothing to measure; fix the data and "
                 "prepare it again"
             )
         schema = self.dataset.schema
@@ -99,11 +99,11 @@ def score(
     rows, logits = [], []
     training = session.model.training
     session.model.eval()
-    with torch.no_grad(), processes.watch.during(f"evaluating {dataset.split}"):
+    with torch.no_grad(), processes.hang_detector.while_doing(f"evaluating {dataset.split}"):
         for step, predictions in enumerate(run_pipeline(session, reader.batches(epoch=0))):
             rows.append(predictions.row.cpu())
             logits.append(predictions.logits.cpu())
-            processes.watch.move()
+            processes.hang_detector.progressed()
             after_batch(reader.bad_rows.pop(step, []))
     session.model.train(training)
     row, logit = torch.cat(rows), torch.cat(logits, 1)

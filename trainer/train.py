@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from cetnet.sharding.report import plan_table
 from cetnet.trainer.agreement import Agreement
-from cetnet.trainer.check import check_inputs
+from cetnet.trainer.check import CheckedRun
 from cetnet.trainer.checkpoint.checkpoints import (
     Checkpoints,
     load_checkpoint,
@@ -23,7 +23,7 @@ from cetnet.trainer.checkpoint.checkpoints import (
 )
 from cetnet.trainer.checkpoint.object_path import Place
 from cetnet.trainer.checkpoint.store import folders_of
-from cetnet.trainer.checkpoint.trainer_state import Progress, read_progress, trainer_state
+from cetnet.trainer.checkpoint.trainer_state import TrainState, read_train_state, trainer_state
 from cetnet.trainer.clock import Clock, TimedBatches
 from cetnet.trainer.config import RunConfig
 from cetnet.trainer.console import TrainingProgress, console
@@ -33,14 +33,14 @@ from cetnet.trainer.data.quarantine import Quarantine
 from cetnet.trainer.data.reader import Reader
 from cetnet.trainer.divergence import Divergence
 from cetnet.trainer.errors import UserError
-from cetnet.trainer.files import written
+from cetnet.trainer.files import disk_errors
 from cetnet.trainer.nonfinite import FaultPolicy, check_parameters
 from cetnet.trainer.optimizers import set_fused_step
-from cetnet.trainer.processes.distributed import Processes, share
+from cetnet.trainer.processes.distributed import Processes, on_every_rank
 from cetnet.trainer.processes.hang_detector import LOADING, MEASURING, SAVING, TRAINING
 from cetnet.trainer.processes.signals import StopSignals
 from cetnet.trainer.progressive_ne import ProgressiveNE
-from cetnet.trainer.run_folder import RunFolder, locked
+from cetnet.trainer.run_folder import RunFolder, locked_run
 from cetnet.trainer.schedule import LearningRate
 from cetnet.trainer.scoring import run_pipeline, score
 from cetnet.trainer.session import Session, build_session, load_pretrained
@@ -65,82 +65,68 @@ class Trainer:
     folder: RunFolder | None
     display: TrainingProgress
     total_steps: int
-    progress: Progress = field(default_factory=Progress)
-    saved: Progress | None = None  # as the newest `step-*` has it
+    state: TrainState = field(default_factory=TrainState)
+    saved: TrainState | None = None  # as the newest `step-*` has it
 
 
-def train(config: RunConfig, processes: Processes, resume: bool = False) -> dict[str, Any] | None:
+def train(run: CheckedRun, processes: Processes) -> dict[str, Any] | None:
     """Train a model; returns the final metrics on rank 0.
 
     Raises:
-        UserError: bad configuration, bad data, or a run folder that can't be used.
+        UserError: bad data, no plan, or a run folder that can't be used.
         SystemExit: a rank was told to stop (SIGTERM, SIGUSR1), and a checkpoint is written: code 75.
     """
-    with StopSignals() as signals:
-        return _train(config, processes, signals, resume)
-
-
-def _train(
-    config: RunConfig, processes: Processes, signals: StopSignals, resume: bool
-) -> dict[str, Any] | None:
-    dataset = check_inputs(config, processes.world_size, resume)
-    session = build_session(config, dataset.schema, processes)
-    with ExitStack() as locks:
+    with StopSignals() as signals, ExitStack() as locks:
+        session = build_session(run.config, run.dataset.schema, processes)
         if processes.is_main:
-            for folder in folders_of(config):
-                locks.enter_context(locked(folder))
-        trainer = _start(config, processes, session, dataset, signals, resume)
+            for folder in folders_of(run.config):
+                locks.enter_context(locked_run(folder))
+        trainer = _start(run, processes, session, signals)
         try:
             with trainer.display:
                 return _run(trainer)
         except Exception:
-            with processes.watch.during(SAVING):
-                trainer.checkpoints.rescue()
+            with processes.hang_detector.while_doing(SAVING):
+                trainer.checkpoints.wait_if_possible()
             raise
 
 
 def _run(trainer: Trainer) -> dict[str, Any] | None:
-    if trainer.progress.evaluation_left:
+    if trainer.state.evaluation_left:
         evaluate_if_due(trainer)
-    while trainer.progress.step < trainer.total_steps and not trainer.progress.stopped:
+    while trainer.state.step < trainer.total_steps and not trainer.state.stopped:
         train_segment(trainer)
         evaluate_if_due(trainer)
         save_if_due(trainer)
     return _finish(trainer)
 
 
-def _start(
-    config: RunConfig,
-    processes: Processes,
-    session: Session,
-    dataset: Dataset,
-    signals: StopSignals,
-    resume: bool,
-) -> Trainer:
+def _start(run: CheckedRun, processes: Processes, session: Session, signals: StopSignals) -> Trainer:
+    config, dataset = run.config, run.dataset
     data, training = config.data, config.training
     reader = Reader.of(data, dataset, training.seed, processes.rank, processes.world_size)
     total_steps = min(training.epochs * reader.steps_per_epoch, training.max_steps or math.inf)
     ne = ProgressiveNE(session.outputs, training.ne_window_steps, processes.device)
     lr = LearningRate(session.optimizer, config.optimizer, int(total_steps))
-    progress = Progress()
+    state = TrainState()
     checkpoints = open_checkpoints(config)
-    checkpoint = checkpoints.latest() if resume else None
+    checkpoint = checkpoints.latest() if run.resume else None
     if checkpoint:
-        with processes.watch.during(LOADING):
+        with processes.hang_detector.while_doing(LOADING):
             verify_checkpoint(checkpoint)
-            state = read_trainer_state(checkpoint)
-            progress = read_progress(state, config, dataset, checkpoint)
+            saved = read_trainer_state(checkpoint)
+            state = read_train_state(saved, config, dataset, checkpoint)
             load_checkpoint(checkpoint, session.model, session.optimizer)
-            if progress.best is not None:
-                _check_best(checkpoints.best(), progress)
-        ne.load_state_dict(state["ne"])
-        lr.plateau = progress.plateau
+            if state.best is not None:
+                _check_best(checkpoints.best(), state)
+        ne.load_state_dict(saved["ne"])
+        lr.plateau = state.plateau
     else:
         load_pretrained(session.model, dataset.schema, data.path)
     folder = None
     if processes.is_main:
         folder = RunFolder(config, dataset.schema, session.plan, processes.world_size)
-        folder.truncate_metrics(progress.step)
+        folder.truncate_metrics(state.step)
         console.print(plan_table(session.plan, processes.world_size))
     trainer = Trainer(
         config=config,
@@ -155,68 +141,68 @@ def _start(
         faults=FaultPolicy(training.nonfinite == "skip", data.split),
         divergence=Divergence(config),
         quarantine=Quarantine(
-            config.run_dir / "quarantine", data.bad_rows_limit, progress.step, progress.quarantined, processes
+            config.run_dir / "quarantine", data.bad_rows_limit, state.step, state.quarantined, processes
         ),
         folder=folder,
-        display=TrainingProgress(int(total_steps), progress.step, processes.is_main),
+        display=TrainingProgress(int(total_steps), state.step, processes.is_main),
         total_steps=int(total_steps),
-        progress=progress,
+        state=state,
     )
     parameters = session.num_parameters
     trainer.display.say(
         f"{config.run_dir}: {dataset.num_rows:,} rows, {trainer.total_steps:,} steps of {data.batch_size:,} rows on "
         f"{processes.world_size} processes ({processes.device.type}); {parameters['tables']:,} parameters in "
         f"tables, {parameters['dense']:,} dense"
-        + (f"; resumed at step {progress.step} from {checkpoint}" if checkpoint else "")
+        + (f"; resumed at step {state.step} from {checkpoint}" if checkpoint else "")
     )
     return trainer
 
 
-def _check_best(best: Place, progress: Progress) -> None:
+def _check_best(best: Place, state: TrainState) -> None:
     """Find damage before the training that needs it in the end; without it the next evaluation is the best."""
-    if share((best / "trainer.json").exists)[0]:
+    if on_every_rank((best / "trainer.json").exists)[0]:
         verify_checkpoint(best)
         return
-    progress.best = None
+    state.best = None
     if dist.get_rank() == 0:
         console.print(f"{best}: gone; the next evaluation, if any, counts as the best", highlight=False)
 
 
 def train_segment(trainer: Trainer) -> None:
     """Train until the next evaluation or the end of the epoch; the pipeline is empty afterwards."""
-    progress, reader, config = trainer.progress, trainer.reader, trainer.config
-    watch = trainer.processes.watch
-    epoch, first = divmod(progress.step, reader.steps_per_epoch)
+    state, reader, config = trainer.state, trainer.reader, trainer.config
+    hang_detector = trainer.processes.hang_detector
+    epoch, first = divmod(state.step, reader.steps_per_epoch)
     segment_end = min((epoch + 1) * reader.steps_per_epoch, trainer.total_steps)
     if every := config.evaluation.every_steps:
-        segment_end = min(segment_end, (progress.step // every + 1) * every)
-    batches = TimedBatches(reader.batches(epoch, first, first + segment_end - progress.step), watch)
-    clock = Clock(progress.step, progress.seconds, batches)
+        segment_end = min(segment_end, (state.step // every + 1) * every)
+    batches = TimedBatches(reader.batches(epoch, first, first + segment_end - state.step), hang_detector)
+    clock = Clock(state.step, state.seconds, batches)
     trainer.session.model.train()
-    set_fused_step(trainer.session.model, progress.step)
-    trainer.lr.set(progress.step)
-    watch.at(TRAINING, progress.step)
+    set_fused_step(trainer.session.model, state.step)
+    trainer.lr.set(state.step)
+    hang_detector.report(TRAINING, state.step)
     loss = torch.zeros(2, dtype=torch.float64, device=trainer.processes.device)  # sum, steps
     for predictions in run_pipeline(trainer.session, batches):
-        bad_rows = reader.bad_rows.pop(progress.step % reader.steps_per_epoch, [])
-        progress.step += 1
-        watch.at(TRAINING, progress.step)
+        bad_rows = reader.bad_rows.pop(state.step % reader.steps_per_epoch, [])
+        state.step += 1
+        hang_detector.report(TRAINING, state.step)
         if fault := trainer.session.guard.fault(trainer.processes.cpu_group):
-            trainer.display.warn(trainer.faults.take(progress.step, fault))
-            progress.skipped_steps += 1
-            progress.skipped_rows += fault.num_rows
+            trainer.display.warn(trainer.faults.take(state.step, fault))
+            state.skipped_steps += 1
+            state.skipped_rows += fault.num_rows
         else:
             trainer.ne.update(predictions.logits, predictions.label, predictions.weight)
             loss += torch.stack([predictions.loss, torch.ones_like(predictions.loss)])
-        trainer.quarantine.add(progress.step, bad_rows)
-        trainer.lr.set(progress.step)
-        trainer.display.step(progress.step)
-        if progress.step % config.training.log_every == 0 or progress.step == segment_end:
+        trainer.quarantine.add(state.step, bad_rows)
+        trainer.lr.set(state.step)
+        trainer.display.step(state.step)
+        if state.step % config.training.log_every == 0 or state.step == segment_end:
             _log(trainer, clock, loss)
             loss.zero_()
-        progress.seconds = clock.seconds()
+        state.seconds = clock.seconds()
         trainer.agreement.step()
-        if progress.step < segment_end:
+        if state.step < segment_end:
             if trainer.agreement.stop:
                 _leave(trainer)
             save_if_due(trainer)
@@ -224,7 +210,7 @@ def train_segment(trainer: Trainer) -> None:
 
 def save_if_due(trainer: Trainer) -> None:
     """Write a checkpoint if its time has come; at the end of a segment, after the evaluation it may bring."""
-    every, step = trainer.config.checkpoint.every_steps, trainer.progress.step
+    every, step = trainer.config.checkpoint.every_steps, trainer.state.step
     due = trainer.agreement.save or (every is not None and step % every == 0)
     if due and step < trainer.total_steps:
         _save_step(trainer)
@@ -233,42 +219,42 @@ def save_if_due(trainer: Trainer) -> None:
 
 def evaluate_if_due(trainer: Trainer) -> None:
     """Score the validation split if its time has come, and react to a metric that stopped improving."""
-    config, progress = trainer.config.evaluation, trainer.progress
-    end_of_epoch = progress.step % trainer.reader.steps_per_epoch == 0
+    config, state = trainer.config.evaluation, trainer.state
+    end_of_epoch = state.step % trainer.reader.steps_per_epoch == 0
     due = (config.every_epoch and end_of_epoch) or (
-        config.every_steps is not None and progress.step % config.every_steps == 0
+        config.every_steps is not None and state.step % config.every_steps == 0
     )
     if not due:
         return
-    progress.evaluation_left = True
+    state.evaluation_left = True
     metrics = _evaluate(trainer, config.validation, write=False)
-    progress.evaluation_left = False
+    state.evaluation_left = False
     stopping = config.early_stopping
     if stopping is None:
         return
     value = metrics[stopping.monitor]
     falls = stopping.monitor.split("/")[0] in ("ne", "logloss")
-    if progress.best is None or (value < progress.best if falls else value > progress.best):
-        progress.best, progress.bad_evaluations = value, 0
+    if state.best is None or (value < state.best if falls else value > state.best):
+        state.best, state.bad_evaluations = value, 0
         _save(trainer, "best")
         return
-    progress.bad_evaluations += 1
-    progress.plateau *= stopping.lr_factor
-    trainer.lr.plateau = progress.plateau
-    progress.stopped = progress.bad_evaluations >= stopping.patience
+    state.bad_evaluations += 1
+    state.plateau *= stopping.lr_factor
+    trainer.lr.plateau = state.plateau
+    state.stopped = state.bad_evaluations >= stopping.patience
     trainer.display.say(
-        f"{stopping.monitor} {value:.5f} is no better than {progress.best:.5f}: "
-        + ("stop" if progress.stopped else f"learning rate x {progress.plateau:g}")
+        f"{stopping.monitor} {value:.5f} is no better than {state.best:.5f}: "
+        + ("stop" if state.stopped else f"learning rate x {state.plateau:g}")
     )
 
 
 def _finish(trainer: Trainer) -> dict[str, Any] | None:
-    progress, config = trainer.progress, trainer.config
-    if config.evaluation.early_stopping and progress.best is not None:
-        with trainer.processes.watch.during(SAVING):
-            trainer.checkpoints.settle()
+    state, config = trainer.state, trainer.config
+    if config.evaluation.early_stopping and state.best is not None:
+        with trainer.processes.hang_detector.while_doing(SAVING):
+            trainer.checkpoints.flush()
         best = trainer.checkpoints.best()
-        with trainer.processes.watch.during(LOADING):
+        with trainer.processes.hang_detector.while_doing(LOADING):
             verify_checkpoint(best)
             load_checkpoint(best, trainer.session.model)
     _save_step(trainer)
@@ -282,13 +268,13 @@ def _finish(trainer: Trainer) -> dict[str, Any] | None:
         return None
     rows = _rows_seen(trainer)
     result = {
-        "steps": progress.step,
+        "steps": state.step,
         "rows": rows,
-        "skipped_steps": progress.skipped_steps,
-        "skipped_rows": progress.skipped_rows,
+        "skipped_steps": state.skipped_steps,
+        "skipped_rows": state.skipped_rows,
         "quarantined": trainer.quarantine.count,
-        "seconds": progress.seconds,
-        "rows_per_second": rows / progress.seconds if progress.seconds else 0.0,
+        "seconds": state.seconds,
+        "rows_per_second": rows / state.seconds if state.seconds else 0.0,
         "parameters": trainer.session.num_parameters,
         "table_bytes": trainer.session.table_bytes,
         "peak_memory": int(peak_memory),
@@ -320,11 +306,11 @@ def _evaluate(trainer: Trainer, split: str, write: bool) -> dict[str, float]:
     shared: list[dict[str, float]] = [{}]
     if scores is not None:
         assert trainer.folder is not None
-        with trainer.processes.watch.during(MEASURING):
+        with trainer.processes.hang_detector.while_doing(MEASURING):
             shared = [scores.metrics()]
-            trainer.folder.log("eval", trainer.progress.step, {"split": split, **shared[0]})
+            trainer.folder.log("eval", trainer.state.step, {"split": split, **shared[0]})
             if write:
-                with written(trainer.folder.path):
+                with disk_errors(trainer.folder.path):
                     scores.write(trainer.folder.path / "predictions" / f"{split}.parquet")
         trainer.display.say(f"{split}: {describe(shared[0])}")
     dist.broadcast_object_list(shared, group=trainer.processes.cpu_group)
@@ -341,7 +327,7 @@ def describe(metrics: dict[str, float]) -> str:
 
 
 def _log(trainer: Trainer, clock: Clock, loss: torch.Tensor) -> None:
-    step = trainer.progress.step
+    step = trainer.state.step
     ne = trainer.ne.compute()
     timing = clock.lap(step)
     dist.all_reduce(loss)
@@ -351,7 +337,7 @@ def _log(trainer: Trainer, clock: Clock, loss: torch.Tensor) -> None:
         return
     values = {
         "rows": _rows_seen(trainer),
-        "skipped_rows": trainer.progress.skipped_rows,
+        "skipped_rows": trainer.state.skipped_rows,
         "loss": mean_loss,
         "lr_scale": trainer.lr.scale,
         **ne,
@@ -367,11 +353,11 @@ def _log(trainer: Trainer, clock: Clock, loss: torch.Tensor) -> None:
 def _count_bad_rows(trainer: Trainer) -> None:
     if more := trainer.quarantine.recount():
         trainer.display.say(more)
-    trainer.progress.quarantined = trainer.quarantine.count
+    trainer.state.quarantined = trainer.quarantine.count
 
 
 def _rows_seen(trainer: Trainer) -> int:
-    epoch, step = divmod(trainer.progress.step, trainer.reader.steps_per_epoch)
+    epoch, step = divmod(trainer.state.step, trainer.reader.steps_per_epoch)
     num_rows = trainer.reader.dataset.num_rows
     positions = epoch * num_rows + min(step * trainer.config.data.batch_size, num_rows)
     return positions - trainer.quarantine.count
@@ -379,9 +365,9 @@ def _rows_seen(trainer: Trainer) -> int:
 
 def _leave(trainer: Trainer) -> NoReturn:
     """End as told: the state of this step is saved, and the exit code says "try again"."""
-    unsaved = trainer.saved != trainer.progress
+    unsaved = trainer.saved != trainer.state
     try:
-        with trainer.processes.watch.during(SAVING):
+        with trainer.processes.hang_detector.while_doing(SAVING):
             trainer.checkpoints.wait()
     except UserError as error:
         trainer.display.say(f"{error}: trying once more")
@@ -391,24 +377,24 @@ def _leave(trainer: Trainer) -> NoReturn:
     _close_checkpoints(trainer)
     told = trainer.signals.seen.name if trainer.signals.seen else "a signal to another rank"
     trainer.display.say(
-        f"stopped by {told} at step {trainer.progress.step}, which is saved; go on with --resume"
+        f"stopped by {told} at step {trainer.state.step}, which is saved; go on with --resume"
     )
     sys.exit(os.EX_TEMPFAIL)
 
 
 def _close_checkpoints(trainer: Trainer) -> None:
-    with trainer.processes.watch.during(SAVING):
+    with trainer.processes.hang_detector.while_doing(SAVING):
         trainer.checkpoints.close()
 
 
 def _save_step(trainer: Trainer) -> None:
-    _save(trainer, f"step-{trainer.progress.step:09d}")
-    trainer.saved = replace(trainer.progress)
+    _save(trainer, f"step-{trainer.state.step:09d}")
+    trainer.saved = replace(trainer.state)
 
 
 def _save(trainer: Trainer, name: str) -> None:
-    check_parameters(trainer.session.model, trainer.progress.step)
+    check_parameters(trainer.session.model, trainer.state.step)
     _count_bad_rows(trainer)  # no checkpoint of a run that must end
-    state = trainer_state(trainer.progress, trainer.ne, trainer.config, trainer.reader.dataset)
-    with trainer.processes.watch.during(SAVING):
-        trainer.checkpoints.save(name, trainer.session.model, trainer.session.optimizer, state)
+    content = trainer_state(trainer.state, trainer.ne, trainer.config, trainer.reader.dataset)
+    with trainer.processes.hang_detector.while_doing(SAVING):
+        trainer.checkpoints.save(name, trainer.session.model, trainer.session.optimizer, content)

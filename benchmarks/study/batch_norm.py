@@ -19,7 +19,7 @@ from cetnet.trainer.console import output
 from cetnet.trainer.data.dataset import Dataset
 from cetnet.trainer.data.reader import Reader
 from cetnet.trainer.errors import UserError
-from cetnet.trainer.evaluate import check_inputs
+from cetnet.trainer.evaluate import check_scoring
 from cetnet.trainer.processes.distributed import Processes, process_group
 from cetnet.trainer.scoring import run_pipeline, score
 from cetnet.trainer.session import Session, build_session
@@ -34,7 +34,7 @@ def main(
     """Print the test metrics of each run, with the averages of its checkpoint and with statistics taken anew."""
     with process_group("cpu") as processes:
         for run in runs:
-            config, test, checkpoint = check_inputs(run, data, "test")
+            config, test, checkpoint = check_scoring(run, data, "test")
             session = build_session(config, test.schema, processes)
             load_checkpoint(checkpoint, session.model)
             _print(run, "running averages", session, test, processes)

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from cetnet.models.strict import Strict
 from cetnet.trainer.errors import UserError
-from cetnet.trainer.paths import UsablePath
+from cetnet.trainer.files import UsablePath
 from cetnet.trainer.yaml_files import checked, read_yaml
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$", max_length=100)]

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from cetnet.benchmarks.study.definition import Run, Study, runs_of
 from cetnet.benchmarks.study.report.compose import write_report
+from cetnet.trainer.check import check_run
 from cetnet.trainer.console import output
 from cetnet.trainer.errors import UserError
 
@@ -99,7 +100,7 @@ def _train(run: Run) -> float:
     try:
         config = load_config(run.base, run.overrides)
         with process_group(config.training.device) as processes:
-            train(config, processes)
+            train(check_run(config, processes.world_size), processes)
     except UserError as error:
         raise UserError(f"{run.variant}: {error}") from None
     shutil.rmtree(run.folder / CHECKPOINTS)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from cetnet.models.registry import COMPONENTS
+from cetnet.trainer.check import check_run
 from cetnet.trainer.config import RunConfig
 from cetnet.trainer.processes.distributed import process_group
 from cetnet.trainer.train import train
@@ -41,7 +42,7 @@ def progressive_ne(*runs: dict[str, Any]) -> list[dict[str, float]]:
     found = []
     with process_group(runs[0]["training"]["device"]) as processes:
         for run in runs:
-            result = train(RunConfig.model_validate(run), processes)
+            result = train(check_run(RunConfig.model_validate(run), processes.world_size), processes)
             assert result is not None
             found.append({key: value for key, value in result["train"].items() if "lifetime" in key})
     return found

@@ -15,6 +15,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 from cetnet.models.schema import Schema
+from cetnet.trainer.check import check_run
 from cetnet.trainer.checkpoint.checkpoints import load_checkpoint, verify_checkpoint
 from cetnet.trainer.config import RunConfig
 from cetnet.trainer.data.dataset import Dataset
@@ -47,7 +48,9 @@ GPU_WAYS = {
 
 def run(run_settings: dict[str, Any], resume: bool = False) -> dict[str, Any] | None:
     with process_group(run_settings["training"]["device"]) as processes:
-        return train(RunConfig.model_validate(run_settings), processes, resume)
+        return train(
+            check_run(RunConfig.model_validate(run_settings), processes.world_size, resume), processes
+        )
 
 
 def state_of(run_dir: Path, name: int | str) -> dict[str, torch.Tensor]:

@@ -10,7 +10,7 @@ import torch
 
 from cetnet.sharding.communication import codecs
 from cetnet.sharding.config import CommunicationConfig
-from cetnet.trainer.check import check_inputs
+from cetnet.trainer.check import check_run
 from cetnet.trainer.config import RunConfig
 from cetnet.trainer.errors import UserError
 from tests.data import write_dataset
@@ -83,4 +83,4 @@ def test_bf16_on_the_cpu_is_refused_in_one_line(tmp_path: Path) -> None:
         tmp_path, tmp_path / "run", sharding={"communication": {"forward": "fp16", "backward": "bf16"}}
     )
     with pytest.raises(UserError, match=r"sharding\.communication\.backward=bf16 runs on CUDA only"):
-        check_inputs(RunConfig.model_validate(settings), 1, False)
+        check_run(RunConfig.model_validate(settings), 1, False)

@@ -11,6 +11,7 @@ import torch
 import torch._inductor.config
 
 from cetnet.models.cetnet import CETNet
+from cetnet.trainer.check import check_run
 from cetnet.trainer.config import RunConfig
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.evaluate import predict_run
@@ -35,7 +36,9 @@ def settings(folder: Path, compile: bool) -> dict[str, Any]:
 
 def run(run_settings: dict[str, Any], resume: bool = False) -> dict[str, Any]:
     with process_group("cpu") as processes:
-        result = train(RunConfig.model_validate(run_settings), processes, resume)
+        result = train(
+            check_run(RunConfig.model_validate(run_settings), processes.world_size, resume), processes
+        )
     assert result is not None
     return result
 

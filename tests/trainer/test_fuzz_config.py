@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cetnet.benchmarks.study.definition import Study, runs_of
-from cetnet.trainer.check import check_inputs
+from cetnet.trainer.check import check_run
 from cetnet.trainer.cli import main
 from cetnet.trainer.config import RunConfig, load_config
 from cetnet.trainer.data.dataset import read_schema
@@ -352,7 +352,7 @@ SMALL = {
 def test_what_is_checked_before_training(content: bytes) -> None:
     config = check_configuration(content)
     if config is not None:
-        loaded(lambda: check_inputs(config, 1, resume=False))
+        loaded(lambda: check_run(config, 1, resume=False))
 
 
 @pytest.mark.usefixtures("folder")
@@ -364,7 +364,7 @@ def test_the_schema_of_the_data_is_checked_before_training(content: bytes) -> No
         Path("odd/train").symlink_to("../data/train")
     Path("odd/schema.yaml").write_bytes(content)
     settings = SMALL | {"data": {**SMALL["data"], "path": "odd"}, "evaluation": {"splits": []}}  # type: ignore[dict-item]
-    loaded(lambda: check_inputs(RunConfig.model_validate(settings), 1, resume=False))
+    loaded(lambda: check_run(RunConfig.model_validate(settings), 1, resume=False))
 
 
 @pytest.mark.usefixtures("folder")

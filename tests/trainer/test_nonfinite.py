@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from cetnet.trainer.check import check_run
 from cetnet.trainer.config import RunConfig
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.nonfinite import Fault, FaultPolicy
@@ -100,7 +101,10 @@ def settings(folder: Path, fault: str, policy: str) -> dict[str, Any]:
 def train_until_it_stops(processes: Processes, folder: Path, cases: list[tuple[str, str]]) -> None:
     for fault, policy in cases:
         try:
-            train(RunConfig.model_validate(settings(folder, fault, policy)), processes)
+            train(
+                check_run(RunConfig.model_validate(settings(folder, fault, policy)), processes.world_size),
+                processes,
+            )
         except UserError as error:
             (folder / f"{fault}-{policy}-{processes.rank}.error").write_text(str(error))
 

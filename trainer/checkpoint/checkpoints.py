@@ -33,7 +33,7 @@ from cetnet.trainer.config import RunConfig
 from cetnet.trainer.console import console
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.optimizers import fused_tables
-from cetnet.trainer.processes.distributed import PATIENCE, on_main, share
+from cetnet.trainer.processes.distributed import PATIENCE, on_every_rank, on_main
 
 _RESCUE = 60.0  # seconds
 
@@ -68,13 +68,17 @@ class Checkpoints:
         return self._store.best()
 
     def save(
-        self, name: str, model: DistributedModelParallel, optimizer: KeyedOptimizer, trainer: dict[str, Any]
+        self,
+        name: str,
+        model: DistributedModelParallel,
+        optimizer: KeyedOptimizer,
+        trainer_state: dict[str, Any],
     ) -> None:
         """Copy the state now, write and publish it in the background; a save still under way is awaited."""
         self.wait()
         state = {"model": model.state_dict(), "optim": optimizer.state_dict()}
         copy = _copy_to_cpu(state, self._group)
-        self._pending = self._writer.submit(self._write, copy, json.dumps(trainer), name)
+        self._pending = self._writer.submit(self._write, copy, json.dumps(trainer_state), name)
 
     def wait(self) -> None:
         """Wait until the save under way, if any, is published on this rank.
@@ -91,35 +95,35 @@ class Checkpoints:
         """Whether the save under way has failed on this rank; `wait` says why."""
         return self._pending is not None and self._pending.done() and self._pending.exception() is not None
 
-    def rescue(self) -> None:
+    def wait_if_possible(self) -> None:
         """Let the save under way become whole before an error ends the run; not for ever, as a rank may be gone."""
         if self._pending is not None:
             with suppress(Exception):
                 self._pending.result(_RESCUE)
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         """Finish the save under way; afterwards every rank can read it."""
         self.wait()
         dist.barrier(group=self._group)
 
     def close(self) -> None:
         """The same, for good."""
-        self.settle()
+        self.flush()
         self._writer.shutdown()
 
-    def _write(self, state: dict[str, Any], trainer: str, name: str) -> None:
+    def _write(self, state: dict[str, Any], trainer_state: str, name: str) -> None:
         temporary = self._store.temporary(name)
         try:
             # Not `dcp.async_save`: its stagers can't copy a ShardedTensor (torch 2.13).
             dcp.save(state, checkpoint_id=temporary, process_group=self._group)
-            on_main(lambda: (temporary / "trainer.json").write_text(trainer), self._group)
+            on_main(lambda: (temporary / "trainer.json").write_text(trainer_state), self._group)
             write_manifest(temporary, self._group)
             # Nothing is published that would be refused.
             on_main(lambda: SafeReader(temporary).read_metadata(), self._group)
             self._store.publish(temporary, name, self._keep, self._group)
         except (OSError, CheckpointException) as error:
             raise UserError(
-                f"{self._folder / name}: cannot be written ({_first_sentence(error)}); make room or mend the disk, "
+                f"{self._folder / name}: cannot be written ({_first_sentence(error)}); make room or repair the disk, "
                 "and go on with --resume"
             ) from error
         finally:
@@ -160,7 +164,7 @@ def verify_checkpoint(checkpoint: Place) -> None:
     Raises:
         UserError: on every rank, if any found a file missing, truncated or altered.
     """
-    found = share(lambda: find_damage(checkpoint, dist.get_rank(), dist.get_world_size()))
+    found = on_every_rank(lambda: find_damage(checkpoint, dist.get_rank(), dist.get_world_size()))
     if damage := next(filter(None, found), None):
         raise _damaged(checkpoint, damage)
     if dist.get_rank() == 0 and not (checkpoint / MANIFEST).exists():

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from cetnet.trainer.checkpoint.object_path import Place
-from cetnet.trainer.processes.distributed import on_main, share
+from cetnet.trainer.processes.distributed import on_every_rank, on_main
 
 MANIFEST = "manifest.json"
 
@@ -26,7 +26,7 @@ def write_manifest(folder: Path, group: dist.ProcessGroup) -> None:
 
     Each rank reads back what it wrote, and rank 0 what is of no rank. On rank 0 all is on the disk afterwards.
     """
-    parts = share(lambda: _describe_own(folder, dist.get_rank(group)), group)
+    parts = on_every_rank(lambda: _describe_own(folder, dist.get_rank(group)), group)
 
     def write() -> None:
         files = {name: file for part in parts for name, file in part.items()}

@@ -12,8 +12,8 @@ from cetnet.trainer.checkpoint.manifest import MANIFEST, sync
 from cetnet.trainer.checkpoint.object_path import ObjectPath, Place, parse_place
 from cetnet.trainer.config import RunConfig
 from cetnet.trainer.errors import UserError
-from cetnet.trainer.files import written
-from cetnet.trainer.processes.distributed import on_main, share
+from cetnet.trainer.files import disk_errors
+from cetnet.trainer.processes.distributed import on_every_rank, on_main
 from cetnet.trainer.run_folder import check_folder
 
 CHECKPOINTS = "checkpoints"
@@ -40,7 +40,7 @@ class Disk:
 
     def start(self, group: dist.ProcessGroup) -> None:
         """Finish what a crash cut short; every rank calls it, before anything else."""
-        on_main(self._mend, group)
+        on_main(self._finish_what_a_crash_cut_short, group)
 
     def temporary(self, name: str) -> Path:
         """The folder in which a checkpoint is written: the same on all ranks."""
@@ -65,9 +65,9 @@ class Disk:
         for path in self.steps()[:-keep]:
             _remove(path)
 
-    def _mend(self) -> None:
+    def _finish_what_a_crash_cut_short(self) -> None:
         """Put back a checkpoint that was set aside for a newer one, and remove remains of others."""
-        with written(self._folder):
+        with disk_errors(self._folder):
             for path in self._folder.glob(".*"):
                 if left := self._LEFT.fullmatch(path.name):
                     final = self._folder / left["name"]
@@ -141,7 +141,7 @@ class ObjectStore:
         self._saves += 1  # on every rank alike
         place, is_main = f"{name}.{self._saves:06d}", dist.get_rank() == 0
         try:
-            share(lambda: self._upload(temporary, place), group)
+            on_every_rank(lambda: self._upload(temporary, place), group)
             on_main(lambda: self._publish(temporary, place), group)
         except (OSError, UserError):
             if is_main:

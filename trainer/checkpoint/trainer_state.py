@@ -13,7 +13,7 @@ from cetnet.trainer.run_folder import check_same_run, first_difference
 
 
 @dataclass
-class Progress:
+class TrainState:
     """The state of a run beside parameters and metrics: where it is."""
 
     step: int = 0
@@ -29,18 +29,20 @@ class Progress:
 
 
 def trainer_state(
-    progress: Progress, ne: ProgressiveNE, config: RunConfig, dataset: Dataset
+    train_state: TrainState, ne: ProgressiveNE, config: RunConfig, dataset: Dataset
 ) -> dict[str, Any]:
     """The content of `trainer.json`."""
     return {
-        "progress": vars(progress).copy(),
+        "progress": vars(train_state).copy(),
         "ne": ne.state_dict(),
         "config": config.model_dump(mode="json"),
         **_identity(dataset),
     }
 
 
-def read_progress(state: dict[str, Any], config: RunConfig, dataset: Dataset, checkpoint: Place) -> Progress:
+def read_train_state(
+    state: dict[str, Any], config: RunConfig, dataset: Dataset, checkpoint: Place
+) -> TrainState:
     """Where the run of a checkpoint was.
 
     Raises:
@@ -49,7 +51,7 @@ def read_progress(state: dict[str, Any], config: RunConfig, dataset: Dataset, ch
     check_same_run(_read_config(state, config, checkpoint), config, checkpoint)
     _check_same_data(state, dataset, checkpoint)
     try:
-        return Progress(**state["progress"])
+        return TrainState(**state["progress"])
     except TypeError as error:
         raise UserError(
             f"{checkpoint}: its trainer.json is of another version of this program ({error}); use that version or "

@@ -35,7 +35,7 @@ def find_bad_rows(table: pa.Table, schema: Schema) -> dict[int, tuple[str, str]]
     """
     found: dict[int, tuple[str, str]] = {}
     for name, why in _number_columns(schema):
-        values = numbers(table, name)
+        values = float_column(table, name)
         good = good_numbers(values, name, schema)
         if not good.all():
             for row in np.flatnonzero(~good).tolist():
@@ -52,7 +52,7 @@ def find_bad_rows(table: pa.Table, schema: Schema) -> dict[int, tuple[str, str]]
 
 
 def good_numbers(values: NDArray[np.float32], name: str, schema: Schema) -> NDArray[np.bool_]:
-    """Which values of a column, as `numbers` gives them, are none of those that `find_bad_rows` looks for."""
+    """Which values of a column, as `float_column` gives them, are none of those that `find_bad_rows` looks for."""
     if name == schema.label:
         return (values == 0) | (values == 1)
     finite = np.isfinite(values)
@@ -82,7 +82,7 @@ def replace_rows(table: pa.Table, bad: list[int]) -> pa.Table:
     return pa.table({field.name: _zeros(field.type, table.num_rows) for field in table.schema})
 
 
-def numbers(table: pa.Table, name: str) -> NDArray[np.float32]:
+def float_column(table: pa.Table, name: str) -> NDArray[np.float32]:
     """A column of numbers; nulls are NaN, and integers beyond 2^24 are rounded."""
     return table[name].cast(pa.float32(), safe=False).to_numpy()
 

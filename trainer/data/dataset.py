@@ -15,9 +15,9 @@ from cetnet.models.schema import Schema
 from cetnet.trainer.data.bad_rows import (
     BadRow,
     find_bad_rows,
+    float_column,
     good_numbers,
     ids_are_good,
-    numbers,
     replace_rows,
 )
 from cetnet.trainer.data.decoded import Lists, Rows
@@ -269,7 +269,7 @@ def _check_same_types(
 
 def _bad(rows: list[BadRow], remedy: str = "") -> UserError:
     more = f" (and {len(rows) - 1} more bad rows in this row group)" if len(rows) > 1 else ""
-    return UserError(f"{rows[0]}{more}; mend the data and prepare it again{remedy}")
+    return UserError(f"{rows[0]}{more}; fix the data and prepare it again{remedy}")
 
 
 def _to_rows(
@@ -300,7 +300,7 @@ def _to_rows(
         if name is None:
             out[:] = 1
             continue
-        values = numbers(table, name)
+        values = float_column(table, name)
         if not good_numbers(values, name, schema).all():
             return None
         copy(values, out)

@@ -9,8 +9,8 @@ import torch.distributed as dist
 
 from cetnet.trainer.data.bad_rows import BadRow
 from cetnet.trainer.errors import UserError
-from cetnet.trainer.files import drop_lines_after, written
-from cetnet.trainer.processes.distributed import Processes, share
+from cetnet.trainer.files import disk_errors, drop_lines_after
+from cetnet.trainer.processes.distributed import Processes, on_every_rank
 
 
 class Quarantine:
@@ -37,7 +37,7 @@ class Quarantine:
         self._new = 0
         before = torch.zeros((), dtype=torch.int64)
         if processes.is_main:
-            with written(folder):
+            with disk_errors(folder):
                 before += sum(drop_lines_after(file, step) for file in sorted(folder.glob("rank-*.jsonl")))
         dist.broadcast(before, 0, group=self._group)  # nobody writes before the old lines are dropped
         self.count = max(saved, int(before))
@@ -46,7 +46,7 @@ class Quarantine:
     def add(self, step: int, rows: list[BadRow]) -> None:
         """Write down what this rank skipped at a step, unless there are too many already."""
         if rows and self._new <= self.limit:
-            with written(self._folder):
+            with disk_errors(self._folder):
                 self._folder.mkdir(exist_ok=True)
                 with self._file.open("a") as file:
                     file.writelines(_lines(rows, step))
@@ -72,10 +72,10 @@ class Quarantine:
         Raises:
             UserError: more than the limit, on every rank.
         """
-        rows = [row for part in share(lambda: rows, self._group) for row in part]
+        rows = [row for part in on_every_rank(lambda: rows, self._group) for row in part]
         file = self._folder / f"evaluation-{split}.jsonl"
         if dist.get_rank() == 0 and (rows or file.exists()):
-            with written(self._folder):
+            with disk_errors(self._folder):
                 self._folder.mkdir(exist_ok=True)
                 file.write_text("".join(_lines(rows)))
         self._check(len(rows))

@@ -16,7 +16,10 @@ from cetnet.trainer.config import RunConfig
 from cetnet.trainer.console import console, output
 from cetnet.trainer.errors import DoesNotFit, UserError
 from cetnet.trainer.files import write_json
-from cetnet.trainer.plan.estimate import UTILISATION, Estimate, Remedy, estimate, on, refusal, remedies, sweep
+from cetnet.trainer.plan.clusters import on_cluster
+from cetnet.trainer.plan.dense_cost import UTILISATION
+from cetnet.trainer.plan.estimate import Estimate, estimate, refusal, sweep
+from cetnet.trainer.plan.remedies import Remedy, remedies
 
 SweepResult = tuple[str, Cluster, Estimate | None]
 _SHOWN = 25
@@ -36,7 +39,7 @@ def plan_cluster(
     json: Path | None,
 ) -> None:
     """Print the plan for a cluster; if there is none, what would make one possible, and raise UserError."""
-    config = on(config, cluster, batch_per_gpu)
+    config = on_cluster(config, cluster, batch_per_gpu)
     try:
         result = estimate(config, schema, cluster, device)
     except DoesNotFit:
@@ -57,7 +60,7 @@ def plan_cluster(
         output.print(warning, style="bold red", highlight=False, soft_wrap=True)
     if json:
         json.parent.mkdir(parents=True, exist_ok=True)
-        write_json(json, plan_dict(result.plan, cluster.world_size) | {"estimate": numbers(result)})
+        write_json(json, plan_dict(result.plan, cluster.world_size) | {"estimate": estimate_json(result)})
 
 
 def plan_sweep(
@@ -85,7 +88,12 @@ def plan_sweep(
         output.print(list(refused.values())[-1] + others, style="bold red", highlight=False, soft_wrap=True)
     if json:
         rows = [
-            {"model": name, "gpus": c.world_size, "cluster": str(c), **(numbers(r) if r else {"fits": False})}
+            {
+                "model": name,
+                "gpus": c.world_size,
+                "cluster": str(c),
+                **(estimate_json(r) if r else {"fits": False}),
+            }
             for name, c, r in results
         ]
         json.parent.mkdir(parents=True, exist_ok=True)
@@ -93,7 +101,7 @@ def plan_sweep(
     return results
 
 
-def numbers(result: Estimate) -> dict[str, Any]:
+def estimate_json(result: Estimate) -> dict[str, Any]:
     """The totals of an estimate, for machines: bytes and milliseconds."""
     return {
         "fits": True,

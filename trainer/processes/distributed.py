@@ -15,13 +15,13 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from cetnet.trainer.errors import UserError
-from cetnet.trainer.processes.hang_detector import Watch
+from cetnet.trainer.processes.hang_detector import HangDetector
 from cetnet.trainer.processes.malloc import keep_freed_memory
 from cetnet.trainer.versions import installed_versions
 
 T = TypeVar("T")
 
-# How long the ranks wait for each other to start, and how long in a collective: hangs are for the watch to find.
+# How long the ranks wait for each other to start, and in a collective: hangs are for the detector to find.
 _START, PATIENCE = timedelta(minutes=10), timedelta(hours=6)
 
 
@@ -35,7 +35,7 @@ class Processes:
         local_world_size: number of processes on this host.
         device: where this process computes.
         cpu_group: gloo group for results that are gathered on the CPU.
-        watch: told what this process does, finds one that hangs.
+        hang_detector: told what this process does, finds one that hangs.
     """
 
     rank: int
@@ -43,7 +43,7 @@ class Processes:
     local_world_size: int
     device: torch.device
     cpu_group: dist.ProcessGroup
-    watch: Watch
+    hang_detector: HangDetector
 
     @property
     def is_main(self) -> bool:
@@ -51,7 +51,7 @@ class Processes:
         return self.rank == 0
 
 
-def share(action: Callable[[], T], group: dist.ProcessGroup | None = None) -> list[T]:
+def on_every_rank(action: Callable[[], T], group: dist.ProcessGroup | None = None) -> list[T]:
     """What a local action returns on each rank, on every rank: a collective.
 
     Raises:
@@ -71,13 +71,13 @@ def share(action: Callable[[], T], group: dist.ProcessGroup | None = None) -> li
 
 
 def on_main(action: Callable[[], object], group: dist.ProcessGroup) -> None:
-    """Do something on rank 0 and wait for it; what it raises is raised on every rank, as by `share`."""
+    """Do something on rank 0 and wait for it; what it raises is raised on every rank, as by `on_every_rank`."""
 
     def act() -> None:
         if dist.get_rank(group) == 0:
             action()
 
-    share(act, group)
+    on_every_rank(act, group)
 
 
 def world_size() -> int:
@@ -93,8 +93,8 @@ def resolve_device(name: str) -> torch.device:
     """
     cuda_build = "fbgemm-gpu-cpu" not in installed_versions()["fbgemm-gpu"]
     if name == "cuda" and not (torch.cuda.is_available() and cuda_build):
-        mended = "fbgemm-gpu-cpu is installed: install '.[cuda]' into a fresh environment"
-        why = "no GPU is visible here" if cuda_build else mended
+        remedy = "fbgemm-gpu-cpu is installed: install '.[cuda]' into a fresh environment"
+        why = "no GPU is visible here" if cuda_build else remedy
         raise UserError(f"training.device=cuda, but {why}; or use training.device=cpu")
     if name == "cpu" or not (torch.cuda.is_available() and cuda_build):
         return torch.device("cpu")
@@ -128,29 +128,29 @@ def process_group(device: str, timeout_minutes: float = 10) -> Iterator[Processe
     if "RANK" in os.environ:
         store, rank, size = next(rendezvous("env://", timeout=_START))
         store = _fresh(store, rank, size, _START)
-    watch = Watch(store, rank, size, timeout_minutes)
-    watch.start()
+    hang_detector = HangDetector(store, rank, size, timeout_minutes)
+    hang_detector.start()
     try:
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
         cpu_group = dist.new_group(backend="gloo", timeout=PATIENCE)
         assert dist.group.WORLD is not None
-        watch.count(dist.group.WORLD, cpu_group)
+        hang_detector.count_collectives(dist.group.WORLD, cpu_group)
         yield Processes(
             rank=dist.get_rank(),
             world_size=dist.get_world_size(),
             local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
             device=resolved,
             cpu_group=cpu_group,
-            watch=watch,
+            hang_detector=hang_detector,
         )
     except Exception as error:
-        if code := watch.told_elsewhere(error):
+        if code := hang_detector.exit_code_in_silence(error):
             sys.exit(code)
         raise
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
-        watch.close()
+        hang_detector.close()
 
 
 def _fresh(store: dist.Store, rank: int, size: int, timeout: timedelta) -> dist.Store:

@@ -62,8 +62,8 @@ class Sign(NamedTuple):
     pid: int
 
 
-class Watch:
-    """This rank's part in watching all of them; alone, it does nothing.
+class HangDetector:
+    """This rank's part in finding a rank that hangs; alone, it does nothing.
 
     Args:
         store: known to the ranks of this start only.
@@ -73,7 +73,7 @@ class Watch:
     """
 
     def __init__(self, store: dist.Store, rank: int, size: int, minutes: float) -> None:
-        self._store = dist.PrefixStore("watch", store)
+        self._store = dist.PrefixStore("hang", store)
         self._rank, self._size, self._minutes = rank, size, minutes
         self._interval = min(_INTERVAL, minutes * 60 / 10)
         # Counted in looks, not by a clock: a job that was suspended as a whole is not late.
@@ -88,40 +88,40 @@ class Watch:
         self._over = Event()
         # A call that waits blocks all others of its connection, hence one for the thread.
         clone = self._store.clone()  # type: ignore[attr-defined]  # missing in the stubs
-        self._thread = Thread(target=self._run, args=[clone], name="watch", daemon=True)
+        self._thread = Thread(target=self._run, args=[clone], name="hang-detector", daemon=True)
         if size > 1:
             self._say(self._store)  # once the ranks have found each other, every one's sign is there
 
     def start(self) -> None:
-        """Watch from now on."""
+        """HangDetector from now on."""
         if self._size > 1:
             self._thread.start()
 
-    def count(self, *groups: dist.ProcessGroup) -> None:
+    def count_collectives(self, *groups: dist.ProcessGroup) -> None:
         """Count the groups' collectives, which tell who is behind."""
         self._groups = list(groups)
 
-    def at(self, doing: str, step: int) -> None:
+    def report(self, doing: str, step: int) -> None:
         """Say that `step` is done and what comes now."""
         self._doing, self._step = doing, step
-        self.move()
+        self.progressed()
 
-    def move(self) -> None:
+    def progressed(self) -> None:
         """Say that something was done, such as a batch of an evaluation."""
         self._moves += 1
 
     @contextmanager
-    def during(self, doing: str) -> Iterator[None]:
+    def while_doing(self, doing: str) -> Iterator[None]:
         """Say what is being done meanwhile."""
         before, self._doing = self._doing, doing
-        self.move()
+        self.progressed()
         try:
             yield
         finally:
             self._doing = before
-            self.move()
+            self.progressed()
 
-    def told_elsewhere(self, error: Exception) -> int | None:
+    def exit_code_in_silence(self, error: Exception) -> int | None:
         """The exit code with which to end in silence after an error; None if it is this rank's to tell.
 
         The first to come tells of its error. Who only lost its connection waits for the one that knows why; if none

@@ -22,7 +22,7 @@ from cetnet.trainer.checkpoint.manifest import find_damage
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.processes.distributed import Processes, process_group
 from cetnet.trainer.processes.launcher import CETNET
-from cetnet.trainer.run_folder import locked
+from cetnet.trainer.run_folder import locked_run
 from tests.data import make_schema, write_dataset
 from tests.paths import ROOT
 from tests.processes import run_processes, run_settings, train_all
@@ -105,10 +105,10 @@ def test_the_checkpoint_before_a_damaged_one_is_offered(
 
 @pytest.mark.usefixtures("folder")
 def test_two_runs_are_kept_out_of_one_folder(run: Callable[..., tuple[int, str]]) -> None:
-    with locked(Path("run")):
+    with locked_run(Path("run")):
         assert_refused(run(*COMMANDS[0]), "run: another process trains in it")
     elsewhere = ["train", "experiment.yaml", "run_dir=other", "checkpoint.path=elsewhere"]
-    with locked(Path("elsewhere")):
+    with locked_run(Path("elsewhere")):
         assert_refused(run(*elsewhere), "elsewhere: another process trains in it")
     assert not Path("elsewhere").exists()
     assert not Path("other").exists()

@@ -14,6 +14,7 @@ import pytest
 import cetnet.trainer.train
 from cetnet.models.batch import Batch
 from cetnet.models.cetnet import Predictions
+from cetnet.trainer.check import check_run
 from cetnet.trainer.config import RunConfig
 from cetnet.trainer.data.dataset import Dataset
 from cetnet.trainer.data.quarantine import Quarantine
@@ -167,7 +168,12 @@ def settings(folder: Path, data: str, run: str, **changes: Any) -> dict[str, Any
 
 def train_in_many_ways(processes: Processes, folder: Path) -> None:
     def run(*arguments: Any, **changes: Any) -> None:
-        train(RunConfig.model_validate(settings(folder, *arguments, **changes)), processes)
+        train(
+            check_run(
+                RunConfig.model_validate(settings(folder, *arguments, **changes)), processes.world_size
+            ),
+            processes,
+        )
 
     run("bad", "whole")
     run("weightless", "reference")
@@ -226,7 +232,12 @@ def test_as_if_the_weight_were_0_and_on_another_world_size(folder: Path) -> None
         assert Quarantine(folder / "lost", saved, newest, saved, processes).count == saved
         with pytest.raises(UserError, match="bad_rows_limit=1 "):
             Quarantine(folder / "lost", 1, newest, saved, processes)
-        train(RunConfig.model_validate(settings(folder, "bad", "killed")), processes, resume=True)
+        train(
+            check_run(
+                RunConfig.model_validate(settings(folder, "bad", "killed")), processes.world_size, resume=True
+            ),
+            processes,
+        )
     assert skipped(folder / "killed") == skipped(folder / "whole")
     resumed = json.loads((folder / "killed/result.json").read_text())
     assert (resumed["quarantined"], resumed["rows"]) == (len(BAD), ROWS - len(BAD))

@@ -62,7 +62,7 @@ def reader_settings(draw: st.DrawFn) -> Settings:
 
 
 @contextmanager
-def written(schema: Schema, table: pa.Table, layout: Layout) -> Iterator[tuple[Path, Dataset]]:
+def disk_errors(schema: Schema, table: pa.Table, layout: Layout) -> Iterator[tuple[Path, Dataset]]:
     with TemporaryDirectory() as directory:
         save_yaml(Path(directory) / "schema.yaml", schema)
         write_split(Path(directory) / "train", table, layout)
@@ -72,7 +72,7 @@ def written(schema: Schema, table: pa.Table, layout: Layout) -> Iterator[tuple[P
 @contextmanager
 def random_dataset(layout: Layout, weight: bool = False) -> Iterator[tuple[Path, Dataset]]:
     schema = make_schema(weight)
-    with written(schema, make_table(schema, sum(map(sum, layout))), layout) as opened:
+    with disk_errors(schema, make_table(schema, sum(map(sum, layout))), layout) as opened:
         yield opened
 
 
@@ -288,14 +288,14 @@ def test_other_column_types(order: Order) -> None:
         table = table.set_column(table.column_names.index(name), name, table[name].cast(kind))
     big = pa.array([20_000_000 + 2 * row for row in range(100)])  # integers beyond 2^24
     table = table.set_column(table.column_names.index("age"), "age", big)
-    with written(schema, table, [[30, 30], [40]]) as (path, dataset):
+    with disk_errors(schema, table, [[30, 30], [40]]) as (path, dataset):
         assert_equals_the_files(Reader(dataset, 16, order=order, lanes=4, shuffle_rows=20), path)
 
 
 def test_a_schema_without_dense_features() -> None:
     schema = make_schema()
     schema = schema.model_copy(update={"features": tuple(schema.id_features)})
-    with written(schema, make_table(schema, 10), [[10]]) as (_, dataset):
+    with disk_errors(schema, make_table(schema, 10), [[10]]) as (_, dataset):
         (batch,) = Reader(dataset, 12, lanes=4).batches(epoch=0)
         assert batch.dense.shape == (12, 0)
 
@@ -307,7 +307,7 @@ def test_categorical_features_between_others_or_none(names: list[str]) -> None:
     chosen = tuple(features[name] for name in names)
     tables = {str(feature.table): schema.tables[str(feature.table)] for feature in chosen}
     schema = schema.model_copy(update={"features": chosen, "tables": tables})
-    with written(schema, make_table(schema, 30), [[20, 10]]) as (path, dataset):
+    with disk_errors(schema, make_table(schema, 30), [[20, 10]]) as (path, dataset):
         assert_equals_the_files(Reader(dataset, 16, lanes=4), path)
 
 

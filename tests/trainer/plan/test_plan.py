@@ -15,7 +15,9 @@ from cetnet.trainer.cli import main
 from cetnet.trainer.config import DataConfig, RunConfig, load_config
 from cetnet.trainer.data.reader import check_divisible
 from cetnet.trainer.errors import UserError
-from cetnet.trainer.plan.estimate import estimate, on, read_cluster, refusal, remedies, single_models, sweep
+from cetnet.trainer.plan.clusters import on_cluster, read_cluster
+from cetnet.trainer.plan.estimate import estimate, refusal, single_models, sweep
+from cetnet.trainer.plan.remedies import remedies
 from cetnet.trainer.yaml_files import save_yaml
 from tests.processes import run_settings
 
@@ -55,7 +57,7 @@ def cluster(text: str) -> Cluster:
 
 def test_storage_by_hand() -> None:
     where = cluster("2x2:t4")
-    result = estimate(on(config(), where), SCHEMA, where, "cuda")
+    result = estimate(on_cluster(config(), where), SCHEMA, where, "cuda")
     rows = 10_000_000 + 1_000_000 + 200
     assert sum(result.load.weights) == rows * (16 + 8) * 4
     # One float32 a row and table.
@@ -63,14 +65,14 @@ def test_storage_by_hand() -> None:
     assert sum(result.load.memory) == sum(result.plan.bytes_per_rank(4))
     assert min(result.load.buffers) >= 0
     assert not any(result.load.host)
-    half = estimate(on(config(training={"table_precision": "fp16"}), where), SCHEMA, where, "cuda")
+    half = estimate(on_cluster(config(training={"table_precision": "fp16"}), where), SCHEMA, where, "cuda")
     assert sum(half.load.weights) == sum(result.load.weights) / 2
 
 
 def test_dense_flops_by_hand() -> None:
     one = config(model={"components": {"a": {"kind": "dnn", "embedding_dim": 16, "hidden_units": [8]}}})
     where = cluster("1x4:t4")
-    result = estimate(on(one, where), SCHEMA, where, "cuda")
+    result = estimate(on_cluster(one, where), SCHEMA, where, "cuda")
     inputs = (3 + 1) * 16  # the dense feature is made a vector too
     forward = 2 * (inputs * 8 + 8)  # two layers: inputs -> 8 -> 1
     assert result.dense.flops == 3 * forward * 1024
@@ -82,12 +84,12 @@ def test_attention_is_counted_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     schema = SCHEMA.model_copy(update={"features": (*SCHEMA.features, history)})
     one = config(model={"components": {"a": {"kind": "interformer", "embedding_dim": 16}}})
     where = cluster("1x1:t4")
-    flops = estimate(on(one, where), schema, where, "cuda").dense.flops
+    flops = estimate(on_cluster(one, where), schema, where, "cuda").dense.flops
     monkeypatch.setattr(
         "cetnet.models.layers.attention.scaled_dot_product_attention",
         lambda query, *_, **__: torch.zeros_like(query),
     )
-    without = estimate(on(one, where), schema, where, "cuda").dense.flops
+    without = estimate(on_cluster(one, where), schema, where, "cuda").dense.flops
     length = 4 + 10  # CLS tokens and events
     pairs = 2 * length * length + 3 * 2 * length  # 2 layers over themselves; 3 poolings by 2 queries
     # Scores and weighted sums: 2 products of 16 multiplications and additions a pair; backward twice that.
@@ -116,7 +118,7 @@ def test_all_reduce_by_hand() -> None:
     numel = 16 + 64 * 8 + 8 + 8 + 1  # the vector that age scales; weights and biases of two layers
     for shape, rate in (("1x4:t4", 16), ("2x4:t4", 4 * 1.56), ("2x16:t4", 16), ("4x1:t4", 1.56)):
         where = cluster(shape)
-        dense = estimate(on(one, where), SCHEMA, where, "cuda").dense
+        dense = estimate(on_cluster(one, where), SCHEMA, where, "cuda").dense
         n = where.world_size
         assert dense.bytes == 4 * 4 * numel
         assert dense.all_reduce_ms == pytest.approx(2 * (n - 1) / n * 4 * numel / (rate * 1e9) * 1000)
@@ -130,14 +132,14 @@ def test_dense_and_frozen_tables_by_hand() -> None:
     held = config(
         model=one, optimizer={"dense_tables": {"kind": "sgd"}}, sharding={"dense_tables": ["a__country"]}
     )
-    without, with_table = (estimate(on(c, where), SCHEMA, where, "cuda").dense for c in (base, held))
+    without, with_table = (estimate(on_cluster(c, where), SCHEMA, where, "cuda").dense for c in (base, held))
     assert with_table.bytes - without.bytes == 200 * 16 * 4 * 2
     assert with_table.all_reduce_ms is not None
     assert without.all_reduce_ms is not None
     more = with_table.all_reduce_ms - without.all_reduce_ms
     assert more == pytest.approx(200 * 16 * 4 / 16e9 * 1000)
     frozen = SCHEMA.model_copy(update={"pretrained": {"item": 24}})
-    dense = estimate(on(base, where), frozen, where, "cuda").dense
+    dense = estimate(on_cluster(base, where), frozen, where, "cuda").dense
     projection = 24 * 16
     assert dense.bytes - without.bytes == 1_000_000 * 24 * 4 + projection * 4 * 4
     assert dense.all_reduce_ms is not None
@@ -150,7 +152,7 @@ TIGHT = {"sharding": {"cluster": {"hbm_gb": 0.8, "ddr_gb": 4}}}
 @pytest.mark.parametrize("batch_per_gpu", [None, 4096])
 def test_remedies_hold_what_they_promise(batch_per_gpu: int | None) -> None:
     where = cluster("1x1:t4")
-    here = on(config(**TIGHT), where, batch_per_gpu)
+    here = on_cluster(config(**TIGHT), where, batch_per_gpu)
     tried = list(remedies(here, SCHEMA, where, "cuda", batch_per_gpu))
     outcomes = {remedy.what: remedy.estimate for remedy in tried}
     assert set(outcomes) == {"fp16 tables", "host memory, cached on the GPU", "more hosts"}
@@ -159,7 +161,7 @@ def test_remedies_hold_what_they_promise(batch_per_gpu: int | None) -> None:
         assert result is not None, what
         if how.startswith("--cluster"):
             assert result.cluster.nodes == 2
-            there = on(config(**TIGHT), result.cluster, batch_per_gpu)
+            there = on_cluster(config(**TIGHT), result.cluster, batch_per_gpu)
             assert there.data.batch_size == 4096 * (2 if batch_per_gpu else 1)
             again = estimate(there, SCHEMA, result.cluster, "cuda")
         else:
@@ -182,7 +184,7 @@ def test_row_wise_is_a_remedy_where_constraints_forbid_it() -> None:
     tight = config(
         sharding={"cluster": {"hbm_gb": 0.7}, "constraints": whole}, training={"table_precision": "fp16"}
     )
-    tight = on(tight.model_copy(update={"training": config().training}), where)
+    tight = on_cluster(tight.model_copy(update={"training": config().training}), where)
     first = next(iter(remedies(tight, SCHEMA, where, "cuda", None)))
     assert first.what == "row-wise allowed"
     assert first.estimate is not None
@@ -344,5 +346,5 @@ def test_a_description_of_ones_own(tmp_path: Path) -> None:
     assert (mine.nodes, mine.gpus_per_node, mine.hardware.inter_host_bandwidth) == (3, 4, 12.5)
     # The experiment file's own figures come last.
     settings = load_config(Path("configs/cetnet.yaml"), ["sharding.cluster.inter_host_bandwidth=6"])
-    assert on(settings, mine).sharding.cluster.inter_host_bandwidth == 6
-    assert on(settings, mine).sharding.cluster.hbm_gb == 80
+    assert on_cluster(settings, mine).sharding.cluster.inter_host_bandwidth == 6
+    assert on_cluster(settings, mine).sharding.cluster.hbm_gb == 80

@@ -23,6 +23,7 @@ import cetnet.trainer.scoring
 import cetnet.trainer.train
 from cetnet.models.batch import Batch
 from cetnet.models.cetnet import Predictions
+from cetnet.trainer.check import check_run
 from cetnet.trainer.config import RunConfig
 from cetnet.trainer.processes.distributed import Processes, process_group
 from cetnet.trainer.scoring import run_pipeline
@@ -100,7 +101,7 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any
     """Result of a run that nothing interrupts."""
     run = tmp_path_factory.mktemp("whole") / "run"
     with process_group("cpu") as processes:
-        train(RunConfig.model_validate(settings(data, run)), processes)
+        train(check_run(RunConfig.model_validate(settings(data, run)), 1), processes)
     return json.loads((run / "result.json").read_text())
 
 
@@ -270,11 +271,11 @@ def train_and_leave_an_evaluation(processes: Processes, whole: dict[str, Any], c
                 os.kill(os.getpid(), signal.SIGUSR1)
             yield predictions
 
-    train(RunConfig.model_validate(whole), processes)
+    train(check_run(RunConfig.model_validate(whole), processes.world_size), processes)
     cetnet.trainer.scoring.run_pipeline = interrupting
     with pytest.raises(SystemExit, match=str(os.EX_TEMPFAIL)):
-        train(RunConfig.model_validate(cut), processes)
-    train(RunConfig.model_validate(cut), processes, resume=True)
+        train(check_run(RunConfig.model_validate(cut), processes.world_size), processes)
+    train(check_run(RunConfig.model_validate(cut), processes.world_size, resume=True), processes)
 
 
 def test_an_evaluation_that_was_left_comes_first(tmp_path: Path) -> None:
