@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.multiprocessing as mp
 
-from cetnet.trainer.check import check_run
+from cetnet.trainer.check_run import check_run
 from cetnet.trainer.config import RunConfig
 from cetnet.trainer.processes.distributed import Processes, process_group
 from cetnet.trainer.train import train

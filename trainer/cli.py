@@ -15,6 +15,7 @@ from cetnet.trainer.console import quieten
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.prepare.cli import app as prepare_app
 from cetnet.trainer.prepare.cli import generate_app
+from cetnet.trainer.versions import check_versions
 
 app = typer.Typer(
     help="Train and compare click-through-rate ensembles on TorchRec.",
@@ -56,22 +57,28 @@ def train(
     with code 75 ("try again"). A second one, 5 seconds later: exit at once.
     What torchrun starts again resumes by itself.
     """
+    from cetnet.trainer.check_settings import check_settings
     from cetnet.trainer.config import load_config
-
-    settings = load_config(config, overrides)
-    from cetnet.trainer.check import check_run
-    from cetnet.trainer.processes.distributed import process_group, world_size
+    from cetnet.trainer.processes.launcher import world_size
     from cetnet.trainer.run_folder import restarted
 
+    settings = load_config(config, overrides, components=False)
     resume = resume or restarted(settings.run_dir)
-    launched = nproc > 1 and "RANK" not in os.environ
-    run = check_run(settings, nproc if launched else world_size(), resume)
-    if launched:
+    is_launcher = nproc > 1 and "RANK" not in os.environ
+    processes = nproc if is_launcher else world_size()
+    dataset = check_settings(settings, processes, resume)
+    # From here on torch is needed, which takes seconds to load.
+    _check_libraries()
+    from cetnet.trainer.check_run import check_model
+
+    run = check_model(load_config(config, overrides), dataset, processes, resume)
+    if is_launcher:
         _launch(["train", str(config), *(overrides or []), *(["--resume"] if resume else [])], nproc)
+    from cetnet.trainer.processes.distributed import process_group
     from cetnet.trainer.train import train
 
-    with process_group(settings.training.device, settings.training.timeout_minutes) as processes:
-        train(run, processes)
+    with process_group(run.config.training.device, run.config.training.timeout_minutes) as group:
+        train(run, group)
 
 
 @app.command()
@@ -82,12 +89,15 @@ def evaluate(
     nproc: NumProcesses = 1,
 ) -> None:
     """Metrics of a trained model on a split: NE, AUC, gAUC, LogLoss, calibration."""
+    from cetnet.trainer.check_settings import check_scored
+
+    dataset = check_scored(run, data, split)
+    _check_libraries()
     if nproc > 1 and "RANK" not in os.environ:
-        _check_scoring(run, data, split)
         _launch(["evaluate", str(run), str(data), "--split", split], nproc)
     from cetnet.trainer.evaluate import evaluate_run
 
-    evaluate_run(run, data, split)
+    evaluate_run(run, dataset)
 
 
 @app.command()
@@ -99,12 +109,17 @@ def predict(
     nproc: NumProcesses = 1,
 ) -> None:
     """Write the probabilities of the fused output and of every component, a row per row of the split."""
+    from cetnet.trainer.check_settings import check_scored
+
+    if out.is_dir():
+        raise UserError(f"{out} is a directory; name the Parquet file to write")
+    dataset = check_scored(run, data, split)
+    _check_libraries()
     if nproc > 1 and "RANK" not in os.environ:
-        _check_scoring(run, data, split)
         _launch(["predict", str(run), str(data), "--out", str(out), "--split", split], nproc)
     from cetnet.trainer.evaluate import predict_run
 
-    predict_run(run, data, split, out)
+    predict_run(run, dataset, out)
 
 
 @app.command()
@@ -255,10 +270,10 @@ def config(
         raise UserError(str(error)) from None
 
 
-def _check_scoring(run: Path, data: Path, split: str) -> None:
-    from cetnet.trainer.evaluate import check_scoring
+def _check_libraries() -> None:
+    from cetnet.trainer.versions import check_loading
 
-    check_scoring(run, data, split)
+    check_loading()
 
 
 def _launch(arguments: list[str], nproc: int) -> None:
@@ -270,8 +285,15 @@ def _launch(arguments: list[str], nproc: int) -> None:
 def main() -> None:
     """Entry point of `cetnet`: a user's mistake is one line on stderr and exit code 2."""
     quieten()
-    from cetnet.trainer.versions import check_versions
+    run = _run
+    if "TORCHELASTIC_ERROR_FILE" in os.environ:  # under torchrun, which reports what is written there
+        from torch.distributed.elastic.multiprocessing.errors import record
 
+        run = record(_run)
+    run()
+
+
+def _run() -> None:
     try:
         if {"train", "evaluate", "predict", "plan", "calibrate"} & set(sys.argv[1:2]):
             check_versions()

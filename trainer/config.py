@@ -202,8 +202,10 @@ class RunConfig(Strict):
         return self
 
 
-def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
+def load_config(path: Path, overrides: list[str] | None = None, *, components: bool = True) -> RunConfig:
     """Read an experiment file and apply `key=value` overrides to it.
+
+    Without `components`, those are left as they are written, and torch, which their classes need, is not loaded.
 
     An override's key is dotted (`training.seed=7`), its value is YAML and replaces what the file has there.
     Paths are relative to the working directory.
@@ -214,12 +216,12 @@ def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
     settings = read_yaml(path)
     for override in overrides or []:
         _override(settings, override)
-    return parse_config(settings, path)
+    return parse_config(settings, path, components=components)
 
 
-def parse_config(settings: Any, source: object) -> RunConfig:
+def parse_config(settings: Any, source: object, *, components: bool = True) -> RunConfig:
     """The configuration of settings from somewhere, which the UserError names that says what is wrong with them."""
-    return checked(settings, RunConfig, source)
+    return checked(settings, RunConfig, source, {"components": components})
 
 
 def _override(settings: dict[str, Any], override: str) -> None:

@@ -4,7 +4,6 @@ from pathlib import Path
 
 from rich.table import Table
 
-from cetnet.models.schema import Schema
 from cetnet.trainer.checkpoint.checkpoints import latest_checkpoint, load_checkpoint, verify_checkpoint
 from cetnet.trainer.checkpoint.object_path import Place
 from cetnet.trainer.checkpoint.store import checkpoint_place
@@ -21,13 +20,15 @@ from cetnet.trainer.session import build_session
 METRICS = {"ne": "NE", "auc": "AUC", "gauc": "gAUC", "logloss": "LogLoss", "calibration": "calibration"}
 
 
-def evaluate_run(run: Path, data: Path, split: str) -> None:
-    """Print the metrics of every output of a run on a split."""
-    scores = _score_run(run, data, split)
+def evaluate_run(run: Path, dataset: Dataset) -> None:
+    """Print the metrics of every output of a run on a split that `check_scored` gave."""
+    scores = _score_run(run, dataset)
     if scores is None:
         return
     metrics = scores.metrics()
-    table = Table(title=f"{run} on {split} of {data}: {metrics['rows']:,} rows", title_justify="left")
+    table = Table(
+        title=f"{run} on {dataset.split} of {dataset.path}: {metrics['rows']:,} rows", title_justify="left"
+    )
     table.add_column("output")
     shown = {key: name for key, name in METRICS.items() if f"{key}/fused" in metrics}
     for name in shown.values():
@@ -37,29 +38,25 @@ def evaluate_run(run: Path, data: Path, split: str) -> None:
     output.print(table)
 
 
-def predict_run(run: Path, data: Path, split: str, out: Path) -> None:
-    """Write the probabilities of every output of a run on a split as Parquet."""
-    if out.is_dir():
-        raise UserError(f"{out} is a directory; name the Parquet file to write")
-    scores = _score_run(run, data, split)
+def predict_run(run: Path, dataset: Dataset, out: Path) -> None:
+    """Write the probabilities of every output of a run on a split, which `check_scored` gave, as Parquet."""
+    scores = _score_run(run, dataset)
     if scores is not None:
         scores.write(out)
         output.print(f"{out}: {scores.dataset.num_rows:,} rows", highlight=False)
 
 
-def check_scoring(run: Path, data: Path, split: str) -> tuple[RunConfig, Dataset, Place]:
-    """Configuration and newest checkpoint of a run, and the split to score; raises UserError."""
-    config, schema = load_run(run)
-    dataset = Dataset(data, split)
-    _check_same(schema, dataset.schema, data)
+def load_trained(run: Path) -> tuple[RunConfig, Place]:
+    """Configuration and newest checkpoint of a run; raises UserError if there is none."""
+    config, _ = load_run(run)
     checkpoint = latest_checkpoint(checkpoint_place(run, config.checkpoint.path))
     if checkpoint is None:
         raise UserError(f"{run}: no checkpoint yet; finish the run with `cetnet train ... --resume`")
-    return config, dataset, checkpoint
+    return config, checkpoint
 
 
-def _score_run(run: Path, data: Path, split: str) -> Scores | None:
-    config, dataset, checkpoint = check_scoring(run, data, split)
+def _score_run(run: Path, dataset: Dataset) -> Scores | None:
+    config, checkpoint = load_trained(run)
     training = config.training.model_copy(update={"compile": False})  # it would take longer than it saves
     config = config.model_copy(update={"training": training})
     # On whatever there is here: a model trained on GPUs can be scored without one.
@@ -70,26 +67,3 @@ def _score_run(run: Path, data: Path, split: str) -> Scores | None:
             load_checkpoint(checkpoint, session.model)
         batch_size = config.evaluation.batch_size or config.data.batch_size
         return score(session, dataset, batch_size, processes)
-
-
-def _check_same(run: Schema, data: Schema, path: Path) -> None:
-    """The data must mean the same to the model: equal features and tables."""
-    inputs = {feature.name: (feature.kind, feature.table, feature.max_length) for feature in run.features}
-    others = {feature.name: (feature.kind, feature.table, feature.max_length) for feature in data.features}
-    for name in {**inputs, **others}:
-        if inputs.get(name) != others.get(name):
-            raise UserError(
-                f"{path}: feature {name!r} is not as in the run; score data of the run's own schema"
-            )
-    if list(inputs) != list(others):
-        raise UserError(f"{path}: the features are in another order than in the run; use its schema.yaml")
-    if run.tables != data.tables:
-        table = next(t for t in {**run.tables, **data.tables} if run.tables.get(t) != data.tables.get(t))
-        raise UserError(
-            f"{path}: table {table!r} has other rows than in the run; use the run's own vocabulary"
-        )
-    if different := set(run.id_ranges.items()) ^ set(data.id_ranges.items()):
-        table = min(different)[0]
-        raise UserError(
-            f"{path}: table {table!r} is not hashed as in the run; use the run's schema.yaml, and raw ids if it is"
-        )

@@ -2,50 +2,25 @@
 
 import json
 import os
-import platform
-import shlex
-import shutil
-import subprocess
-import sys
 from contextlib import AbstractContextManager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from torch.utils.tensorboard import SummaryWriter
-
 from cetnet.models.schema import Schema
-from cetnet.sharding.planner import Plan
-from cetnet.sharding.report import plan_dict, plan_table
 from cetnet.trainer.checkpoint.object_path import Place
 from cetnet.trainer.config import RunConfig, load_config
 from cetnet.trainer.data.dataset import load_schema
 from cetnet.trainer.errors import UserError
-from cetnet.trainer.files import disk_errors, drop_lines_after, locked, without_nonfinite, write_json
-from cetnet.trainer.versions import installed_versions
-from cetnet.trainer.yaml_files import save_yaml
+from cetnet.trainer.files import locked
 
 RESULT = "result.json"
 LOCK = ".lock"
-SLURM = (
-    "SLURM_CLUSTER_NAME",
-    "SLURM_JOB_PARTITION",
-    "SLURM_JOB_ID",
-    "SLURM_JOB_NODELIST",
-    "SLURM_RESTART_COUNT",  # of starts after the first
-)
 
 TORCHRUN_JOB = "TORCHELASTIC_RUN_ID"
 
 
-def prepare_run(config: RunConfig, resume: bool) -> None:
-    """Check that a run may start in its folder; changes nothing.
-
-    Raises:
-        UserError: the folder can't be made, is taken and this is no resume, is finished or was another run's.
-    """
-    folder = config.run_dir
+def check_free(folder: Path, resume: bool) -> None:
+    """Raise UserError if a run's folder can't be made, is taken and this is no resume, or is finished."""
     check_folder(folder, "run_dir")
     if not folder.exists() or not any(path.name != LOCK for path in folder.iterdir()):
         return
@@ -53,6 +28,11 @@ def prepare_run(config: RunConfig, resume: bool) -> None:
         raise UserError(f"{folder} exists; continue it with --resume or choose another run_dir=...")
     if (folder / RESULT).exists():
         raise UserError(f"{folder}: this run is finished; choose another run_dir=... to train again")
+
+
+def check_resumable(config: RunConfig) -> None:
+    """Raise UserError if there is a run in the folder, and it is another one."""
+    folder = config.run_dir
     if (folder / "config.yaml").exists():
         before = load_config(folder / "config.yaml")
         check_same_run(before, config, folder)
@@ -79,7 +59,7 @@ def check_folder(folder: Path, key: str) -> None:
 
 def locked_run(folder: Path) -> AbstractContextManager[None]:
     """Keep other processes out of a folder that a run writes to; see `locked`."""
-    taken = "another process trains in it, here or on another host; wait for it, end it, or choose another run_dir=..."
+    taken = "another process trains in it, here or on another host; wait for it, end it, or use another run_dir=..."
     return locked(folder, LOCK, taken)
 
 
@@ -97,98 +77,13 @@ def restarted(folder: Path) -> bool:
         return False
 
 
-def load_run(folder: Path) -> tuple[RunConfig, Schema]:
-    """Configuration and schema of a run; raises UserError if this is no run folder."""
+def load_run(folder: Path, components: bool = True) -> tuple[RunConfig, Schema]:
+    """Configuration, its components resolved or not, and schema of a run; UserError if this is no run folder."""
     if not (folder / "config.yaml").exists():
         raise UserError(
             f"{folder}: no config.yaml here; name the folder of a run (the run_dir of `cetnet train`)"
         )
-    return load_config(folder / "config.yaml"), load_schema(folder)
-
-
-class RunFolder:
-    """Writes the folder's files; rank 0 only.
-
-    Raises:
-        UserError: by every method: the disk is full, or broken.
-    """
-
-    def __init__(self, config: RunConfig, schema: Schema, plan: Plan, world_size: int) -> None:
-        self.path = config.run_dir
-        aside = self.path / ".start"  # a resumed run's files are replaced by whole ones
-        try:
-            with disk_errors(self.path):
-                aside.mkdir(parents=True, exist_ok=True)
-                save_yaml(aside / "config.yaml", config)
-                save_yaml(aside / "schema.yaml", schema)
-                with (aside / "plan.txt").open("w") as file:
-                    Console(file=file, width=140).print(plan_table(plan, world_size))
-                write_json(aside / "plan.json", plan_dict(plan, world_size))
-                write_json(aside / "environment.json", _environment(world_size))
-                for path in aside.iterdir():
-                    path.rename(self.path / path.name)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
-        self._metrics = self.path / "metrics.jsonl"
-        self._board: SummaryWriter | None = None
-
-    def truncate_metrics(self, step: int) -> None:
-        """Forget what was written after a checkpoint's step, before training goes on from it."""
-        shutil.rmtree(self.path / "predictions", ignore_errors=True)
-        with disk_errors(self.path):
-            if self._metrics.exists():
-                drop_lines_after(self._metrics, step)
-            self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=step + 1)
-
-    def log(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """Append to metrics.jsonl and, for numbers, to TensorBoard."""
-        prefix = "" if kind == "train" else f"{values.get('split', kind)}/"
-        with disk_errors(self.path):
-            with self._metrics.open("a") as file:
-                file.write(json.dumps({"kind": kind, "step": step} | without_nonfinite(values)) + "\n")
-            if self._board is None:
-                self._board = SummaryWriter(str(self.path / "tensorboard"))
-            for key, value in values.items():
-                if isinstance(value, (int, float)):
-                    self._board.add_scalar(prefix + key, value, step)
-
-    def finish(self, result: dict[str, Any]) -> None:
-        """Write result.json, the mark of a finished run."""
-        with disk_errors(self.path):
-            if self._board is not None:
-                self._board.close()
-            write_json(self.path / RESULT, without_nonfinite(result))
-
-
-def _environment(world_size: int) -> dict[str, Any]:
-    return {
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(sys.argv),
-        "directory": str(Path.cwd()),
-        "host": platform.node(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "python": platform.python_version(),
-        "versions": installed_versions(),
-        "commit": _commit(),
-        "world_size": world_size,
-        "torchx": {key: value for key, value in os.environ.items() if key.startswith("TORCHX_")},
-        "torchrun": {
-            key: os.environ[key] for key in (TORCHRUN_JOB, "TORCHELASTIC_RESTART_COUNT") if key in os.environ
-        },
-        "slurm": {key: os.environ[key] for key in SLURM if key in os.environ},
-    }
-
-
-def _commit() -> str | None:
-    """The program's version; in a container, where neither git nor history is, what its build was told."""
-    if commit := os.environ.get("CETNET_COMMIT"):
-        return commit
-    describe = ["git", "-C", str(Path(__file__).parent.parent), "describe", "--always", "--dirty"]
-    try:
-        git = subprocess.run(describe, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        return None
-    return git.stdout.strip() or None
+    return load_config(folder / "config.yaml", components=components), load_schema(folder)
 
 
 def _what_is_learned(config: RunConfig) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from cetnet.sharding.report import plan_table
 from cetnet.trainer.agreement import Agreement
-from cetnet.trainer.check import CheckedRun
+from cetnet.trainer.check_run import CheckedRun
 from cetnet.trainer.checkpoint.checkpoints import (
     Checkpoints,
     load_checkpoint,
@@ -40,7 +40,8 @@ from cetnet.trainer.processes.distributed import Processes, on_every_rank
 from cetnet.trainer.processes.hang_detector import LOADING, MEASURING, SAVING, TRAINING
 from cetnet.trainer.processes.signals import StopSignals
 from cetnet.trainer.progressive_ne import ProgressiveNE
-from cetnet.trainer.run_folder import RunFolder, locked_run
+from cetnet.trainer.run_folder import locked_run
+from cetnet.trainer.run_writer import RunWriter
 from cetnet.trainer.schedule import LearningRate
 from cetnet.trainer.scoring import run_pipeline, score
 from cetnet.trainer.session import Session, build_session, load_pretrained
@@ -62,7 +63,7 @@ class Trainer:
     faults: FaultPolicy
     divergence: Divergence
     quarantine: Quarantine
-    folder: RunFolder | None
+    writer: RunWriter | None
     display: TrainingProgress
     total_steps: int
     state: TrainState = field(default_factory=TrainState)
@@ -123,10 +124,10 @@ def _start(run: CheckedRun, processes: Processes, session: Session, signals: Sto
         lr.plateau = state.plateau
     else:
         load_pretrained(session.model, dataset.schema, data.path)
-    folder = None
+    writer = None
     if processes.is_main:
-        folder = RunFolder(config, dataset.schema, session.plan, processes.world_size)
-        folder.truncate_metrics(state.step)
+        writer = RunWriter(config, dataset.schema, session.plan, processes.world_size)
+        writer.truncate_metrics(state.step)
         console.print(plan_table(session.plan, processes.world_size))
     trainer = Trainer(
         config=config,
@@ -143,7 +144,7 @@ def _start(run: CheckedRun, processes: Processes, session: Session, signals: Sto
         quarantine=Quarantine(
             config.run_dir / "quarantine", data.bad_rows_limit, state.step, state.quarantined, processes
         ),
-        folder=folder,
+        writer=writer,
         display=TrainingProgress(int(total_steps), state.step, processes.is_main),
         total_steps=int(total_steps),
         state=state,
@@ -264,7 +265,7 @@ def _finish(trainer: Trainer) -> dict[str, Any] | None:
     # Of the hosts, in bytes: what was resident at most, summed over the processes.
     peak_memory = torch.tensor(getrusage(RUSAGE_SELF).ru_maxrss * 1024)
     dist.all_reduce(peak_memory, group=trainer.processes.cpu_group)
-    if trainer.folder is None:
+    if trainer.writer is None:
         return None
     rows = _rows_seen(trainer)
     result = {
@@ -281,7 +282,7 @@ def _finish(trainer: Trainer) -> dict[str, Any] | None:
         "train": progressive,
         "splits": splits,
     }
-    trainer.folder.finish(result)
+    trainer.writer.finish(result)
     return result
 
 
@@ -305,13 +306,13 @@ def _evaluate(trainer: Trainer, split: str, write: bool) -> dict[str, float]:
         trainer.display.say(left_out)
     shared: list[dict[str, float]] = [{}]
     if scores is not None:
-        assert trainer.folder is not None
+        assert trainer.writer is not None
         with trainer.processes.hang_detector.while_doing(MEASURING):
             shared = [scores.metrics()]
-            trainer.folder.log("eval", trainer.state.step, {"split": split, **shared[0]})
+            trainer.writer.log("eval", trainer.state.step, {"split": split, **shared[0]})
             if write:
-                with disk_errors(trainer.folder.path):
-                    scores.write(trainer.folder.path / "predictions" / f"{split}.parquet")
+                with disk_errors(trainer.writer.path):
+                    scores.write(trainer.writer.path / "predictions" / f"{split}.parquet")
         trainer.display.say(f"{split}: {describe(shared[0])}")
     dist.broadcast_object_list(shared, group=trainer.processes.cpu_group)
     return shared[0]
@@ -333,7 +334,7 @@ def _log(trainer: Trainer, clock: Clock, loss: torch.Tensor) -> None:
     dist.all_reduce(loss)
     mean_loss = float(loss[0] / loss[1])
     _count_bad_rows(trainer)
-    if trainer.folder is None:
+    if trainer.writer is None:
         return
     values = {
         "rows": _rows_seen(trainer),
@@ -344,7 +345,7 @@ def _log(trainer: Trainer, clock: Clock, loss: torch.Tensor) -> None:
         **timing,
         "rows_per_second": trainer.config.data.batch_size / timing["seconds_per_step"],
     }
-    trainer.folder.log("train", step, values)
+    trainer.writer.log("train", step, values)
     trainer.display.report(step, values)
     for line in trainer.divergence.warnings(step, ne):
         trainer.display.warn(line)

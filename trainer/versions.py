@@ -17,20 +17,25 @@ def installed_versions() -> dict[str, str]:
 
 
 def check_versions() -> None:
-    """Raise UserError with the three versions and the remedy unless they belong together and load."""
-    versions = installed_versions()
-    problem = version_problem(versions)
-    if problem is None:
-        try:
-            importlib.import_module("fbgemm_gpu")
-        except (ImportError, OSError) as error:
-            problem = f"fbgemm-gpu does not load ({str(error).splitlines()[0]})"
-    if problem:
-        have = ", ".join(f"{name} {value}" for name, value in versions.items())
-        raise UserError(
-            f"{problem}; installed: {have}; remedy: a fresh environment with torch 2.13, torchrec 1.8 and either "
-            "fbgemm-gpu-cpu 1.8 or fbgemm-gpu 1.8, as `uv pip install '.[cpu]'` or `'.[cuda]'` makes it"
-        )
+    """Raise UserError with the three versions and the remedy unless they belong together."""
+    if problem := version_problem(installed_versions()):
+        raise _wrong_installation(problem)
+
+
+def check_loading() -> None:
+    """Raise UserError, as `check_versions` does, if fbgemm-gpu does not load; it loads torch."""
+    try:
+        importlib.import_module("fbgemm_gpu")
+    except (ImportError, OSError) as error:
+        raise _wrong_installation(f"fbgemm-gpu does not load ({str(error).splitlines()[0]})") from error
+
+
+def _wrong_installation(problem: str) -> UserError:
+    have = ", ".join(f"{name} {value}" for name, value in installed_versions().items())
+    return UserError(
+        f"{problem}; installed: {have}; remedy: a fresh environment with torch 2.13, torchrec 1.8 and either "
+        "fbgemm-gpu-cpu 1.8 or fbgemm-gpu 1.8, as `uv pip install '.[cpu]'` or `'.[cuda]'` makes it"
+    )
 
 
 def version_problem(versions: dict[str, str]) -> str | None:

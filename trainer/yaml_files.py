@@ -30,10 +30,13 @@ def read_model(path: Path, model: type[Model]) -> Model:
     return checked(read_yaml(path), model, path)
 
 
-def checked(content: Any, model: type[Model], source: object) -> Model:
-    """A model of content from somewhere, which the UserError names that says what is wrong with it."""
+def checked(content: Any, model: type[Model], source: object, context: dict[str, Any] | None = None) -> Model:
+    """A model of content from somewhere, which the UserError names that says what is wrong with it.
+
+    `context` is what the model's validators are told.
+    """
     try:
-        return model.model_validate(content)
+        return model.model_validate(content, context=context)
     except ValidationError as error:
         raise UserError(f"{source}: {validation_message(error)}") from error
 

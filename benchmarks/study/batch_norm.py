@@ -14,12 +14,13 @@ import torch
 import typer
 from torch import nn
 
+from cetnet.trainer.check_settings import check_scored
 from cetnet.trainer.checkpoint.checkpoints import load_checkpoint
 from cetnet.trainer.console import output
 from cetnet.trainer.data.dataset import Dataset
 from cetnet.trainer.data.reader import Reader
 from cetnet.trainer.errors import UserError
-from cetnet.trainer.evaluate import check_scoring
+from cetnet.trainer.evaluate import load_trained
 from cetnet.trainer.processes.distributed import Processes, process_group
 from cetnet.trainer.scoring import run_pipeline, score
 from cetnet.trainer.session import Session, build_session
@@ -34,7 +35,8 @@ def main(
     """Print the test metrics of each run, with the averages of its checkpoint and with statistics taken anew."""
     with process_group("cpu") as processes:
         for run in runs:
-            config, test, checkpoint = check_scoring(run, data, "test")
+            test = check_scored(run, data, "test")
+            config, checkpoint = load_trained(run)
             session = build_session(config, test.schema, processes)
             load_checkpoint(checkpoint, session.model)
             _print(run, "running averages", session, test, processes)

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from cetnet.benchmarks.study.definition import Run, Study, runs_of
 from cetnet.benchmarks.study.report.compose import write_report
-from cetnet.trainer.check import check_run
+from cetnet.trainer.check_run import check_run
 from cetnet.trainer.console import output
 from cetnet.trainer.errors import UserError
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cetnet.models.registry import COMPONENTS
-from cetnet.trainer.check import check_run
+from cetnet.trainer.check_run import check_run
 from cetnet.trainer.config import RunConfig
 from cetnet.trainer.processes.distributed import process_group
 from cetnet.trainer.train import train

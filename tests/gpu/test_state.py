@@ -15,7 +15,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 from cetnet.models.schema import Schema
-from cetnet.trainer.check import check_run
+from cetnet.trainer.check_run import check_run
 from cetnet.trainer.checkpoint.checkpoints import load_checkpoint, verify_checkpoint
 from cetnet.trainer.config import RunConfig
 from cetnet.trainer.data.dataset import Dataset
@@ -25,6 +25,7 @@ from cetnet.trainer.processes.distributed import process_group
 from cetnet.trainer.scoring import score
 from cetnet.trainer.session import build_session
 from cetnet.trainer.train import train
+from cetnet.trainer.yaml_files import save_yaml
 from tests.data import make_schema, make_table, write_dataset, write_split
 from tests.gpu.runs import HOST_MEMORY, ROWS, settings, write_large
 from tests.trainer.test_nonfinite import BAD_STEP, COMPONENT, STEPS, checksums, steps
@@ -153,8 +154,8 @@ def test_a_run_is_scored_alike_here_and_on_the_cpu(
     run(trained)
     written = pq.read_table(tmp_path / "run/predictions/test.parquet")
     out = tmp_path / "out.parquet"
-    predict_run(tmp_path / "run", data, "test", out)
-    evaluate_run(tmp_path / "run", data, "test")
+    predict_run(tmp_path / "run", Dataset(data, "test"), out)
+    evaluate_run(tmp_path / "run", Dataset(data, "test"))
     assert "gAUC" in capfd.readouterr().out
     config = RunConfig.model_validate(trained)
     with process_group("cpu") as processes:
@@ -239,7 +240,7 @@ def test_ids_get_rows_and_lose_them(tmp_path: Path, device: str, monkeypatch: py
     ids = make_schema().model_copy(update={"tables": make_schema().tables | dict.fromkeys(MANAGED, MANY)})
     write_split(data / "train", make_table(ids, ROWS, 0), [[ROWS // 2, ROWS // 2]])
     write_split(data / "test", make_table(ids, 200, 1), [[200]])
-    managed_schema(MANAGED).save(data / "schema.yaml")
+    save_yaml(data / "schema.yaml", managed_schema(MANAGED))
     whole = settings(
         data, out, device, checkpoint={"every_steps": HALF, "keep": 2}, evaluation={"splits": ["test"]}
     )

@@ -10,7 +10,7 @@ import torch
 
 from cetnet.sharding.communication import codecs
 from cetnet.sharding.config import CommunicationConfig
-from cetnet.trainer.check import check_run
+from cetnet.trainer.check_run import check_run
 from cetnet.trainer.config import RunConfig
 from cetnet.trainer.errors import UserError
 from tests.data import write_dataset

@@ -11,8 +11,9 @@ import torch
 import torch._inductor.config
 
 from cetnet.models.cetnet import CETNet
-from cetnet.trainer.check import check_run
+from cetnet.trainer.check_run import check_run
 from cetnet.trainer.config import RunConfig
+from cetnet.trainer.data.dataset import Dataset
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.evaluate import predict_run
 from cetnet.trainer.processes.distributed import process_group
@@ -86,7 +87,7 @@ NO_COMPILER = {"cpp.cxx": (None, "no-such-compiler")}
 
 def test_scoring_needs_no_compiler(folder: Path) -> None:
     with torch._inductor.config.patch(NO_COMPILER):
-        predict_run(folder / "compile-True", folder / "data", "test", folder / "scores.parquet")
+        predict_run(folder / "compile-True", Dataset(folder / "data", "test"), folder / "scores.parquet")
     assert (folder / "scores.parquet").exists()
 
 

@@ -15,7 +15,7 @@ from cetnet.models.dcnv2 import DCNv2Config
 from cetnet.trainer.config import OptimizerConfig, RunConfig, load_config
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.schedule import LearningRate, schedule
-from cetnet.trainer.versions import check_versions, installed_versions, version_problem
+from cetnet.trainer.versions import check_loading, check_versions, installed_versions, version_problem
 from cetnet.trainer.yaml_files import save_yaml
 from tests.paths import CONFIGS
 
@@ -196,6 +196,7 @@ def test_versions_that_belong_together(torch: str, fbgemm: str, torchrec: str, p
 
 def test_this_environment_is_sound() -> None:
     check_versions()
+    check_loading()
     assert "not installed" not in installed_versions().values()
 
 

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cetnet.benchmarks.study.definition import Study, runs_of
-from cetnet.trainer.check import check_run
+from cetnet.trainer.check_run import check_run
 from cetnet.trainer.cli import main
 from cetnet.trainer.config import RunConfig, load_config
 from cetnet.trainer.data.dataset import read_schema

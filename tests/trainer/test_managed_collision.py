@@ -21,7 +21,7 @@ from cetnet.trainer.data.dataset import Dataset
 from cetnet.trainer.data.reader import Reader
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.processes.distributed import Processes, process_group
-from cetnet.trainer.run_folder import RunFolder
+from cetnet.trainer.run_writer import RunWriter
 from cetnet.trainer.session import Session, build_model, build_session, plan_model
 from cetnet.trainer.yaml_files import save_yaml
 from tests.data import make_schema, make_table, write_split
@@ -139,7 +139,7 @@ def save_load_and_look_up(tmp_path: Path, processes: Processes, ids: list[int]) 
     checkpoints = Checkpoints(config.run_dir / "checkpoints", keep=1)
     checkpoints.save("step-000000001", session.model, session.optimizer, {})
     checkpoints.close()
-    RunFolder(config, schema, session.plan, 1)
+    RunWriter(config, schema, session.plan, 1)
     (step,) = (config.run_dir / "checkpoints").iterdir()
     saved = {(table.owner, table.name): table.rows for table in SavedTables(step).tables}
     assert saved["din", "item"] == saved["wide", "user"] == ROWS

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cetnet.trainer.check import check_run
+from cetnet.trainer.check_run import check_run
 from cetnet.trainer.config import RunConfig
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.nonfinite import Fault, FaultPolicy

@@ -65,7 +65,7 @@ class Dataset:
     """
 
     def __init__(self, path: Path, split: str, bad_rows: BadRowPolicy = "fail") -> None:
-        self.split, self.bad_rows = split, bad_rows
+        self.path, self.split, self.bad_rows = path, split, bad_rows
         self.schema = schema = load_schema(path)
         self._names = [schema.label, *([schema.weight] if schema.weight else [])]
         self._names += [feature.name for feature in schema.features]

@@ -80,11 +80,6 @@ def on_main(action: Callable[[], object], group: dist.ProcessGroup) -> None:
     on_every_rank(act, group)
 
 
-def world_size() -> int:
-    """Number of processes, known before the process group exists."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
 def resolve_device(name: str) -> torch.device:
     """`auto` takes this process's GPU if there is one and fbgemm-gpu is its CUDA build.
 

@@ -12,6 +12,11 @@ CETNET = (sys.executable, "-P", "-m", "cetnet")
 """The command line in this interpreter. `-P`: nothing is imported from the folder one stands in."""
 
 
+def world_size() -> int:
+    """Number of processes, known before the process group exists."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def launch(arguments: list[str], nproc: int) -> int:
     """Run `cetnet ARGUMENTS` in `nproc` processes of this machine, as torchrun does; returns the exit code.
 

@@ -23,6 +23,7 @@ from cetnet.trainer.errors import UserError
 from cetnet.trainer.processes.distributed import Processes, process_group
 from cetnet.trainer.processes.launcher import CETNET
 from cetnet.trainer.run_folder import locked_run
+from cetnet.trainer.yaml_files import save_yaml
 from tests.data import make_schema, write_dataset
 from tests.paths import ROOT
 from tests.processes import run_processes, run_settings, train_all
@@ -192,7 +193,7 @@ def test_no_component_of_a_checkpoint_is_imported(
 def test_data_of_another_schema_is_named(run: Callable[..., tuple[int, str]]) -> None:
     schema = make_schema()
     changed = (f.model_copy(update={"max_length": 3}) if f.name == "history" else f for f in schema.features)
-    schema.model_copy(update={"features": tuple(changed)}).save(Path("data/schema.yaml"))
+    save_yaml(Path("data/schema.yaml"), schema.model_copy(update={"features": tuple(changed)}))
     named = "schema.features[3].max_length was 6 and is now 3"
     assert_refused(run(*COMMANDS[0]), "step-000000006: the data changed", named)
 

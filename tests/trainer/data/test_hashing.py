@@ -204,7 +204,7 @@ def test_ids_are_those_of_cetnet_prepare(tmp_path: Path) -> None:
         spec, {"all": [tmp_path / "raw.parquet"]}, "parquet", tmp_path / "out", title="t", source="s", command="c",
         split=parse_split("random:0.4,0.3,0.3", spec, 1),
     )  # fmt: skip
-    prepared.model_copy(update={"hashed": tuple(features)}).save(tmp_path / "schema.yaml")
+    save_yaml(tmp_path / "schema.yaml", prepared.model_copy(update={"hashed": tuple(features)}))
     (tmp_path / "train").mkdir()
     (tmp_path / "raw.parquet").rename(tmp_path / "train/raw.parquet")
 
@@ -280,7 +280,7 @@ def test_wrong_schemas(changes: dict[str, Any], problem: str) -> None:
     ],
 )
 def test_wrong_columns(tmp_path: Path, column: str, values: list[Any], problem: str) -> None:
-    Schema(
+    schema = Schema(
         label="y",
         group="g",
         tables={"user": 5, "item": 5, "other": 5},
@@ -291,7 +291,8 @@ def test_wrong_columns(tmp_path: Path, column: str, values: list[Any], problem: 
             Feature(name="other", kind="categorical"),
             Feature(name="g", kind="categorical", table="item"),
         ),
-    ).save(tmp_path / "schema.yaml")
+    )
+    save_yaml(tmp_path / "schema.yaml", schema)
     columns: dict[str, Any] = {
         "y": [0, 1],
         "user": ["a", "b"],

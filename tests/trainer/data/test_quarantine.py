@@ -14,7 +14,7 @@ import pytest
 import cetnet.trainer.train
 from cetnet.models.batch import Batch
 from cetnet.models.cetnet import Predictions
-from cetnet.trainer.check import check_run
+from cetnet.trainer.check_run import check_run
 from cetnet.trainer.config import RunConfig
 from cetnet.trainer.data.dataset import Dataset
 from cetnet.trainer.data.quarantine import Quarantine

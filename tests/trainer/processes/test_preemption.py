@@ -23,7 +23,7 @@ import cetnet.trainer.scoring
 import cetnet.trainer.train
 from cetnet.models.batch import Batch
 from cetnet.models.cetnet import Predictions
-from cetnet.trainer.check import check_run
+from cetnet.trainer.check_run import check_run
 from cetnet.trainer.config import RunConfig
 from cetnet.trainer.processes.distributed import Processes, process_group
 from cetnet.trainer.scoring import run_pipeline

@@ -1,4 +1,4 @@
-"""What can be wrong with a training run before it starts."""
+"""What can be wrong with a training run before it starts, its model among it."""
 
 from dataclasses import dataclass
 
@@ -6,6 +6,7 @@ import psutil
 
 from cetnet.models.cetnet import CETNet
 from cetnet.models.schema import Schema
+from cetnet.trainer.check_settings import check_settings
 from cetnet.trainer.checkpoint.store import check_place
 from cetnet.trainer.config import RunConfig
 from cetnet.trainer.data.dataset import Dataset
@@ -13,7 +14,7 @@ from cetnet.trainer.data.reader import Reader
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.optimizers import dense_table_parameters
 from cetnet.trainer.processes.distributed import resolve_device
-from cetnet.trainer.run_folder import prepare_run
+from cetnet.trainer.run_folder import check_resumable
 from cetnet.trainer.session import build_model, count_parameters
 
 
@@ -28,17 +29,18 @@ class CheckedRun:
 
 def check_run(config: RunConfig, world_size: int, resume: bool = False) -> CheckedRun:
     """Find every mistake that can be found before anything starts; raises UserError."""
-    prepare_run(config, resume)
+    return check_model(config, check_settings(config, world_size, resume), world_size, resume)
+
+
+def check_model(config: RunConfig, dataset: Dataset, world_size: int, resume: bool) -> CheckedRun:
+    """What `check_settings` leaves, and where the checkpoints go; raises UserError."""
+    if resume:
+        check_resumable(config)
     on_cpu = resolve_device(config.training.device).type == "cpu"
     if config.optimizer.sparse.kind == "adam" and on_cpu:
         raise UserError(
             "optimizer.sparse.kind=adam runs on CUDA only, and the device here is the CPU; "
             "use rowwise_adagrad, adagrad or sgd"
-        )
-    if config.training.nonfinite == "skip" and config.optimizer.sparse.kind == "adam":
-        raise UserError(
-            "training.nonfinite=skip cannot leave a step out with optimizer.sparse.kind=adam, whose momentum moves "
-            "rows without a gradient; use rowwise_adagrad, adagrad or sgd"
         )
     for direction, precision in config.sharding.communication:
         if precision == "bf16" and on_cpu:
@@ -46,18 +48,8 @@ def check_run(config: RunConfig, world_size: int, resume: bool = False) -> Check
                 f"sharding.communication.{direction}=bf16 runs on CUDA only, and the device here is the CPU; "
                 "use fp16"
             )
-    if config.data.batch_size % world_size:
-        raise UserError(
-            f"data.batch_size={config.data.batch_size} is not a multiple of the {world_size} processes"
-        )
-    dataset = Dataset(config.data.path, config.data.split, config.data.bad_rows)
     _check_managed_collision(config, dataset.schema, on_cpu)
     Reader.of(config.data, dataset, world_size=world_size)
-    splits = set(config.evaluation.splits)
-    if config.evaluation.every_steps or config.evaluation.every_epoch:
-        splits.add(config.evaluation.validation)
-    for split in sorted(splits):
-        Dataset(config.data.path, split)
     _check_monitor(config, dataset.schema)
     _check_memory(build_model(config, dataset.schema, "meta"))
     if config.checkpoint.path is not None:
