@@ -1,6 +1,6 @@
 """Score a split with a model, and measure the scores: shared by training, `cetnet evaluate` and `predict`."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +11,6 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from cetnet.models.batch import Batch
-from cetnet.models.cetnet import Predictions
 from cetnet.trainer.data.bad_rows import BadRow
 from cetnet.trainer.data.dataset import Dataset
 from cetnet.trainer.data.reader import Reader
@@ -20,7 +18,7 @@ from cetnet.trainer.errors import UserError
 from cetnet.trainer.files import written_aside
 from cetnet.trainer.metrics import binary_metrics
 from cetnet.trainer.processes.distributed import Processes
-from cetnet.trainer.session import Session
+from cetnet.trainer.session import Session, run_pipeline
 
 
 @dataclass(frozen=True)
@@ -121,15 +119,3 @@ def score(
     if not scored.all():
         ordered = ordered[:, scored]
     return Scores(dataset, dict(zip(session.outputs, ordered.numpy(), strict=True)), scored.numpy())
-
-
-def run_pipeline(session: Session, batches: Iterable[Batch]) -> Iterator[Predictions]:
-    """Drive the train pipeline over batches: trains in training mode, scores in eval mode."""
-    iterator = iter(batches)
-    session.pipeline.reset()  # it remembers that the batches before came to an end
-    while True:
-        try:
-            predictions = session.pipeline.progress(iterator)
-        except StopIteration:
-            return
-        yield predictions

@@ -1,6 +1,7 @@
 """From a configuration to a sharded model with its optimizer; the same for training, scoring and planning."""
 
 import sysconfig
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -66,6 +67,18 @@ def build_session(config: RunConfig, schema: Schema, processes: Processes) -> Se
     guard = GuardedOptimizer(optimizer, parallel)
     pipeline = pipeline_class(parallel, guard, processes.device)
     return Session(parallel, optimizer, guard, pipeline, plan, outputs, num_parameters, table_bytes)
+
+
+def run_pipeline(session: Session, batches: Iterable[Batch]) -> Iterator[Predictions]:
+    """Drive the train pipeline over batches: trains in training mode, scores in eval mode."""
+    iterator = iter(batches)
+    session.pipeline.reset()  # it remembers that the batches before came to an end
+    while True:
+        try:
+            predictions = session.pipeline.progress(iterator)
+        except StopIteration:
+            return
+        yield predictions
 
 
 def compile_components(model: CETNet, device: torch.device) -> None:

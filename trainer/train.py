@@ -32,6 +32,7 @@ from cetnet.trainer.data.dataset import Dataset
 from cetnet.trainer.data.quarantine import Quarantine
 from cetnet.trainer.data.reader import Reader
 from cetnet.trainer.divergence import Divergence
+from cetnet.trainer.early_stopping import take_in
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.files import disk_errors
 from cetnet.trainer.nonfinite import FaultPolicy, check_parameters
@@ -43,8 +44,8 @@ from cetnet.trainer.progressive_ne import ProgressiveNE
 from cetnet.trainer.run_folder import locked_run
 from cetnet.trainer.run_writer import RunWriter
 from cetnet.trainer.schedule import LearningRate
-from cetnet.trainer.scoring import run_pipeline, score
-from cetnet.trainer.session import Session, build_session, load_pretrained
+from cetnet.trainer.scoring import score
+from cetnet.trainer.session import Session, build_session, load_pretrained, run_pipeline
 
 
 @dataclass
@@ -230,23 +231,13 @@ def evaluate_if_due(trainer: Trainer) -> None:
     state.evaluation_left = True
     metrics = _evaluate(trainer, config.validation, write=False)
     state.evaluation_left = False
-    stopping = config.early_stopping
-    if stopping is None:
+    if config.early_stopping is None:
         return
-    value = metrics[stopping.monitor]
-    falls = stopping.monitor.split("/")[0] in ("ne", "logloss")
-    if state.best is None or (value < state.best if falls else value > state.best):
-        state.best, state.bad_evaluations = value, 0
+    if worse := take_in(config.early_stopping, metrics, state):
+        trainer.lr.plateau = state.plateau
+        trainer.display.say(worse)
+    else:
         _save(trainer, "best")
-        return
-    state.bad_evaluations += 1
-    state.plateau *= stopping.lr_factor
-    trainer.lr.plateau = state.plateau
-    state.stopped = state.bad_evaluations >= stopping.patience
-    trainer.display.say(
-        f"{stopping.monitor} {value:.5f} is no better than {state.best:.5f}: "
-        + ("stop" if state.stopped else f"learning rate x {state.plateau:g}")
-    )
 
 
 def _finish(trainer: Trainer) -> dict[str, Any] | None:

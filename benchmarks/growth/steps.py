@@ -27,8 +27,7 @@ from cetnet.models.batch import Batch
 from cetnet.models.schema import Feature, Schema
 from cetnet.trainer.console import quieten
 from cetnet.trainer.processes.distributed import Processes, process_group
-from cetnet.trainer.scoring import run_pipeline
-from cetnet.trainer.session import build_session
+from cetnet.trainer.session import build_session, run_pipeline
 
 _AHEAD = 3
 """Batches that the pipeline takes before its first step ends."""

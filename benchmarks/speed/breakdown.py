@@ -35,8 +35,7 @@ from cetnet.trainer.data.reader import Reader
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.processes.distributed import Processes, process_group
 from cetnet.trainer.progressive_ne import ProgressiveNE
-from cetnet.trainer.scoring import run_pipeline
-from cetnet.trainer.session import Session, build_session
+from cetnet.trainer.session import Session, build_session, run_pipeline
 
 STEP, DATA, METRICS = "## step ##", "## wait for data ##", "## metrics ##"
 PHASES = {

@@ -32,8 +32,7 @@ from cetnet.trainer.console import console, output, quieten
 from cetnet.trainer.data.dataset import Dataset
 from cetnet.trainer.data.reader import Reader
 from cetnet.trainer.processes.distributed import process_group
-from cetnet.trainer.scoring import run_pipeline
-from cetnet.trainer.session import Session, build_session
+from cetnet.trainer.session import Session, build_session, run_pipeline
 
 BLOCK = os.urandom(1 << 20)
 NAME = "step-000000001"

@@ -22,8 +22,8 @@ from cetnet.trainer.data.reader import Reader
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.evaluate import load_trained
 from cetnet.trainer.processes.distributed import Processes, process_group
-from cetnet.trainer.scoring import run_pipeline, score
-from cetnet.trainer.session import Session, build_session
+from cetnet.trainer.scoring import score
+from cetnet.trainer.session import Session, build_session, run_pipeline
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
 

@@ -16,8 +16,7 @@ import cetnet.trainer.train
 from cetnet.models.batch import Batch
 from cetnet.models.cetnet import Predictions
 from cetnet.trainer.processes.distributed import Processes
-from cetnet.trainer.scoring import run_pipeline
-from cetnet.trainer.session import Session
+from cetnet.trainer.session import Session, run_pipeline
 from tests.data import write_dataset
 from tests.processes import run_processes, run_settings, train_all
 

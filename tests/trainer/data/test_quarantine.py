@@ -21,8 +21,8 @@ from cetnet.trainer.data.quarantine import Quarantine
 from cetnet.trainer.data.reader import Order, Reader
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.processes.distributed import Processes, process_group
-from cetnet.trainer.scoring import Scores, run_pipeline
-from cetnet.trainer.session import Session
+from cetnet.trainer.scoring import Scores
+from cetnet.trainer.session import Session, run_pipeline
 from cetnet.trainer.train import train
 from cetnet.trainer.yaml_files import save_yaml
 from tests.data import make_schema, make_table, write_split

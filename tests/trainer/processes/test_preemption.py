@@ -26,8 +26,7 @@ from cetnet.models.cetnet import Predictions
 from cetnet.trainer.check_run import check_run
 from cetnet.trainer.config import RunConfig
 from cetnet.trainer.processes.distributed import Processes, process_group
-from cetnet.trainer.scoring import run_pipeline
-from cetnet.trainer.session import Session
+from cetnet.trainer.session import Session, run_pipeline
 from cetnet.trainer.train import train
 from tests.data import write_dataset
 from tests.paths import ROOT
