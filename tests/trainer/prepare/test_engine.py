@@ -25,7 +25,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cetnet.trainer.errors import UserError
-from cetnet.trainer.prepare import chunks, splits, stages, tasks
+from cetnet.trainer.prepare.engine import chunks, splits, stages, tasks
 from cetnet.trainer.prepare.engine.raw import RawFeature, RawSchema, hash_ids
 from cetnet.trainer.prepare.engine.splits import TimeSplit, parse_split
 from cetnet.trainer.prepare.engine.tabular import prepare_table, prepare_tabular
@@ -142,7 +142,7 @@ def test_equal_times_keep_the_order_of_the_rows(
 PREPARE = """
 import multiprocessing, os, signal, sys
 from pathlib import Path
-from cetnet.trainer.prepare import tasks
+from cetnet.trainer.prepare.engine import tasks
 from cetnet.trainer.prepare.engine.tabular import prepare_tabular
 if __name__ == "__main__":
     raw, out, schema, workers, kill_after, chunk_bytes, bucket_bytes = sys.argv[1:]
@@ -442,9 +442,9 @@ def test_transform_and_a_file_in_two_splits(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("small_plan")
 def test_row_groups_are_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cetnet.trainer.prepare import dataset, tabular
+    from cetnet.trainer.prepare.engine import layout, tabular
 
-    monkeypatch.setattr(dataset, "ROW_GROUP_ROWS", 8)
+    monkeypatch.setattr(layout, "ROW_GROUP_ROWS", 8)
     monkeypatch.setattr(tabular, "ROWS_PER_FILE", 64)
     write_csv(tmp_path / "raw.csv", records())
     schema = write_schema(tmp_path / "raw.yaml")

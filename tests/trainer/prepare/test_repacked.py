@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 
 from cetnet.trainer.errors import UserError
-from cetnet.trainer.prepare import published, stages
+from cetnet.trainer.prepare.engine import stages
 from cetnet.trainer.prepare.generate.movielens import generate_movielens_x1
 from cetnet.trainer.prepare.generate.sequences import (
     generate_amazon_electronics_x1,
     generate_kuaivideo_x1,
     generate_taobao_ad_x1,
 )
+from cetnet.trainer.prepare.sources import published
 from cetnet.trainer.prepare.sources.repacked import (
     FRAPPE,
     PROFILE,

@@ -14,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cetnet.trainer.errors import UserError
-from cetnet.trainer.prepare import taobao, tasks
+from cetnet.trainer.prepare.engine import tasks
 from cetnet.trainer.prepare.engine.layout import SPLITS
 from cetnet.trainer.prepare.generate.taobao import generate_taobao_ad
+from cetnet.trainer.prepare.sources import taobao
 from cetnet.trainer.prepare.sources.taobao import PROFILE, last_before, prepare_taobao_ad
 from tests.paths import ROOT, SCHEMAS
 from tests.trainer.prepare.slow import check_like, check_prepared
@@ -123,7 +124,8 @@ def test_killed_and_called_again(raw: Path, tmp_path: Path) -> None:
     code = f"""
 import os, signal
 from pathlib import Path
-from cetnet.trainer.prepare import taobao, tasks
+from cetnet.trainer.prepare.engine import tasks
+from cetnet.trainer.prepare.sources import taobao
 tasks.MAX_CHUNK_BYTES = 300_000
 taobao.TIMES_ITS_BYTES = {{name: 2**14 for name in taobao.TIMES_ITS_BYTES}}
 join = taobao.join

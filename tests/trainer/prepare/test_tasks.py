@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cetnet.trainer.errors import UserError
-from cetnet.trainer.prepare import tasks
+from cetnet.trainer.prepare.engine import tasks
 from cetnet.trainer.prepare.engine.tasks import (
     Plan,
     Resources,

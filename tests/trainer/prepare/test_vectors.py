@@ -10,7 +10,7 @@ import yaml
 
 from cetnet.trainer.data.dataset import read_schema
 from cetnet.trainer.errors import UserError
-from cetnet.trainer.prepare import vectors
+from cetnet.trainer.prepare.engine import vectors
 from cetnet.trainer.prepare.engine.tabular import prepare_tabular
 from cetnet.trainer.prepare.engine.vectors import open_vectors, write_vectors
 
