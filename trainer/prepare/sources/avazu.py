@@ -7,6 +7,7 @@ import polars as pl
 
 from cetnet.models.schema import Schema
 from cetnet.trainer.errors import UserError
+from cetnet.trainer.prepare.engine.card import Card
 from cetnet.trainer.prepare.engine.folds import StratifiedSplit, TorchSplit
 from cetnet.trainer.prepare.engine.layout import DEFAULT_FRACTIONS
 from cetnet.trainer.prepare.engine.raw import RawFeature, RawSchema
@@ -130,14 +131,16 @@ def prepare_avazu(
         files,
         "csv",
         out,
+        Card(
+            title=f"Avazu, {protocol}",
+            source=f"Avazu click-through rate prediction (Kaggle, 2014), {what}; not to be redistributed",
+            command=command,
+            notes=(MULTI_EMBEDDING_NOTE,) if protocol == "multi_embedding" else (),
+            published=None if by_time else PUBLISHED[protocol],
+        ),
         split=rule,
         transform=transform,
-        title=f"Avazu, {protocol}",
-        source=f"Avazu click-through rate prediction (Kaggle, 2014), {what}; not to be redistributed",
-        command=command,
-        notes=(MULTI_EMBEDDING_NOTE,) if protocol == "multi_embedding" else (),
         md5=PUBLISHED[protocol].md5_of(raw) if repacked else {},
-        published=None if by_time else PUBLISHED[protocol],
         **engine,
     )
 

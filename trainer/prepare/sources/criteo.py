@@ -8,6 +8,7 @@ import polars as pl
 
 from cetnet.models.schema import Schema
 from cetnet.trainer.errors import UserError
+from cetnet.trainer.prepare.engine.card import Card
 from cetnet.trainer.prepare.engine.folds import LastFileSplit, OrderSplit, StratifiedSplit, TorchSplit
 from cetnet.trainer.prepare.engine.layout import DEFAULT_FRACTIONS
 from cetnet.trainer.prepare.engine.raw import RawFeature, RawSchema
@@ -139,14 +140,16 @@ def prepare_criteo(
         files,
         "csv",
         out,
+        Card(
+            title=f"Criteo, {protocol}",
+            source=f"Criteo display advertising challenge (Kaggle, 2014), {what}; not to be redistributed",
+            command=command,
+            notes=NOTES[protocol],
+            published=None if split == "time" else PUBLISHED[protocol],
+        ),
         split=rule,
         transform=TRANSFORMS[protocol],
-        title=f"Criteo, {protocol}",
-        source=f"Criteo display advertising challenge (Kaggle, 2014), {what}; not to be redistributed",
-        command=command,
-        notes=NOTES[protocol],
         md5=PUBLISHED[protocol].md5_of(raw) if repacked else {},
-        published=None if split == "time" else PUBLISHED[protocol],
         **engine,
     )
 
@@ -212,11 +215,13 @@ def prepare_criteo_1tb(raw: Path, out: Path, *, command: str, **engine: Any) -> 
         {"all": files},
         "csv",
         out,
+        Card(
+            title="Criteo 1TB click logs",
+            source=f"Criteo 1TB click logs, {len(days)} days; not to be redistributed",
+            command=command,
+            notes=(f"{len(days)} of 24 days.",),
+            published=published.CRITEO_1TB,
+        ),
         split=LastFileSplit(),
-        title="Criteo 1TB click logs",
-        source=f"Criteo 1TB click logs, {len(days)} days; not to be redistributed",
-        command=command,
-        notes=(f"{len(days)} of 24 days.",),
-        published=published.CRITEO_1TB,
         **engine,
     )
