@@ -26,7 +26,9 @@ Out = Annotated[
 Raw = Annotated[Path, typer.Option(help="Directory (or file) with the raw data.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")]
 Seed = Annotated[int, typer.Option(help="Seed of the split, and of what is drawn.")]
-
+Rows = Annotated[int, typer.Option(min=1, help="Rows in all splits together.")]
+CORES = os.cpu_count() or 1
+Workers = Annotated[int, typer.Option(min=1, help="Processes; the result doesn't depend on it.")]
 
 SequenceSplit = Annotated[
     Literal["clean", "bars"],
@@ -296,11 +298,9 @@ def movielens(
 @app.command()
 def synthetic(
     out: Out,
-    rows: Annotated[int, typer.Option(min=1, help="Rows in all splits together.")] = 300_000,
+    rows: Rows = 300_000,
     seed: Seed = 1,
-    workers: Annotated[int, typer.Option(min=1, help="Processes; the result doesn't depend on it.")] = (
-        os.cpu_count() or 1
-    ),
+    workers: Workers = CORES,
     overwrite: Overwrite = False,
 ) -> None:
     """A click log drawn from a known model, so that the best possible NE is known."""
@@ -313,11 +313,9 @@ def synthetic(
 @app.command()
 def synthetic_fields(
     out: Out,
-    rows: Annotated[int, typer.Option(min=1, help="Rows in all splits together.")] = 1_250_000,
+    rows: Rows = 1_250_000,
     seed: Seed = 1,
-    workers: Annotated[int, typer.Option(min=1, help="Processes; the result doesn't depend on it.")] = (
-        os.cpu_count() or 1
-    ),
+    workers: Workers = CORES,
     overwrite: Overwrite = False,
 ) -> None:
     """A click log of a dozen long-tailed id fields, for studies of embedding sizes."""
@@ -380,38 +378,25 @@ RowSplit = Annotated[
 ]
 
 
-@app.command()
-@engine_options
-def csv(
-    raw: Raw,
-    out: Out,
-    schema: RawSchema,
-    split: RowSplit = "random:0.8,0.1,0.1",
-    seed: Seed = 1,
-    **engine: Any,
-) -> None:
-    """Your own CSV files."""
-    from cetnet.trainer.prepare.engine.tabular import prepare_tabular
+def _add_tabular(format: Literal["csv", "parquet"], description: str) -> None:
+    @app.command(format, help=description)
+    @engine_options
+    def prepare(
+        raw: Raw,
+        out: Out,
+        schema: RawSchema,
+        split: RowSplit = "random:0.8,0.1,0.1",
+        seed: Seed = 1,
+        **engine: Any,
+    ) -> None:
+        from cetnet.trainer.prepare.engine.tabular import prepare_tabular
 
-    prepare_tabular("csv", raw, out, schema, split, seed=seed, **engine)
-    _prepared(out)
+        prepare_tabular(format, raw, out, schema, split, seed=seed, **engine)
+        _prepared(out)
 
 
-@app.command()
-@engine_options
-def parquet(
-    raw: Raw,
-    out: Out,
-    schema: RawSchema,
-    split: RowSplit = "random:0.8,0.1,0.1",
-    seed: Seed = 1,
-    **engine: Any,
-) -> None:
-    """Your own Parquet files."""
-    from cetnet.trainer.prepare.engine.tabular import prepare_tabular
-
-    prepare_tabular("parquet", raw, out, schema, split, seed=seed, **engine)
-    _prepared(out)
+_add_tabular("csv", "Your own CSV files.")
+_add_tabular("parquet", "Your own Parquet files.")
 
 
 def _command() -> str:
