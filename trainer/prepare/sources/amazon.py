@@ -1,5 +1,8 @@
 """Amazon reviews: click rows by the protocol of DIN, from a category's reviews or from item sequences.
 
+From `reviews_<Category>_5.json` and `meta_<Category>.json`, or `<Category>.txt` and
+`<Category>_item2attributes.json`, in a directory.
+
 Deep Interest Network (arXiv 1706.06978), section 6.1: from the items b_1 ... b_n of a user, predict the
 (k+1)-th from the first k. The columns are those of AmazonElectronics_x1.
 """
@@ -316,7 +319,7 @@ def click_rows(
             yield name, pl.DataFrame(columns)
 
 
-def convert(
+def write_click_rows(
     folder: Path,
     paths: tuple[Path, Path],
     split: Literal["clean", "bars"],
@@ -375,7 +378,7 @@ def prepare_amazon(
     settings = {"split": split, "max_length": max_length, "keep": keep, "seed": seed}
     with conversion(out, paths, settings, engine) as place:
         arguments = (paths, split, max_length, keep, seed)
-        (rows,) = place.run("rows", "files", convert, {"all": (1, arguments)})
+        (rows,) = place.run("rows", "files", write_click_rows, {"all": (1, arguments)})
         facts = read_facts(rows)
         names = {"train": "train", "validation": "test" if split == "bars" else "validation", "test": "test"}
         return prepare_table(

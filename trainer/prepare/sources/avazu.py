@@ -1,4 +1,7 @@
-"""Avazu's mobile ads: the Kaggle file, and the re-packed Avazu_x1 and Avazu_x4."""
+"""Avazu's mobile ads: the Kaggle challenge's `train.csv`, or the re-packed Avazu_x1 and Avazu_x4.
+
+The re-packed ones are `train.csv`, `valid.csv` and `test.csv` in a directory.
+"""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +17,7 @@ from cetnet.trainer.prepare.engine.raw import RawFeature, RawSchema
 from cetnet.trainer.prepare.engine.splits import Split, TimeSplit
 from cetnet.trainer.prepare.engine.tabular import prepare_table
 from cetnet.trainer.prepare.sources import published
-from cetnet.trainer.prepare.sources.publisher import (
+from cetnet.trainer.prepare.sources.raw_files import (
     Protocol,
     check_header,
     choose_protocol,

@@ -1,4 +1,7 @@
-"""Criteo's display ads: the Kaggle file, the re-packed Criteo_x1 and Criteo_x4, and the terabyte."""
+"""Criteo's display ads: the Kaggle challenge's `train.txt`, the re-packed Criteo_x1 and Criteo_x4, and the terabyte.
+
+The re-packed ones are `train.csv`, `valid.csv` and `test.csv` in a directory, the terabyte `day_0.gz` to `day_23.gz`.
+"""
 
 import re
 from pathlib import Path
@@ -15,7 +18,7 @@ from cetnet.trainer.prepare.engine.raw import RawFeature, RawSchema
 from cetnet.trainer.prepare.engine.splits import Split
 from cetnet.trainer.prepare.engine.tabular import prepare_table
 from cetnet.trainer.prepare.sources import published
-from cetnet.trainer.prepare.sources.publisher import (
+from cetnet.trainer.prepare.sources.raw_files import (
     Protocol,
     check_header,
     choose_protocol,

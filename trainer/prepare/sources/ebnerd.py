@@ -1,4 +1,7 @@
-"""EB-NeRD: news recommendation logs of Ekstra Bladet; one row per (impression, shown article)."""
+"""EB-NeRD: news recommendation logs of Ekstra Bladet; one row per (impression, shown article).
+
+From `{train,validation}/{behaviors,history}.parquet` in a directory, a week each.
+"""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path

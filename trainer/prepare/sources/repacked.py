@@ -1,4 +1,7 @@
-"""The benchmark community's re-packed CSV files of MovieLens, Frappe and the three sets with histories."""
+"""The benchmark community's re-packed CSV files of MovieLens, Frappe and the three sets with histories.
+
+Each is `train.csv`, `valid.csv` (those with histories have none) and `test.csv` in a directory.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +18,7 @@ from cetnet.trainer.prepare.engine.splits import Split
 from cetnet.trainer.prepare.engine.tabular import prepare_table
 from cetnet.trainer.prepare.engine.typed import Transform
 from cetnet.trainer.prepare.sources import amazon, kuaivideo, published, taobao
-from cetnet.trainer.prepare.sources.publisher import check_header, given_files
+from cetnet.trainer.prepare.sources.raw_files import check_header, given_files
 from cetnet.trainer.prepare.sources.taobao import AD, PROFILE
 
 SequenceSplit = Literal["clean", "bars"]

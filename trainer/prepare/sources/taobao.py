@@ -1,8 +1,8 @@
 """TaobaoAd: ad impressions of Taobao with what their users looked at, put into carts, marked and bought before.
 
-The files of https://tianchi.aliyun.com/dataset/56; the columns are those of TaobaoAd_x1. The behaviours (22 GB)
-don't fit into memory: users are dealt into buckets, a bucket at a time is joined, and the rows are put back into
-the order of time slice by slice.
+From raw_sample.csv, ad_feature.csv, user_profile.csv and behavior_log.csv of https://tianchi.aliyun.com/dataset/56;
+the columns are those of TaobaoAd_x1. The behaviours (22 GB) don't fit into memory: users are dealt into buckets, a
+bucket at a time is joined, and the rows are put back into the order of time slice by slice.
 """
 
 import os
@@ -32,7 +32,7 @@ FIRST_DAY = 1_494_000_000  # 6 May 2017 in China, seconds
 HOUR, DAY = 3_600, 86_400
 TEST_START = FIRST_DAY + 7 * DAY
 BTAGS = {"pv": 1, "cart": 2, "fav": 3, "buy": 4}
-# peak memory of `join` over the bytes of its rows in the files, and of `sort_hours` for a row
+# peak memory of `join_bucket` over the bytes of its rows in the files, and of `sort_hours` for a row
 TIMES_ITS_BYTES = {"behavior_log.csv": 5, "raw_sample.csv": 60}
 ROW_BYTES = 3_000
 SLICE_ROWS = 131_072  # at most, but for an hour that has more
@@ -161,7 +161,7 @@ def _line(path: Path, offset: int) -> int:
 # ---------------------------------------------------------------------------------------------------- tasks
 
 
-def partition(folder: Path, path: Path, table: Table, chunk: int, start: int, end: int, buckets: int) -> None:
+def deal_rows(folder: Path, path: Path, table: Table, chunk: int, start: int, end: int, buckets: int) -> None:
     """Rows of a range by bucket of their users, in the order of the file, each bucket a row group."""
     frame = read_range(path, table, start, end).with_columns(
         (pl.int_range(pl.len(), dtype=pl.Int64) + (chunk << 32)).alias("#row")
@@ -178,7 +178,7 @@ def read_small_file(folder: Path, path: Path, table: Table, size: int) -> None:
     frame.write_parquet(folder / ROWS)
 
 
-def join(
+def join_bucket(
     folder: Path, bucket: int, samples: Sequence[Path], behaviors: Sequence[Path], ads: Path, users: Path
 ) -> None:
     """A bucket's impressions with profile, ad and history in the order of time, a row group an hour."""
@@ -324,11 +324,11 @@ def _join_all(place: Workplace, paths: Mapping[str, Path]) -> tuple[list[Path], 
             f"{chunk:06d}": ((end - start) >> 20, (paths[table.file], table, chunk, start, end, buckets))
             for chunk, (start, end) in enumerate(ranges[table.file])
         }
-        return place.run(f"bucket_{table.file}", "MB", partition, tasks)
+        return place.run(f"bucket_{table.file}", "MB", deal_rows, tasks)
 
     samples, behaviors = deal(SAMPLE), deal(BEHAVIOR)
     tasks = {f"{bucket:06d}": (1, (bucket, samples, behaviors, ads, users)) for bucket in range(buckets)}
-    return samples, place.run("join", "buckets", join, tasks)
+    return samples, place.run("join", "buckets", join_bucket, tasks)
 
 
 def _order_all(place: Workplace, joined: Sequence[Path], split: str) -> dict[str, list[Path]]:
