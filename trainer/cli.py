@@ -14,7 +14,7 @@ from cetnet.launch.cli import app as launch_app
 from cetnet.trainer.console import quieten
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.prepare.cli import app as prepare_app
-from cetnet.trainer.prepare.cli import generate_app
+from cetnet.trainer.prepare.generate.cli import app as generate_app
 from cetnet.trainer.versions import check_versions
 
 app = typer.Typer(

@@ -1,4 +1,4 @@
-"""`cetnet prepare` and `cetnet generate`: a command for each dataset, and for each raw format.
+"""`cetnet prepare`: a command for each dataset.
 
 Heavy libraries are imported inside the commands, so that `--help` and mistakes answer at once.
 """
@@ -6,7 +6,9 @@ Heavy libraries are imported inside the commands, so that `--help` and mistakes 
 import os
 import shlex
 import sys
-from importlib import import_module
+from collections.abc import Callable
+from functools import wraps
+from inspect import Signature, signature
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,10 +19,6 @@ from cetnet.trainer.errors import UserError
 app = typer.Typer(
     help="Turn raw click logs into Parquet, schema.yaml and a data card (README.md).", no_args_is_help=True
 )
-generate_app = typer.Typer(
-    help="Write files in exactly the raw format of a public dataset, for trying its preparation at any size.",
-    no_args_is_help=True,
-)
 
 Out = Annotated[
     Path, typer.Option(resolve_path=True, help="Directory that receives the dataset; must not exist.")
@@ -28,7 +26,9 @@ Out = Annotated[
 Raw = Annotated[Path, typer.Option(help="Directory (or file) with the raw data.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")]
 Seed = Annotated[int, typer.Option(help="Seed of the split, and of what is drawn.")]
-
+Rows = Annotated[int, typer.Option(min=1, help="Rows in all splits together.")]
+CORES = os.cpu_count() or 1
+Workers = Annotated[int, typer.Option(min=1, help="Processes; the result doesn't depend on it.")]
 
 SequenceSplit = Annotated[
     Literal["clean", "bars"],
@@ -40,25 +40,53 @@ SequenceSplit = Annotated[
 Keep = Annotated[
     Literal["oldest", "recent"], typer.Option(help="Which 100 items of a history; published: oldest.")
 ]
-Memory = Annotated[
-    str | None,
-    typer.Option(
-        metavar="SIZE",
-        help="Limit for all processes together, such as 4GB; default: half of the machine's. With --scheduler: for "
-        "each of its workers; default: their own.",
-    ),
-]
-Workers = Annotated[int | None, typer.Option(min=1, help="Processes; default: one a core.")]
-Scheduler = Annotated[
-    str | None,
-    typer.Option(
-        metavar="tcp://HOST:8786",
-        help="Dask scheduler whose workers do the work; they must see the same files.",
-    ),
-]
+
+
+def _engine(
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Limit for all processes together, such as 4GB; default: half of the machine's. With --scheduler: "
+            "for each of its workers; default: their own.",
+        ),
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one a core.")] = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(
+            metavar="tcp://HOST:8786",
+            help="Dask scheduler whose workers do the work; they must see the same files.",
+        ),
+    ] = None,
+    overwrite: Overwrite = False,
+) -> dict[str, Any]:
+    """The arguments that preparations hand on to `prepare_table`, and the command for its card."""
+    return {
+        "memory": memory,
+        "workers": workers,
+        "scheduler": scheduler,
+        "overwrite": overwrite,
+        "command": _command(),
+    }
+
+
+def engine_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Let a command have the options of `_engine`, whose result it gets as its `**engine`."""
+    added = signature(_engine).parameters
+
+    @wraps(command)
+    def with_options(**given: Any) -> None:
+        engine = _engine(**{name: given.pop(name) for name in added})
+        command(**given, **engine)
+
+    own = [each for each in signature(command).parameters.values() if each.kind != each.VAR_KEYWORD]
+    with_options.__signature__ = Signature([*own, *added.values()])  # type: ignore[attr-defined]
+    return with_options
 
 
 @app.command()
+@engine_options
 def amazon(
     raw: Raw,
     category: Annotated[str, typer.Option(help="Such as Electronics: it is in the files' names.")],
@@ -73,10 +101,7 @@ def amazon(
         bool, typer.Option("--attributes", help="Add all attributes of the item, multi-valued.")
     ] = False,
     seed: Seed = 1,
-    memory: Memory = None,
-    workers: Workers = None,
-    scheduler: Scheduler = None,
-    overwrite: Overwrite = False,
+    **engine: Any,
 ) -> None:
     """Amazon reviews of any category: a positive and a random negative row for each item of each user.
 
@@ -85,7 +110,6 @@ def amazon(
     """
     from cetnet.trainer.prepare.sources.amazon import prepare_amazon
 
-    engine = _engine(memory, workers, scheduler, overwrite)
     prepare_amazon(raw, category, out, split, max_length, keep, attributes, seed, **engine)
     _prepared(out)
 
@@ -100,23 +124,20 @@ Split = Annotated[
 
 
 @app.command("amazon_electronics")
+@engine_options
 def amazon_electronics(
     raw: Raw,
     out: Out,
     split: SequenceSplit = "clean",
     keep: Keep = "oldest",
     seed: Seed = 1,
-    memory: Memory = None,
-    workers: Workers = None,
-    scheduler: Scheduler = None,
-    overwrite: Overwrite = False,
+    **engine: Any,
 ) -> None:
     """Amazon Electronics with published settings: a positive and a random negative row for each review.
 
     RAW has reviews_Electronics_5.json and meta_Electronics.json (or .json.gz), or
     train.csv and test.csv of AmazonElectronics_x1.
     """
-    engine = _engine(memory, workers, scheduler, overwrite)
     if (raw / "train.csv").exists():
         from cetnet.trainer.prepare.sources.repacked import prepare_amazon_electronics_x1
 
@@ -129,6 +150,7 @@ def amazon_electronics(
 
 
 @app.command()
+@engine_options
 def avazu(
     raw: Annotated[
         Path,
@@ -146,19 +168,17 @@ def avazu(
         ),
     ] = None,
     split: Split = "published",
-    memory: Memory = None,
-    workers: Workers = None,
-    scheduler: Scheduler = None,
-    overwrite: Overwrite = False,
+    **engine: Any,
 ) -> None:
     """Avazu: clicks on mobile ads, 22 categorical fields (24 in x4)."""
     from cetnet.trainer.prepare.sources.avazu import prepare_avazu
 
-    prepare_avazu(raw, out, protocol, split, **_engine(memory, workers, scheduler, overwrite))
+    prepare_avazu(raw, out, protocol, split, **engine)
     _prepared(out)
 
 
 @app.command()
+@engine_options
 def criteo(
     raw: Annotated[
         Path,
@@ -176,31 +196,26 @@ def criteo(
         ),
     ] = None,
     split: Split = "published",
-    memory: Memory = None,
-    workers: Workers = None,
-    scheduler: Scheduler = None,
-    overwrite: Overwrite = False,
+    **engine: Any,
 ) -> None:
     """Criteo: clicks on display ads, 13 counts (in buckets, but for x1) and 26 categorical fields."""
     from cetnet.trainer.prepare.sources.criteo import prepare_criteo
 
-    prepare_criteo(raw, out, protocol, split, **_engine(memory, workers, scheduler, overwrite))
+    prepare_criteo(raw, out, protocol, split, **engine)
     _prepared(out)
 
 
 @app.command("criteo_1tb")
+@engine_options
 def criteo_1tb(
     raw: Annotated[Path, typer.Option(help="Directory with day_0.gz ... day_23.gz, packed or not.")],
     out: Out,
-    memory: Memory = None,
-    workers: Workers = None,
-    scheduler: Scheduler = None,
-    overwrite: Overwrite = False,
+    **engine: Any,
 ) -> None:
     """Criteo's terabyte: days 0 to 22 train, the halves of day 23 validation and test; ids modulo table sizes."""
     from cetnet.trainer.prepare.sources.criteo import prepare_criteo_1tb
 
-    prepare_criteo_1tb(raw, out, **_engine(memory, workers, scheduler, overwrite))
+    prepare_criteo_1tb(raw, out, **engine)
     _prepared(out)
 
 
@@ -240,22 +255,19 @@ def frappe(raw: Raw, out: Out, overwrite: Overwrite = False) -> None:
 
 
 @app.command()
+@engine_options
 def kuaivideo(
     raw: Raw,
     out: Out,
     split: SequenceSplit = "clean",
     keep: Keep = "oldest",
-    memory: Memory = None,
-    workers: Workers = None,
-    scheduler: Scheduler = None,
-    overwrite: Overwrite = False,
+    **engine: Any,
 ) -> None:
     """KuaiVideo: clicks on short videos with two histories and vectors of the pictures.
 
     RAW has dataset.pkl and visual64_select.npy of ALPINE, or train.csv, test.csv
     and item_visual_emb_dim64.h5 of KuaiVideo_x1.
     """
-    engine = _engine(memory, workers, scheduler, overwrite)
     if (raw / "train.csv").exists():
         from cetnet.trainer.prepare.sources.repacked import prepare_kuaivideo_x1
 
@@ -270,29 +282,25 @@ def kuaivideo(
 
 
 @app.command()
+@engine_options
 def movielens(
     raw: Raw,
     out: Out,
-    memory: Memory = None,
-    workers: Workers = None,
-    scheduler: Scheduler = None,
-    overwrite: Overwrite = False,
+    **engine: Any,
 ) -> None:
     """MovielensLatest_x1: tags of films in 3 categorical fields; train.csv, valid.csv and test.csv."""
     from cetnet.trainer.prepare.sources.repacked import prepare_movielens
 
-    prepare_movielens(raw, out, **_engine(memory, workers, scheduler, overwrite))
+    prepare_movielens(raw, out, **engine)
     _prepared(out)
 
 
 @app.command()
 def synthetic(
     out: Out,
-    rows: Annotated[int, typer.Option(min=1, help="Rows in all splits together.")] = 300_000,
+    rows: Rows = 300_000,
     seed: Seed = 1,
-    workers: Annotated[int, typer.Option(min=1, help="Processes; the result doesn't depend on it.")] = (
-        os.cpu_count() or 1
-    ),
+    workers: Workers = CORES,
     overwrite: Overwrite = False,
 ) -> None:
     """A click log drawn from a known model, so that the best possible NE is known."""
@@ -305,11 +313,9 @@ def synthetic(
 @app.command()
 def synthetic_fields(
     out: Out,
-    rows: Annotated[int, typer.Option(min=1, help="Rows in all splits together.")] = 1_250_000,
+    rows: Rows = 1_250_000,
     seed: Seed = 1,
-    workers: Annotated[int, typer.Option(min=1, help="Processes; the result doesn't depend on it.")] = (
-        os.cpu_count() or 1
-    ),
+    workers: Workers = CORES,
     overwrite: Overwrite = False,
 ) -> None:
     """A click log of a dozen long-tailed id fields, for studies of embedding sizes."""
@@ -338,21 +344,18 @@ def random(
 
 
 @app.command("taobao_ad")
+@engine_options
 def taobao_ad(
     raw: Raw,
     out: Out,
     split: SequenceSplit = "clean",
-    memory: Memory = None,
-    workers: Workers = None,
-    scheduler: Scheduler = None,
-    overwrite: Overwrite = False,
+    **engine: Any,
 ) -> None:
     """TaobaoAd: ads with profiles and the user's last 50 behaviours.
 
     RAW has raw_sample.csv, ad_feature.csv, user_profile.csv and behavior_log.csv, or
     train.csv and test.csv of TaobaoAd_x1.
     """
-    engine = _engine(memory, workers, scheduler, overwrite)
     if (raw / "train.csv").exists():
         from cetnet.trainer.prepare.sources.repacked import prepare_taobao_ad_x1
 
@@ -375,90 +378,25 @@ RowSplit = Annotated[
 ]
 
 
-@app.command()
-def csv(
-    raw: Raw,
-    out: Out,
-    schema: RawSchema,
-    split: RowSplit = "random:0.8,0.1,0.1",
-    seed: Seed = 1,
-    overwrite: Overwrite = False,
-    memory: Memory = None,
-    workers: Workers = None,
-    scheduler: Scheduler = None,
-) -> None:
-    """Your own CSV files."""
-    _prepare_tabular("csv", raw, out, schema, split, seed, overwrite, memory, workers, scheduler)
+def _add_tabular(format: Literal["csv", "parquet"], description: str) -> None:
+    @app.command(format, help=description)
+    @engine_options
+    def prepare(
+        raw: Raw,
+        out: Out,
+        schema: RawSchema,
+        split: RowSplit = "random:0.8,0.1,0.1",
+        seed: Seed = 1,
+        **engine: Any,
+    ) -> None:
+        from cetnet.trainer.prepare.engine.tabular import prepare_tabular
+
+        prepare_tabular(format, raw, out, schema, split, seed=seed, **engine)
+        _prepared(out)
 
 
-@app.command()
-def parquet(
-    raw: Raw,
-    out: Out,
-    schema: RawSchema,
-    split: RowSplit = "random:0.8,0.1,0.1",
-    seed: Seed = 1,
-    overwrite: Overwrite = False,
-    memory: Memory = None,
-    workers: Workers = None,
-    scheduler: Scheduler = None,
-) -> None:
-    """Your own Parquet files."""
-    _prepare_tabular("parquet", raw, out, schema, split, seed, overwrite, memory, workers, scheduler)
-
-
-def _prepare_tabular(
-    source: Literal["csv", "parquet"],
-    raw: Path,
-    out: Path,
-    schema: Path,
-    split: str,
-    seed: int,
-    overwrite: bool,
-    memory: str | None,
-    workers: int | None,
-    scheduler: str | None,
-) -> None:
-    from cetnet.trainer.prepare.engine.tabular import prepare_tabular
-
-    prepare_tabular(source, raw, out, schema, split, overwrite, seed, _command(), memory, workers, scheduler)
-    _prepared(out)
-
-
-Rows = Annotated[int, typer.Option(min=1, help="Rows in all files together.")]
-NewDirectory = Annotated[
-    Path, typer.Option(resolve_path=True, help="Directory that receives the files; must not exist.")
-]
-GeneratorSeed = Annotated[int, typer.Option(help="Seed of all that is drawn.")]
-# what `cetnet generate` can write: the format, the module in trainer/prepare/generate, and the help
-FORMATS = (
-    ("amazon_electronics_x1", "sequences", "AmazonElectronics_x1: reviews with histories, two CSV files."),
-    ("amazon_reviews", "amazon", "Amazon: reviews_Electronics_5.json and meta_Electronics.json."),
-    ("avazu", "avazu", "Avazu: the Kaggle train.csv."),
-    ("avazu_x1", "avazu", "Avazu_x1: three CSV files of numbered ids."),
-    ("avazu_x4", "avazu", "Avazu_x4: the Kaggle columns in three CSV files."),
-    ("criteo", "criteo", "Criteo: the Kaggle train.txt."),
-    ("criteo_1tb", "criteo", "Criteo's terabyte: day_0.gz to day_23.gz."),
-    ("criteo_x1", "criteo", "Criteo_x1: three CSV files of scaled counts and numbered ids."),
-    ("criteo_x4", "criteo", "Criteo_x4: the Kaggle columns in three CSV files."),
-    ("kuaivideo", "kuaivideo", "KuaiVideo: dataset.pkl, visual64_select.npy and user_like.npy of ALPINE."),
-    ("kuaivideo_x1", "sequences", "KuaiVideo_x1: clicks on short videos with histories, two CSV files."),
-    ("movielens_x1", "movielens", "MovielensLatest_x1: tags of films, three CSV files."),
-    ("taobao_ad", "taobao", "TaobaoAd: samples, ads, users, and 27 behaviours a sample, four CSV files."),
-    ("taobao_ad_x1", "sequences", "TaobaoAd_x1: ads with profiles and histories, two CSV files."),
-)
-
-
-def _add_generator(name: str, module: str, description: str) -> None:
-    @generate_app.command(name, help=description)
-    def generate(rows: Rows, out: NewDirectory, seed: GeneratorSeed = 1) -> None:
-        generators = import_module(f"cetnet.trainer.prepare.generate.{module}")
-        getattr(generators, f"generate_{name}")(out, rows, seed)
-        typer.echo(f"{out}: ready")
-
-
-for _format in FORMATS:
-    _add_generator(*_format)
+_add_tabular("csv", "Your own CSV files.")
+_add_tabular("parquet", "Your own Parquet files.")
 
 
 def _command() -> str:
@@ -472,19 +410,6 @@ def _command() -> str:
         elif not value:
             next(words, None)
     return shlex.join(["cetnet", *kept])
-
-
-def _engine(
-    memory: str | None, workers: int | None, scheduler: str | None, overwrite: bool
-) -> dict[str, Any]:
-    """The arguments that preparations hand on to `prepare_table`."""
-    return {
-        "memory": memory,
-        "workers": workers,
-        "scheduler": scheduler,
-        "overwrite": overwrite,
-        "command": _command(),
-    }
 
 
 def _prepared(out: Path) -> None:

@@ -19,6 +19,7 @@ from cetnet.trainer.data.dataset import Dataset
 from cetnet.trainer.data.hashing import hash_ids, hash_text, mix64
 from cetnet.trainer.data.reader import Order, Reader
 from cetnet.trainer.errors import UserError
+from cetnet.trainer.prepare.engine.card import Card
 from cetnet.trainer.prepare.engine.raw import RawFeature, RawSchema
 from cetnet.trainer.prepare.engine.splits import parse_split
 from cetnet.trainer.prepare.engine.tabular import prepare_table
@@ -201,7 +202,7 @@ def test_ids_are_those_of_cetnet_prepare(tmp_path: Path) -> None:
         label="y", features=tuple(RawFeature(name=n, kind=k, hash=50) for n, k in features.items())
     )
     prepared = prepare_table(
-        spec, {"all": [tmp_path / "raw.parquet"]}, "parquet", tmp_path / "out", title="t", source="s", command="c",
+        spec, {"all": [tmp_path / "raw.parquet"]}, "parquet", tmp_path / "out", Card("t", "s", "c"),
         split=parse_split("random:0.4,0.3,0.3", spec, 1),
     )  # fmt: skip
     save_yaml(tmp_path / "schema.yaml", prepared.model_copy(update={"hashed": tuple(features)}))

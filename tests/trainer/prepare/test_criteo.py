@@ -15,13 +15,13 @@ import torch
 
 from cetnet.trainer.data.dataset import read_schema
 from cetnet.trainer.errors import UserError
-from cetnet.trainer.prepare import published
 from cetnet.trainer.prepare.generate.criteo import (
     generate_criteo,
     generate_criteo_1tb,
     generate_criteo_x1,
     generate_criteo_x4,
 )
+from cetnet.trainer.prepare.sources import published
 from cetnet.trainer.prepare.sources.criteo import (
     COUNTS,
     IDS,

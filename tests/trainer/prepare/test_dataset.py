@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from cetnet.models.schema import Feature, Schema
 from cetnet.trainer.data.dataset import read_schema
 from cetnet.trainer.errors import UserError
-from cetnet.trainer.prepare import dataset
+from cetnet.trainer.prepare.engine import layout
 from cetnet.trainer.prepare.engine.card import Card
 from cetnet.trainer.prepare.engine.layout import (
     build_vocabulary,
@@ -105,8 +105,8 @@ def test_time_split_is_an_ordered_partition(times: list[int]) -> None:
 
 
 def test_layout_and_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dataset, "ROW_GROUP_ROWS", 8)
-    monkeypatch.setattr(dataset, "ROWS_PER_FILE", 16)
+    monkeypatch.setattr(layout, "ROW_GROUP_ROWS", 8)
+    monkeypatch.setattr(layout, "ROWS_PER_FILE", 16)
     whole = frame(50)
     frames = [("train", whole[:13]), ("test", whole[:5]), ("train", whole[13:]), ("validation", whole[:9])]
     with staging(tmp_path / "out", overwrite=False) as directory:
@@ -159,7 +159,7 @@ def test_failed_overwrite_keeps_the_old(tmp_path: Path) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from cetnet.trainer.prepare import dataset
+from cetnet.trainer.prepare.engine import layout
 out, kind, renames = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 rename = Path.rename
 def rename_or_die(path, target):
@@ -169,10 +169,10 @@ def rename_or_die(path, target):
     renames -= 1
     return rename(path, target)
 Path.rename = rename_or_die
-with dataset.locked_folder(out, kind) as folder:
+with layout.locked_folder(out, kind) as folder:
     (folder / "new").mkdir()
     (folder / "new/card.json").write_text("half written")
-    dataset.publish(folder / "new", out)
+    layout.publish(folder / "new", out)
 """
 
 
@@ -223,11 +223,11 @@ def test_empty_split_is_refused(tmp_path: Path) -> None:
 def test_ids_outside_the_table_are_our_mistake(name: str, bad: int) -> None:
     value = pl.lit(bad) if name == "item" else pl.lit([bad])
     with pytest.raises(AssertionError, match=name):
-        dataset.check_table(
+        layout.check_table(
             frame(3)
             .with_columns(value.alias(name))
-            .select(dataset.arrow_schema(SCHEMA).names)
+            .select(layout.arrow_schema(SCHEMA).names)
             .to_arrow()
-            .cast(dataset.arrow_schema(SCHEMA)),
+            .cast(layout.arrow_schema(SCHEMA)),
             SCHEMA,
         )

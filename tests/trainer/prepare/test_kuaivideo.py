@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 
 from cetnet.trainer.cli import app
 from cetnet.trainer.errors import UserError
-from cetnet.trainer.prepare import kuaivideo
 from cetnet.trainer.prepare.engine.layout import SPLITS
 from cetnet.trainer.prepare.generate.kuaivideo import generate_kuaivideo
+from cetnet.trainer.prepare.sources import kuaivideo
 from cetnet.trainer.prepare.sources.kuaivideo import prepare_kuaivideo
 from tests.paths import SCHEMAS
 from tests.trainer.prepare.slow import check_like

@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 
 from cetnet.trainer.errors import UserError
-from cetnet.trainer.prepare import published, stages
+from cetnet.trainer.prepare.engine import preparation
 from cetnet.trainer.prepare.generate.movielens import generate_movielens_x1
 from cetnet.trainer.prepare.generate.sequences import (
     generate_amazon_electronics_x1,
     generate_kuaivideo_x1,
     generate_taobao_ad_x1,
 )
+from cetnet.trainer.prepare.sources import published
 from cetnet.trainer.prepare.sources.repacked import (
     FRAPPE,
     PROFILE,
@@ -62,8 +63,10 @@ def test_md5(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert f"md5 of {name}: the published one ({sums[name]})" in card
     assert f"md5 of test.csv: {sums['test.csv']}, not the published {'0' * 32}: this is another file" in card
 
-    monkeypatch.setattr(stages, "typed", pytest.fail)
-    monkeypatch.setattr(stages, "md5", pytest.fail)  # nor is anything else read before these are found
+    monkeypatch.setattr(preparation, "type_rows", pytest.fail)
+    monkeypatch.setattr(
+        preparation, "hash_file", pytest.fail
+    )  # nor is anything else read before these are found
     with pytest.raises(UserError, match="exists already"):
         prepare_movielens(raw, out, **ENGINE)
     with pytest.raises(UserError, match="give a size such as 4GB"):

@@ -8,9 +8,10 @@ import pytest
 
 from cetnet.trainer.data.dataset import read_schema
 from cetnet.trainer.errors import UserError
-from cetnet.trainer.prepare import synthetic
 from cetnet.trainer.prepare.engine.layout import SPLITS
-from cetnet.trainer.prepare.sources.synthetic import TERM_SCALES, World, draw_chunk, prepare_synthetic
+from cetnet.trainer.prepare.sources import synthetic
+from cetnet.trainer.prepare.sources.drawn import draw_chunk
+from cetnet.trainer.prepare.sources.synthetic import TERM_SCALES, World, prepare_synthetic
 
 ROWS = 100_000
 

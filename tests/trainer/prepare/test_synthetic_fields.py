@@ -8,7 +8,7 @@ import pytest
 from cetnet.trainer.data.dataset import read_schema
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.prepare.engine.layout import SPLITS
-from cetnet.trainer.prepare.sources.synthetic import draw_chunk
+from cetnet.trainer.prepare.sources.drawn import draw_chunk
 from cetnet.trainer.prepare.sources.synthetic_fields import (
     CROSSES,
     FIELD_SIZES,

@@ -14,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cetnet.trainer.errors import UserError
-from cetnet.trainer.prepare import taobao, tasks
+from cetnet.trainer.prepare.engine import tasks
 from cetnet.trainer.prepare.engine.layout import SPLITS
 from cetnet.trainer.prepare.generate.taobao import generate_taobao_ad
+from cetnet.trainer.prepare.sources import taobao
 from cetnet.trainer.prepare.sources.taobao import PROFILE, last_before, prepare_taobao_ad
 from tests.paths import ROOT, SCHEMAS
 from tests.trainer.prepare.slow import check_like, check_prepared
@@ -123,21 +124,22 @@ def test_killed_and_called_again(raw: Path, tmp_path: Path) -> None:
     code = f"""
 import os, signal
 from pathlib import Path
-from cetnet.trainer.prepare import taobao, tasks
+from cetnet.trainer.prepare.engine import tasks
+from cetnet.trainer.prepare.sources import taobao
 tasks.MAX_CHUNK_BYTES = 300_000
 taobao.TIMES_ITS_BYTES = {{name: 2**14 for name in taobao.TIMES_ITS_BYTES}}
-join = taobao.join
+join = taobao.join_bucket
 seen = []
 def watched(folder, bucket, *rest):
     seen.append(bucket)
     if bucket == 1 and KILL:
         os.kill(os.getpid(), signal.SIGKILL)
     join(folder, bucket, *rest)
-taobao.join = watched
+taobao.join_bucket = watched
 taobao.prepare_taobao_ad(Path({str(raw)!r}), Path('out'), command="cetnet", workers=1, memory="8GB")
 print(seen)
 """
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
 
     def run(kill: bool) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-c", f"KILL = {kill}\n{code}"]

@@ -9,23 +9,23 @@ from pathlib import Path
 import pytest
 
 from cetnet.trainer.errors import UserError
-from cetnet.trainer.prepare import tasks
+from cetnet.trainer.prepare.engine import tasks
 from cetnet.trainer.prepare.engine.tasks import (
-    Plan,
     Resources,
     Task,
+    TaskSizes,
     Unfinished,
     executor,
     run_tasks,
     work_folder,
 )
 
-PLAN = Plan(1_000, 1_000)
+SIZES = TaskSizes(1_000, 1_000)
 
 
 def work(tmp_path: Path, function: Callable[..., None], job: str = "job", workers: int = 1) -> None:
     """Three tasks, each of which leaves a line in `log` when it is begun."""
-    with work_folder(tmp_path / "out", {"job": job}, PLAN, overwrite=False) as (folder, _):
+    with work_folder(tmp_path / "out", {"job": job}, SIZES, overwrite=False) as (folder, _):
         todo = [Task(folder / "stage" / str(i), 1, (i, tmp_path)) for i in range(3)]
         with executor(Resources(workers, 10**9)) as pool:
             run_tasks(pool, workers, "stage", function, todo)
@@ -64,8 +64,8 @@ def names(tmp_path: Path) -> list[str]:
     return sorted(path.name for path in tmp_path.iterdir())
 
 
-def test_a_full_disk_can_be_mended(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(Unfinished, match=r"No space left on device: .*done; mend it, and the same") as error:
+def test_a_full_disk_can_be_fixed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(Unfinished, match=r"No space left on device: .*done; fix it, and the same") as error:
         work(tmp_path, fill_the_disk)
     assert "\n" not in str(error.value)
     assert names(tmp_path) == [".out.work", "log"]

@@ -10,7 +10,7 @@ import yaml
 
 from cetnet.trainer.data.dataset import read_schema
 from cetnet.trainer.errors import UserError
-from cetnet.trainer.prepare import vectors
+from cetnet.trainer.prepare.engine import vectors
 from cetnet.trainer.prepare.engine.tabular import prepare_tabular
 from cetnet.trainer.prepare.engine.vectors import open_vectors, write_vectors
 
@@ -43,8 +43,8 @@ def test_rows_are_in_the_order_of_the_keys(
     write(tmp_path / name, keys, values)
     opened = open_vectors(tmp_path / name)
     assert (opened.keys.to_list(), opened.size) == (sorted(keys), SIZE)
-    write_vectors(opened, tmp_path / "out/v.npy")
-    written = np.load(tmp_path / "out/v.npy")
+    write_vectors(tmp_path, tmp_path / name)
+    written = np.load(tmp_path / "vectors.npy")
     assert (written.dtype, written.shape) == (np.float32, (31, SIZE))
     assert not written[0].any()
     for key, value in zip(keys, values.astype(np.float32), strict=True):
@@ -71,7 +71,7 @@ def test_bad_files(tmp_path: Path, name: str, keys: list[str], values: np.ndarra
     else:
         write(tmp_path / name, keys, values)
     with pytest.raises(UserError, match=message) as caught:
-        write_vectors(open_vectors(tmp_path / name), tmp_path / "out.npy")
+        write_vectors(tmp_path, tmp_path / name)
     assert "\n" not in str(caught.value)
 
 
@@ -79,7 +79,7 @@ def test_other_bad_parquet(tmp_path: Path) -> None:
     path = tmp_path / "v.parquet"
     pl.DataFrame({"key": ["a", "b"], "vector": [[1.0, 2.0], [1.0]]}).write_parquet(path)
     with pytest.raises(UserError, match="not every vector has 2 numbers"):
-        write_vectors(open_vectors(path), tmp_path / "out.npy")
+        write_vectors(tmp_path, path)
     pl.DataFrame({"item": ["a"]}).write_parquet(path)
     with pytest.raises(UserError, match="not readable as vectors"):
         open_vectors(path)

@@ -11,18 +11,53 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cetnet.models.schema import Schema
-from cetnet.trainer.prepare.sources.published import Published
+
+
+@dataclass(frozen=True)
+class Published:
+    """Counts of a published dataset.
+
+    Attributes:
+        source: where the counts stand.
+        rows: by split.
+        tables: rows of each embedding table, with one row for padding and one for values outside the vocabulary.
+        total: rows of all tables, where the tables are not published one by one; each counts as in `tables`.
+        md5: of the raw files, by name.
+    """
+
+    source: str
+    rows: Mapping[str, int] = field(default_factory=dict)
+    tables: Mapping[str, int] = field(default_factory=dict)
+    total: int | None = None
+    md5: Mapping[str, str] = field(default_factory=dict)
+
+    def of_test(self) -> "Published":
+        """What holds of the test split alone, where train and validation are divided in another way."""
+        return Published(self.source, {"test": self.rows["test"]})
+
+    def md5_of(self, directory: Path) -> dict[Path, str]:
+        """That of each raw file in a directory."""
+        return {directory / name: md5 for name, md5 in self.md5.items()}
 
 
 @dataclass(frozen=True)
 class Card:
-    """What the data card says beyond what the writer measures."""
+    """What the data card says beyond what the writer measures.
+
+    Attributes:
+        title, source: of the dataset.
+        command: what the dataset comes from.
+        split_rule: in words, how the rows were split.
+        seed: of whatever was drawn; None where nothing was.
+        notes: lines of its last section.
+        published: counts to compare with.
+    """
 
     title: str
     source: str
-    split_rule: str
     command: str
-    seed: int | None
+    split_rule: str = "the given files"
+    seed: int | None = None
     notes: tuple[str, ...] = ()
     published: Published | None = None
 

@@ -95,7 +95,7 @@ _UNREADABLE = (pl.exceptions.PolarsError, pa.ArrowException, OSError, EOFError)
 
 def _unreadable(path: Path, format: Format, error: BaseException) -> UserError:
     if isinstance(error, OSError) and error.errno is not None:  # of the disk, not of the content
-        return Unfinished(f"cannot read {path}: {error.strerror}; mend it, and the same command goes on")
+        return Unfinished(f"cannot read {path}: {error.strerror}; fix it, and the same command goes on")
     return UserError(
         f"{path} is not readable as {format}: {(str(error) or type(error).__name__).splitlines()[0]}"
     )

@@ -3,10 +3,9 @@
     OUT/schema.yaml  README.md  card.json
     OUT/{train,validation,test}/part-00000.parquet ...
 
-Only the standard library, numpy, polars and pyarrow: no torch.
+No torch: it is slow to import.
 """
 
-import fcntl
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -157,17 +157,18 @@ def _beside(out: Path, kind: str) -> Path:
 def locked_folder(out: Path, kind: Literal["work", "tmp"]) -> Iterator[Path]:
     """The folder `.NAME.kind` beside `out`, made if need be, for one process at a time; UserError for another."""
     folder = _beside(out, kind)
+    lock = FileLock(folder / "lock")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / "lock").open("w")
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"{out} is being prepared by another process: wait for it") from None
     except OSError as error:
         raise UserError(f"cannot write beside {out}: {error.strerror}; give a writable directory") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{out} is being prepared by another process: wait for it") from None
+    try:
         yield folder
+    finally:
+        lock.release()
 
 
 def publish(staged: Path, out: Path) -> None:

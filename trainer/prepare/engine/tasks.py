@@ -1,7 +1,7 @@
 """Tasks that survive a kill: each writes one folder aside and renames it, so what exists is whole and is skipped.
 
-    with work_folder(out, job, plan, overwrite) as work, executor(workers, scheduler) as pool:
-        run_tasks(pool, "typed", function, [Task(work / "typed/000000", weight, (arguments...))])
+    with work_folder(out, job, sizes, overwrite) as (work, sizes), executor(resources) as pool:
+        run_tasks(pool, workers, "read (MB)", function, [Task(work / "typed/000000", weight, (arguments...))])
 
 The pool is any `concurrent.futures.Executor`: this process, processes of this machine, or a Dask cluster's workers.
 """
@@ -9,7 +9,6 @@ The pool is any `concurrent.futures.Executor`: this process, processes of this m
 import json
 import multiprocessing
 import os
-import re
 import shutil
 import signal
 import sys
@@ -26,7 +25,9 @@ from typing import Any
 from uuid import uuid4
 
 import psutil
+from pydantic import ByteSize, TypeAdapter, ValidationError
 
+from cetnet.trainer.data import hashing
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.files import write_json
 from cetnet.trainer.prepare.engine.layout import check_out, locked_folder, progress_bar
@@ -43,7 +44,7 @@ class Unfinished(UserError):
 
 
 @dataclass(frozen=True)
-class Plan:
+class TaskSizes:
     """Sizes that keep each task within its share of the memory; they don't influence the result.
 
     Attributes:
@@ -63,13 +64,13 @@ class Resources:
     share: int
     scheduler: str | None = None
 
-    def plan(self) -> Plan:
-        """The sizes for this share."""
-        return Plan(min(MAX_CHUNK_BYTES, self.share // BYTES_PER_CHUNK_BYTE), self.share // 2)
+    def sizes(self) -> TaskSizes:
+        """Those that keep to this share."""
+        return TaskSizes(min(MAX_CHUNK_BYTES, self.share // BYTES_PER_CHUNK_BYTE), self.share // 2)
 
-    def fit(self, plan: Plan) -> "Resources":
-        """As many workers as may keep to an earlier plan, with which work was begun; Unfinished if not even one."""
-        need = max(plan.chunk_bytes * BYTES_PER_CHUNK_BYTE, 2 * plan.bucket_bytes)
+    def fit(self, sizes: TaskSizes) -> "Resources":
+        """As many workers as may keep to sizes with which work was begun earlier; Unfinished if not even one."""
+        need = max(sizes.chunk_bytes * BYTES_PER_CHUNK_BYTE, 2 * sizes.bucket_bytes)
         if need <= self.share:
             return self
         together = self.workers if self.scheduler is None else 1
@@ -83,13 +84,15 @@ class Resources:
 
 
 def parse_memory(text: str) -> int:
-    """Bytes of "4GB", "512MB" or "1.5GiB"; anything else is a UserError."""
-    units = {"MB": 10**6, "GB": 10**9, "TB": 10**12, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
-    match = re.fullmatch(r"([0-9.]+) *([MGT]I?B)", text.strip().upper())
+    """Bytes of "4GB", "512MB" or "1.5GiB", as `pydantic.ByteSize` reads them; less than a megabyte is a UserError."""
     try:
-        return int(float(match[1]) * units[match[2]]) if match else int("")
-    except ValueError:
-        raise UserError(f"--memory {text}: give a size such as 4GB, 512MB or 1.5GiB") from None
+        size = TypeAdapter(ByteSize).validate_python(text)
+    except ValidationError:
+        size = ByteSize(0)
+    # ByteSize takes a number without a unit for bytes, and "1.2.3GB" for the 1.2 that it begins with
+    if size < MIN_CHUNK_BYTES:
+        raise UserError(f"--memory {text}: give a size such as 4GB, 512MB or 1.5GiB")
+    return int(size)
 
 
 def local_resources(memory: int | None, workers: int | None) -> Resources:
@@ -126,18 +129,24 @@ def identity(path: Path) -> list[Any]:
     return [str(path.resolve()), status.st_size, status.st_mtime_ns]
 
 
+def program_files() -> list[Path]:
+    """The program's own files that the bytes of a preparation depend on: engine, sources, and the hash of values."""
+    prepare = Path(__file__).parents[1]
+    folders = (prepare, prepare / "engine", prepare / "sources")
+    return [Path(hashing.__file__), *(path for folder in folders for path in sorted(folder.glob("*.py")))]
+
+
 def _program() -> dict[str, str]:
     """What a job knows the program by: the preparations' own text, and the libraries that make the files."""
-    sources = sorted(Path(__file__).parent.glob("*.py"))
-    digest = sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
+    digest = sha256(b"".join(path.read_bytes() for path in program_files())).hexdigest()
     return {"cetnet": digest, **{name: version(name) for name in ("numpy", "polars", "pyarrow", "torch")}}
 
 
 @contextmanager
 def work_folder(
-    out: Path, job: Mapping[str, Any], plan: Plan, overwrite: bool
-) -> Iterator[tuple[Path, Plan]]:
-    """The folder `.NAME.work` beside `out`, and the plan it was begun with; it is removed at the end.
+    out: Path, job: Mapping[str, Any], sizes: TaskSizes, overwrite: bool
+) -> Iterator[tuple[Path, TaskSizes]]:
+    """The folder `.NAME.work` beside `out`, and the sizes it was begun with; it is removed at the end.
 
     It stays after a kill, Ctrl-C or an `Unfinished`, and the same `job` (a JSON mapping that says what the result
     depends on) goes on from it; that of another job, or of another version of the program, is a UserError unless
@@ -160,15 +169,15 @@ def work_folder(
             for path in folder.iterdir():
                 if path.is_dir():
                     shutil.rmtree(path)
-            write_json(file, {"job": job, "plan": asdict(plan)})
+            write_json(file, {"job": job, "sizes": asdict(sizes)})
         else:
-            plan = Plan(**found["plan"])
+            sizes = TaskSizes(**found["sizes"])
             done = sum(1 for path in folder.glob("*/[0-9a-z]*"))
             print(f"{folder}: going on from {done} finished tasks", file=sys.stderr)
             for path in folder.glob("*/.*"):
                 shutil.rmtree(path, ignore_errors=True)
         try:
-            yield folder, plan
+            yield folder, sizes
         except Unfinished:
             raise
         except UserError:
@@ -177,7 +186,7 @@ def work_folder(
             raise
         except OSError as error:
             raise Unfinished(
-                f"{error.strerror}: {error.filename or folder}; mend it, and the same command goes on from there"
+                f"{error.strerror}: {error.filename or folder}; fix it, and the same command goes on from there"
             ) from error
         except KeyboardInterrupt:
             print(f"interrupted: the same command goes on from {folder}", file=sys.stderr)
@@ -287,6 +296,16 @@ class Task:
     out: Path
     weight: int
     arguments: tuple[Any, ...]
+
+
+def read_facts(folder: Path) -> Any:
+    """What a task says of its output."""
+    return json.loads((folder / "facts.json").read_text())
+
+
+def write_facts(folder: Path, facts: object) -> None:
+    """Say something of a task's output, in JSON."""
+    write_json(folder / "facts.json", facts)
 
 
 def _run(function: Callable[..., None], task: Task) -> None:

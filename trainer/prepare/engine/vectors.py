@@ -44,14 +44,14 @@ def open_vectors(path: Path) -> Vectors:
         raise UserError(f"{path}: not readable as vectors: {reason.splitlines()[0]}") from error
 
 
-def write_vectors(vectors: Vectors, path: Path) -> None:
-    """Write float32 [1 + len(keys), size]: zeros, then the vectors in the order of their keys.
+def write_vectors(folder: Path, path: Path) -> None:
+    """vectors.npy: float32 [1 + len(keys), size], zeros, then the vectors of a file in the order of their keys.
 
-    Vectors that aren't finite are a UserError.
+    A task; see `preparation`. Vectors that aren't finite are a UserError.
     """
-    path.parent.mkdir(exist_ok=True)
+    vectors = open_vectors(path)
     shape = (1 + len(vectors.keys), vectors.size)
-    target = np.lib.format.open_memmap(path, "w+", np.float32, shape)
+    target = np.lib.format.open_memmap(folder / "vectors.npy", "w+", np.float32, shape)
     vectors.copy(target)
     target.flush()
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 from cetnet.trainer.data.hashing import mix64
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.prepare.engine.layout import hashed_uniform, progress_bar, staging
-from cetnet.trainer.prepare.sources.synthetic import long_tail
+from cetnet.trainer.prepare.sources.drawn import long_tail
 
 CHUNK_ROWS = 131_072
 PILOT_ROWS = 8_192

@@ -1,5 +1,8 @@
 """Amazon reviews: click rows by the protocol of DIN, from a category's reviews or from item sequences.
 
+From `reviews_<Category>_5.json` and `meta_<Category>.json`, or `<Category>.txt` and
+`<Category>_item2attributes.json`, in a directory.
+
 Deep Interest Network (arXiv 1706.06978), section 6.1: from the items b_1 ... b_n of a user, predict the
 (k+1)-th from the first k. The columns are those of AmazonElectronics_x1.
 """
@@ -20,12 +23,13 @@ from pydantic import TypeAdapter, ValidationError
 
 from cetnet.models.schema import Schema
 from cetnet.trainer.errors import UserError, validation_message
+from cetnet.trainer.prepare.engine.card import Card, Published
 from cetnet.trainer.prepare.engine.convert import conversion, write_splits
 from cetnet.trainer.prepare.engine.layout import list_column
 from cetnet.trainer.prepare.engine.raw import RawFeature, RawSchema
 from cetnet.trainer.prepare.engine.tabular import prepare_table
-from cetnet.trainer.prepare.engine.tasks import write_json
-from cetnet.trainer.prepare.sources.published import AMAZON_ELECTRONICS_X1, Published
+from cetnet.trainer.prepare.engine.tasks import read_facts, write_facts
+from cetnet.trainer.prepare.sources.published import AMAZON_ELECTRONICS_X1
 
 CHUNK_ROWS = 65_536
 ASIN = re.compile(rb"""["']asin["']: *["'](\w+)["']""")
@@ -315,7 +319,7 @@ def click_rows(
             yield name, pl.DataFrame(columns)
 
 
-def convert(
+def write_click_rows(
     folder: Path,
     paths: tuple[Path, Path],
     split: Literal["clean", "bars"],
@@ -330,7 +334,7 @@ def convert(
     counts = f"{len(events.users):,} users, {len(events.items):,} items, {len(events.user):,} events"
     nowhere = int((events.attributes.list.len() == 0).sum())
     note = f"{counts}; {nowhere:,} items have no category (id 0)."
-    write_json(folder / "facts.json", {"note": note, "timestamp": events.time is not None})
+    write_facts(folder, {"note": note, "timestamp": events.time is not None})
 
 
 RULES = {
@@ -372,31 +376,33 @@ def prepare_amazon(
     """
     paths = find_files(raw, category)
     settings = {"split": split, "max_length": max_length, "keep": keep, "seed": seed}
-    with conversion(out, paths, settings, engine) as converting:
+    with conversion(out, paths, settings, engine) as place:
         arguments = (paths, split, max_length, keep, seed)
-        (rows,) = converting.run("rows", "files", convert, {"all": (1, arguments)})
-        facts = json.loads((rows / "facts.json").read_text())
+        (rows,) = place.run("rows", "files", write_click_rows, {"all": (1, arguments)})
+        facts = read_facts(rows)
         names = {"train": "train", "validation": "test" if split == "bars" else "validation", "test": "test"}
         return prepare_table(
             raw_schema(max_length, keep, attributes, facts["timestamp"]),
             {name: [rows / f"{file}.parquet"] for name, file in names.items()},
             "parquet",
             out,
-            split_rule=RULES[split],
-            title=f"Amazon {category}",
-            source=f"Amazon reviews (McAuley et al., 2015), {category}, 5-core; not to be redistributed",
-            command=command
-            or f"prepare_amazon(raw={str(raw)!r}, category={category!r}, out={str(out)!r}, split={split!r}, "
-            f"max_length={max_length}, keep={keep!r}, attributes={attributes}, seed={seed})",
-            notes=(
-                facts["note"],
-                "A negative is uniform over the items that its user never interacts with, before or after; "
-                "both rows of a pair have the same history.",
-                f"Histories keep the {max_length} {'most recent' if keep == 'recent' else 'oldest'} items.",
-                "`cate_id` is the leaf of an item's last category path.",
+            Card(
+                title=f"Amazon {category}",
+                source=f"Amazon reviews (McAuley et al., 2015), {category}, 5-core; not to be redistributed",
+                command=command
+                or f"prepare_amazon(raw={str(raw)!r}, category={category!r}, out={str(out)!r}, split={split!r}, "
+                f"max_length={max_length}, keep={keep!r}, attributes={attributes}, seed={seed})",
+                notes=(
+                    facts["note"],
+                    "A negative is uniform over the items that its user never interacts with, before or after; "
+                    "both rows of a pair have the same history.",
+                    f"Histories keep the {max_length} {'most recent' if keep == 'recent' else 'oldest'} items.",
+                    "`cate_id` is the leaf of an item's last category path.",
+                ),
+                split_rule=RULES[split],
+                seed=seed,
+                published=_published(category, split),
             ),
-            seed=seed,
-            published=_published(category, split),
             **engine,
         )
 
@@ -405,8 +411,7 @@ def _published(category: str, split: str) -> Published | None:
     """What is known of Electronics; under the clean split, of test only."""
     if category != "Electronics":
         return None
-    known = AMAZON_ELECTRONICS_X1
-    return known if split == "bars" else Published(known.source, {"test": known.rows["test"]})
+    return AMAZON_ELECTRONICS_X1 if split == "bars" else AMAZON_ELECTRONICS_X1.of_test()
 
 
 def raw_schema(

@@ -1,4 +1,7 @@
-"""Avazu's mobile ads: the Kaggle file, and the re-packed Avazu_x1 and Avazu_x4."""
+"""Avazu's mobile ads: the Kaggle challenge's `train.csv`, or the re-packed Avazu_x1 and Avazu_x4.
+
+The re-packed ones are `train.csv`, `valid.csv` and `test.csv` in a directory.
+"""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -7,13 +10,14 @@ import polars as pl
 
 from cetnet.models.schema import Schema
 from cetnet.trainer.errors import UserError
+from cetnet.trainer.prepare.engine.card import Card
 from cetnet.trainer.prepare.engine.folds import StratifiedSplit, TorchSplit
 from cetnet.trainer.prepare.engine.layout import DEFAULT_FRACTIONS
 from cetnet.trainer.prepare.engine.raw import RawFeature, RawSchema
 from cetnet.trainer.prepare.engine.splits import Split, TimeSplit
 from cetnet.trainer.prepare.engine.tabular import prepare_table
 from cetnet.trainer.prepare.sources import published
-from cetnet.trainer.prepare.sources.publisher import (
+from cetnet.trainer.prepare.sources.raw_files import (
     Protocol,
     check_header,
     choose_protocol,
@@ -130,14 +134,16 @@ def prepare_avazu(
         files,
         "csv",
         out,
+        Card(
+            title=f"Avazu, {protocol}",
+            source=f"Avazu click-through rate prediction (Kaggle, 2014), {what}; not to be redistributed",
+            command=command,
+            notes=(MULTI_EMBEDDING_NOTE,) if protocol == "multi_embedding" else (),
+            published=None if by_time else PUBLISHED[protocol],
+        ),
         split=rule,
         transform=transform,
-        title=f"Avazu, {protocol}",
-        source=f"Avazu click-through rate prediction (Kaggle, 2014), {what}; not to be redistributed",
-        command=command,
-        notes=(MULTI_EMBEDDING_NOTE,) if protocol == "multi_embedding" else (),
         md5=PUBLISHED[protocol].md5_of(raw) if repacked else {},
-        published=None if by_time else PUBLISHED[protocol],
         **engine,
     )
 

@@ -1,4 +1,7 @@
-"""Criteo's display ads: the Kaggle file, the re-packed Criteo_x1 and Criteo_x4, and the terabyte."""
+"""Criteo's display ads: the Kaggle challenge's `train.txt`, the re-packed Criteo_x1 and Criteo_x4, and the terabyte.
+
+The re-packed ones are `train.csv`, `valid.csv` and `test.csv` in a directory, the terabyte `day_0.gz` to `day_23.gz`.
+"""
 
 import re
 from pathlib import Path
@@ -8,13 +11,14 @@ import polars as pl
 
 from cetnet.models.schema import Schema
 from cetnet.trainer.errors import UserError
+from cetnet.trainer.prepare.engine.card import Card
 from cetnet.trainer.prepare.engine.folds import LastFileSplit, OrderSplit, StratifiedSplit, TorchSplit
 from cetnet.trainer.prepare.engine.layout import DEFAULT_FRACTIONS
 from cetnet.trainer.prepare.engine.raw import RawFeature, RawSchema
 from cetnet.trainer.prepare.engine.splits import Split
 from cetnet.trainer.prepare.engine.tabular import prepare_table
 from cetnet.trainer.prepare.sources import published
-from cetnet.trainer.prepare.sources.publisher import (
+from cetnet.trainer.prepare.sources.raw_files import (
     Protocol,
     check_header,
     choose_protocol,
@@ -139,14 +143,16 @@ def prepare_criteo(
         files,
         "csv",
         out,
+        Card(
+            title=f"Criteo, {protocol}",
+            source=f"Criteo display advertising challenge (Kaggle, 2014), {what}; not to be redistributed",
+            command=command,
+            notes=NOTES[protocol],
+            published=None if split == "time" else PUBLISHED[protocol],
+        ),
         split=rule,
         transform=TRANSFORMS[protocol],
-        title=f"Criteo, {protocol}",
-        source=f"Criteo display advertising challenge (Kaggle, 2014), {what}; not to be redistributed",
-        command=command,
-        notes=NOTES[protocol],
         md5=PUBLISHED[protocol].md5_of(raw) if repacked else {},
-        published=None if split == "time" else PUBLISHED[protocol],
         **engine,
     )
 
@@ -212,11 +218,13 @@ def prepare_criteo_1tb(raw: Path, out: Path, *, command: str, **engine: Any) -> 
         {"all": files},
         "csv",
         out,
+        Card(
+            title="Criteo 1TB click logs",
+            source=f"Criteo 1TB click logs, {len(days)} days; not to be redistributed",
+            command=command,
+            notes=(f"{len(days)} of 24 days.",),
+            published=published.CRITEO_1TB,
+        ),
         split=LastFileSplit(),
-        title="Criteo 1TB click logs",
-        source=f"Criteo 1TB click logs, {len(days)} days; not to be redistributed",
-        command=command,
-        notes=(f"{len(days)} of 24 days.",),
-        published=published.CRITEO_1TB,
         **engine,
     )

@@ -1,6 +1,9 @@
-"""EB-NeRD: news recommendation logs of Ekstra Bladet; one row per (impression, shown article)."""
+"""EB-NeRD: news recommendation logs of Ekstra Bladet; one row per (impression, shown article).
 
-from collections.abc import Iterator
+From `{train,validation}/{behaviors,history}.parquet` in a directory, a week each.
+"""
+
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -27,6 +30,11 @@ LIST_LENGTH_BREAKS = (5, 6, 7, 8, 9, 10, 12, 14, 17, 20, 25, 30, 40, 60)  # a bu
 CONTEXT = ("user", "device", "sso", "gender", "age", "postcode", "subscriber", "hour", "list_length")
 DENSE = ("log_clicks", "log_exposures", "log_ctr")
 PRIOR_CLICKS, PRIOR_EXPOSURES = 1.0, 10.0  # a running CTR starts near the log's 9 %
+CLICKED = pl.col("article").is_in(pl.col("clicked"))
+RULES = {
+    "random": "by impression at random (hash of impression_id and seed), 80/10/10; impressions shuffled on disk",
+    "time": "by time: the last 10 % of the impressions are test, the 10 % before them validation; rows in time order",
+}
 
 
 def read_impressions(raw: Path) -> pl.DataFrame:
@@ -139,25 +147,10 @@ def prepare_ebnerd(
     columns and for an existing `out`.
     """
     with staging(out, overwrite) as directory:
-        impressions = read_impressions(raw)
-        if split == "time":
-            cuts = time_cuts(impressions["timestamp"])
-            index = time_split(impressions["timestamp"], cuts)
-            rule = "by time: the last 10 % of the impressions are test, the 10 % before them validation; "
-            rule += "rows in time order"
-        else:
-            index = random_split(impressions["impression_id"], seed)
-            rule = "by impression at random (hash of impression_id and seed), 80/10/10; impressions shuffled "
-            rule += "on disk"
-        impressions = impressions.with_columns(index)
+        impressions = _divided(read_impressions(raw), split, seed)
         histories = read_histories(raw, history_length)
-
         train = impressions.filter(pl.col("split") == 0)
-        read_in_train = histories.join(train.select("week", "user").unique(), on=["week", "user"])
-        vocabularies = {name: build_vocabulary(train[name]) for name in CONTEXT}
-        vocabularies["article"] = build_vocabulary(
-            pl.concat([train["shown"].explode(), read_in_train["history"].explode()])
-        )
+        vocabularies = _vocabularies(train, histories)
         schema = Schema(
             label="label",
             group="impression_id",
@@ -169,53 +162,27 @@ def prepare_ebnerd(
                 *(Feature(name=name, kind="dense") for name in DENSE if dense),
             ),
         )
-        in_list = pl.col("article").is_in(pl.col("clicked"))
         exploded = impressions.lazy().with_columns(pl.col("shown").alias("article")).explode("article")
         counts = None
         if dense:
-            counts = causal_counts(exploded.select("article", "timestamp", label=in_list).collect())
+            counts = causal_counts(exploded.select("article", "timestamp", label=CLICKED).collect())
         if split == "random":  # a second hash of the id orders the impressions
             order = pl.Series("order", hashed_uniform(impressions["impression_id"].to_numpy(), seed + 1))
             impressions = impressions.with_columns(order).sort("order")
-        histories = histories.with_columns(
-            pl.col("history").list.eval(encode(pl.element(), vocabularies["article"]))
-        )
-
-        def rows() -> Iterator[tuple[str, pl.DataFrame]]:
-            for number, name in enumerate(SPLITS):
-                part = impressions.filter(pl.col("split") == number)
-                for chunk in part.iter_slices(IMPRESSIONS_PER_CHUNK):
-                    frame = (
-                        chunk.join(histories, on=["week", "user"], how="left", maintain_order="left")
-                        .with_columns(pl.col("history").fill_null([]), pl.col("shown").alias("article"))
-                        .explode("article")
-                        .with_columns(in_list.cast(pl.Int8).alias("label"))
-                    )
-                    if counts is not None:
-                        frame = frame.join(
-                            counts, on=["article", "timestamp"], how="left", maintain_order="left"
-                        )
-                    yield (
-                        name,
-                        frame.with_columns(
-                            encode(pl.col(column), vocabulary) for column, vocabulary in vocabularies.items()
-                        ),
-                    )
-
         known = pl.col("article").is_in(train["shown"].explode().unique().implode())
         test_known = exploded.filter(pl.col("split") == 2).select(known.mean()).collect().item()
         return write_dataset(
             directory,
             schema,
-            rows(),
+            _rows(impressions, histories, counts, vocabularies),
             Card(
                 title="EB-NeRD",
                 source="EB-NeRD (Ekstra Bladet, RecSys Challenge 2024), behaviors and history of both weeks; "
                 "not to be redistributed",
-                split_rule=rule,
                 command=command
                 or f"prepare_ebnerd(raw={str(raw)!r}, out={str(out)!r}, split={split!r}, "
                 f"history_length={history_length}, dense={dense}, seed={seed})",
+                split_rule=RULES[split],
                 seed=seed if split == "random" else None,
                 notes=(
                     f"{test_known:.1%} of the test rows show an article that is also shown in train.",
@@ -227,6 +194,46 @@ def prepare_ebnerd(
             ),
             total_rows=int(impressions["shown"].list.len().sum()),
         )
+
+
+def _divided(impressions: pl.DataFrame, split: Literal["random", "time"], seed: int) -> pl.DataFrame:
+    """The impressions with `split`, the index into SPLITS."""
+    if split == "time":
+        cuts = time_cuts(impressions["timestamp"])
+        return impressions.with_columns(time_split(impressions["timestamp"], cuts))
+    return impressions.with_columns(random_split(impressions["impression_id"], seed))
+
+
+def _vocabularies(train: pl.DataFrame, histories: pl.DataFrame) -> dict[str, pl.Series]:
+    """Those of CONTEXT, and of the articles that train shows or has in its histories."""
+    read = histories.join(train.select("week", "user").unique(), on=["week", "user"])
+    articles = pl.concat([train["shown"].explode(), read["history"].explode()])
+    return {name: build_vocabulary(train[name]) for name in CONTEXT} | {"article": build_vocabulary(articles)}
+
+
+def _rows(
+    impressions: pl.DataFrame,
+    histories: pl.DataFrame,
+    counts: pl.DataFrame | None,
+    vocabularies: Mapping[str, pl.Series],
+) -> Iterator[tuple[str, pl.DataFrame]]:
+    """(split, encoded rows), IMPRESSIONS_PER_CHUNK impressions at a time; `counts` are dense features."""
+    histories = histories.with_columns(
+        pl.col("history").list.eval(encode(pl.element(), vocabularies["article"]))
+    )
+    for number, name in enumerate(SPLITS):
+        part = impressions.filter(pl.col("split") == number)
+        for chunk in part.iter_slices(IMPRESSIONS_PER_CHUNK):
+            frame = (
+                chunk.join(histories, on=["week", "user"], how="left", maintain_order="left")
+                .with_columns(pl.col("history").fill_null([]), pl.col("shown").alias("article"))
+                .explode("article")
+                .with_columns(CLICKED.cast(pl.Int8).alias("label"))
+            )
+            if counts is not None:
+                frame = frame.join(counts, on=["article", "timestamp"], how="left", maintain_order="left")
+            ids = (encode(pl.col(column), vocabulary) for column, vocabulary in vocabularies.items())
+            yield name, frame.with_columns(ids)
 
 
 def _read(path: Path) -> pl.LazyFrame:

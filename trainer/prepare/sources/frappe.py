@@ -1,4 +1,4 @@
-"""Frappe_x1: app usage in context, in libfm format, with the published train, validation and test files."""
+"""Frappe_x1: app usage in context, from `frappe.{train,validation,test}.libfm.gz` in a directory."""
 
 from collections.abc import Iterator
 from pathlib import Path

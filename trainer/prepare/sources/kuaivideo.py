@@ -18,11 +18,12 @@ import polars as pl
 
 from cetnet.models.schema import Schema
 from cetnet.trainer.errors import UserError
+from cetnet.trainer.prepare.engine.card import Card
 from cetnet.trainer.prepare.engine.convert import conversion
 from cetnet.trainer.prepare.engine.layout import list_column
 from cetnet.trainer.prepare.engine.raw import RawFeature, RawSchema
 from cetnet.trainer.prepare.engine.tabular import prepare_table
-from cetnet.trainer.prepare.sources.published import KUAIVIDEO_X1, Published
+from cetnet.trainer.prepare.sources.published import KUAIVIDEO_X1
 
 HISTORY_LENGTH = 100
 CHUNK_ROWS = 65_536
@@ -245,8 +246,8 @@ def prepare_kuaivideo(
     """
     pickled, visual = raw / "dataset.pkl", raw / "visual64_select.npy"
     settings = {"split": split, "keep": keep}
-    with conversion(out, [pickled, visual], settings, engine, packed=True) as converting:
-        (arrays,) = converting.run("arrays", "files", read_dataset, {"all": (1, (pickled,))})
+    with conversion(out, [pickled, visual], settings, engine, packed=True) as place:
+        (arrays,) = place.run("arrays", "files", read_dataset, {"all": (1, (pickled,))})
         times = np.load(arrays / "train_time.npy", mmap_mode="r")
         rows = {name: len(np.load(arrays / f"{name}.npy", mmap_mode="r")) for name in ("train", "test")}
         parts = {"train": ("train", 0, rows["train"]), "test": ("test", 0, rows["test"])}
@@ -259,27 +260,26 @@ def prepare_kuaivideo(
                 f"{start:012d}": (CHUNK_ROWS, (arrays, published, start, min(start + CHUNK_ROWS, end), keep))
                 for start in range(first, end, CHUNK_ROWS)
             }
-            files[name] = [
-                folder / "rows.parquet" for folder in converting.run(name, "rows", write_rows, tasks)
-            ]
+            files[name] = [folder / "rows.parquet" for folder in place.run(name, "rows", write_rows, tasks)]
         if split == "bars":
             files["validation"] = files["test"]
-        known = KUAIVIDEO_X1
         return prepare_table(
             raw_schema(visual, keep),
             files,
             "parquet",
             out,
-            transform=add_copies,
-            split_rule=RULES[split],
-            title="KuaiVideo",
-            source="Kuaishou's challenge of ACM Multimedia 2018, in ALPINE's files; not to be redistributed",
-            command=command
-            or f"prepare_kuaivideo(raw={str(raw)!r}, out={str(out)!r}, split={split!r}, keep={keep!r})",
-            notes=(
-                f"Histories keep the {HISTORY_LENGTH} {'oldest' if keep == 'oldest' else 'most recent'} videos.",
+            Card(
+                title="KuaiVideo",
+                source="Kuaishou's challenge of ACM Multimedia 2018, in ALPINE's files; not to be redistributed",
+                command=command
+                or f"prepare_kuaivideo(raw={str(raw)!r}, out={str(out)!r}, split={split!r}, keep={keep!r})",
+                split_rule=RULES[split],
+                notes=(
+                    f"Histories keep the {HISTORY_LENGTH} {'oldest' if keep == 'oldest' else 'most recent'} videos.",
+                ),
+                published=KUAIVIDEO_X1 if split == "bars" else KUAIVIDEO_X1.of_test(),
             ),
-            published=known if split == "bars" else Published(known.source, {"test": known.rows["test"]}),
+            transform=add_copies,
             **engine,
         )
 

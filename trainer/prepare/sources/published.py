@@ -4,32 +4,7 @@ Sources: the dataset cards, dataset configurations and training logs of BARS (th
 torchrec (the terabyte) and the papers.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-
-
-@dataclass(frozen=True)
-class Published:
-    """Counts of a published dataset.
-
-    Attributes:
-        source: where the counts stand.
-        rows: by split.
-        tables: rows of each embedding table, with one row for padding and one for values outside the vocabulary.
-        total: rows of all tables, where the tables are not published one by one; each counts as in `tables`.
-        md5: of the raw files, by name.
-    """
-
-    source: str
-    rows: Mapping[str, int] = field(default_factory=dict)
-    tables: Mapping[str, int] = field(default_factory=dict)
-    total: int | None = None
-    md5: Mapping[str, str] = field(default_factory=dict)
-
-    def md5_of(self, directory: Path) -> dict[Path, str]:
-        """That of each raw file in a directory."""
-        return {directory / name: md5 for name, md5 in self.md5.items()}
+from cetnet.trainer.prepare.engine.card import Published
 
 
 def _md5(*sums: str) -> dict[str, str]:

@@ -28,7 +28,7 @@ from cetnet.trainer.prepare.engine.layout import (
     staging,
     write_dataset,
 )
-from cetnet.trainer.prepare.sources.synthetic import START, long_tail, scattered
+from cetnet.trainer.prepare.sources.drawn import START, long_tail, scattered
 
 CHUNK_ROWS = 16_384
 BIAS, EFFECTS, MATCHES = -1.0, 1.0, 0.7

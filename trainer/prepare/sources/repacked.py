@@ -1,6 +1,9 @@
-"""The benchmark community's re-packed CSV files of MovieLens, Frappe and the three sets with histories."""
+"""The benchmark community's re-packed CSV files of MovieLens, Frappe and the three sets with histories.
 
-from collections.abc import Mapping, Sequence
+Each is `train.csv`, `valid.csv` (those with histories have none) and `test.csv` in a directory.
+"""
+
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,13 +11,14 @@ import polars as pl
 
 from cetnet.models.schema import Schema
 from cetnet.trainer.errors import UserError
+from cetnet.trainer.prepare.engine.card import Card, Published
 from cetnet.trainer.prepare.engine.folds import LastOfUserSplit, TailSplit
 from cetnet.trainer.prepare.engine.raw import RawFeature, RawSchema
 from cetnet.trainer.prepare.engine.splits import Split
-from cetnet.trainer.prepare.engine.tabular import Transform, prepare_table
+from cetnet.trainer.prepare.engine.tabular import prepare_table
+from cetnet.trainer.prepare.engine.typed import Transform
 from cetnet.trainer.prepare.sources import amazon, kuaivideo, published, taobao
-from cetnet.trainer.prepare.sources.published import Published
-from cetnet.trainer.prepare.sources.publisher import check_header, given_files
+from cetnet.trainer.prepare.sources.raw_files import check_header, given_files
 from cetnet.trainer.prepare.sources.taobao import AD, PROFILE
 
 SequenceSplit = Literal["clean", "bars"]
@@ -51,9 +55,11 @@ def _prepare(
     spec: RawSchema,
     counts: Published,
     split: Split | None,
-    engine: Mapping[str, Any],
     transform: Transform | None = None,
     notes: Sequence[str] = (),
+    *,
+    command: str,
+    **engine: Any,
 ) -> Schema:
     """Check the files of a directory, and prepare them: as they are split, or divided by `split`."""
     has_validation = "valid.csv" in counts.md5
@@ -70,13 +76,16 @@ def _prepare(
         files if split is None else {"all": [*files["train"], *files["test"]]},
         "csv",
         out,
+        Card(
+            title=name,
+            source=f"{name} of BARS; not to be redistributed",
+            command=command,
+            notes=tuple(notes),
+            published=counts if split is None else counts.of_test(),
+        ),
         split=split,
         transform=transform,
-        title=name,
-        source=f"{name} of BARS; not to be redistributed",
-        notes=notes,
         md5=counts.md5_of(raw),
-        published=counts if split is None else Published(counts.source, {"test": counts.rows["test"]}),
         **engine,
     )
 
@@ -90,7 +99,7 @@ def prepare_movielens(raw: Path, out: Path, **engine: Any) -> Schema:
     columns = ("user_id", "item_id", "tag_id")
     spec = RawSchema(label="label", features=tuple(_categorical(*columns)), quote=None)
     return _prepare(
-        raw, out, "MovielensLatest_x1", ("label", *columns), spec, published.MOVIELENS_X1, None, engine
+        raw, out, "MovielensLatest_x1", ("label", *columns), spec, published.MOVIELENS_X1, None, **engine
     )
 
 
@@ -98,7 +107,7 @@ def prepare_frappe_x1(raw: Path, out: Path, **engine: Any) -> Schema:
     """Prepare Frappe_x1 in CSV: as `frappe.prepare_frappe`, whose libfm files hold the same rows."""
     spec = RawSchema(label="label", group="user_id", features=tuple(_categorical(*FRAPPE)), quote=None)
     return _prepare(
-        raw, out, "Frappe_x1", ("label", *FRAPPE), spec, published.FRAPPE_X1, None, engine, with_user_id
+        raw, out, "Frappe_x1", ("label", *FRAPPE), spec, published.FRAPPE_X1, None, with_user_id, **engine
     )
 
 
@@ -123,7 +132,7 @@ def prepare_amazon_electronics_x1(
     spec = amazon.raw_schema(100, keep, attributes=False, timestamp=False).model_copy(update=FORMAT)
     rule = LastOfUserSplit(raw / "train.csv", "item_history", "^") if split == "clean" else None
     name = "AmazonElectronics_x1"
-    return _prepare(raw, out, name, AMAZON_COLUMNS, spec, published.AMAZON_ELECTRONICS_X1, rule, engine)
+    return _prepare(raw, out, name, AMAZON_COLUMNS, spec, published.AMAZON_ELECTRONICS_X1, rule, **engine)
 
 
 def prepare_taobao_ad_x1(raw: Path, out: Path, split: SequenceSplit = "clean", **engine: Any) -> Schema:
@@ -146,9 +155,9 @@ def prepare_taobao_ad_x1(raw: Path, out: Path, split: SequenceSplit = "clean", *
         spec,
         published.TAOBAO_AD_X1,
         rule,
-        engine,
         taobao_ad,
         (note,),
+        **engine,
     )
 
 
@@ -190,6 +199,6 @@ def prepare_kuaivideo_x1(raw: Path, out: Path, split: SequenceSplit = "clean", *
         spec,
         published.KUAIVIDEO_X1,
         rule,
-        engine,
         kuaivideo.add_copies,
+        **engine,
     )

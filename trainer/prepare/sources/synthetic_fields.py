@@ -10,7 +10,6 @@ its own, as in a field-aware factorization machine. Each order is scaled to the 
 """
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -19,22 +18,15 @@ import numpy as np
 from cetnet.models.schema import Feature, Schema
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.prepare.engine.card import Card
-from cetnet.trainer.prepare.engine.layout import (
-    DEFAULT_FRACTIONS,
-    Fractions,
-    check_fractions,
-    staging,
-    write_dataset,
-)
-from cetnet.trainer.prepare.sources.synthetic import (
+from cetnet.trainer.prepare.engine.layout import DEFAULT_FRACTIONS, Fractions
+from cetnet.trainer.prepare.sources.drawn import (
     DAYS,
     START,
     Columns,
     Drawn,
-    draw_chunk,
-    draw_in_order,
     long_tail,
     scattered,
+    write_log,
 )
 
 FIELD_SIZES = {
@@ -118,43 +110,19 @@ def prepare_synthetic_fields(
 ) -> Schema:
     """Draw a log of `rows` rows; the bytes depend on everything but `workers` (processes).
 
-    Columns: `label`; `user_id` (int64, the group); `timestamp` (int64, seconds, increasing over DAYS days);
-    `true_probability` (float32, what the label was drawn from); the categorical fields of FIELD_SIZES. The
-    frequency of an id falls as 1 / rank, of a user as 1 / sqrt(rank). Splits by time.
+    Columns: those of all logs (see `drawn`) and the categorical fields of FIELD_SIZES. The frequency of an id
+    falls as 1 / rank, of a user as 1 / sqrt(rank). Splits by time.
 
     Memory: two chunks a worker, whatever `rows`. Raises UserError for too few rows, impossible fractions and an
     existing `out`.
     """
-    check_fractions(fractions)
     if rows < 1_000 or workers < 1:
         raise UserError(f"cannot draw {rows} rows with {workers} workers: at least 1000 rows and one worker")
-    with staging(out, overwrite) as directory:
-        fields = Fields(seed, rows).calibrated()
-        schema = Schema(
-            label="label",
-            group="user_id",
-            timestamp="timestamp",
-            true_probability="true_probability",
-            tables={name: size + 1 for name, size in FIELD_SIZES.items()},
-            features=tuple(Feature(name=name, kind="categorical") for name in FIELD_SIZES),
-        )
-        scales = ", ".join(f"{name} {scale}" for name, scale in TERM_SCALES.items())
-        return write_dataset(
-            directory,
-            schema,
-            draw_in_order(partial(draw_chunk, fields), rows, fractions, workers),
-            Card(
-                title="Synthetic click log of id fields",
-                source="drawn from a known model (trainer/prepare/sources/synthetic_fields.py)",
-                split_rule="by time, which is the order of the rows: "
-                f"{', '.join(f'{fraction:.0%}' for fraction in fractions)} of them",
-                command=command
-                or f"prepare_synthetic_fields(out={str(out)!r}, rows={rows}, seed={seed}, fractions={fractions})",
-                seed=seed,
-                notes=(
-                    f"Standard deviations of the terms of the log-odds: {scales}.",
-                    "The ids are the model's own: no vocabulary is built and id 0 does not occur.",
-                ),
-            ),
-            total_rows=rows,
-        )
+    features = [Feature(name=name, kind="categorical") for name in FIELD_SIZES]
+    card = Card(
+        title="Synthetic click log of id fields",
+        source="drawn from a known model (trainer/prepare/sources/synthetic_fields.py)",
+        command=command
+        or f"prepare_synthetic_fields(out={str(out)!r}, rows={rows}, seed={seed}, fractions={fractions})",
+    )
+    return write_log(out, Fields(seed, rows), features, card, fractions, workers, overwrite)

@@ -1,8 +1,8 @@
 """TaobaoAd: ad impressions of Taobao with what their users looked at, put into carts, marked and bought before.
 
-The files of https://tianchi.aliyun.com/dataset/56; the columns are those of TaobaoAd_x1. The behaviours (22 GB)
-don't fit into memory: users are dealt into buckets, a bucket at a time is joined, and the rows are put back into
-the order of time slice by slice.
+From raw_sample.csv, ad_feature.csv, user_profile.csv and behavior_log.csv of https://tianchi.aliyun.com/dataset/56;
+the columns are those of TaobaoAd_x1. The behaviours (22 GB) don't fit into memory: users are dealt into buckets, a
+bucket at a time is joined, and the rows are put back into the order of time slice by slice.
 """
 
 import os
@@ -19,18 +19,20 @@ import pyarrow.parquet as pq
 from cetnet.models.schema import Schema
 from cetnet.trainer.data.hashing import mix64
 from cetnet.trainer.errors import UserError
+from cetnet.trainer.prepare.engine.card import Card
 from cetnet.trainer.prepare.engine.convert import conversion
 from cetnet.trainer.prepare.engine.layout import list_column
 from cetnet.trainer.prepare.engine.raw import RawFeature, RawSchema
 from cetnet.trainer.prepare.engine.tabular import prepare_table
-from cetnet.trainer.prepare.sources.published import TAOBAO_AD_X1, Published
+from cetnet.trainer.prepare.engine.workplace import Workplace
+from cetnet.trainer.prepare.sources.published import TAOBAO_AD_X1
 
 HISTORY_LENGTH = 50
 FIRST_DAY = 1_494_000_000  # 6 May 2017 in China, seconds
 HOUR, DAY = 3_600, 86_400
 TEST_START = FIRST_DAY + 7 * DAY
 BTAGS = {"pv": 1, "cart": 2, "fav": 3, "buy": 4}
-# peak memory of `join` over the bytes of its rows in the files, and of `in_order` for a row
+# peak memory of `join_bucket` over the bytes of its rows in the files, and of `sort_hours` for a row
 TIMES_ITS_BYTES = {"behavior_log.csv": 5, "raw_sample.csv": 60}
 ROW_BYTES = 3_000
 SLICE_ROWS = 131_072  # at most, but for an hour that has more
@@ -159,7 +161,7 @@ def _line(path: Path, offset: int) -> int:
 # ---------------------------------------------------------------------------------------------------- tasks
 
 
-def partition(folder: Path, path: Path, table: Table, chunk: int, start: int, end: int, buckets: int) -> None:
+def deal_rows(folder: Path, path: Path, table: Table, chunk: int, start: int, end: int, buckets: int) -> None:
     """Rows of a range by bucket of their users, in the order of the file, each bucket a row group."""
     frame = read_range(path, table, start, end).with_columns(
         (pl.int_range(pl.len(), dtype=pl.Int64) + (chunk << 32)).alias("#row")
@@ -169,14 +171,14 @@ def partition(folder: Path, path: Path, table: Table, chunk: int, start: int, en
     _write_groups(folder, frame, "#bucket")
 
 
-def whole(folder: Path, path: Path, table: Table, size: int) -> None:
+def read_small_file(folder: Path, path: Path, table: Table, size: int) -> None:
     """A small file, of whose lines for one key the first counts."""
     frame = pl.concat([read_range(path, table, start, end) for start, end in byte_ranges(path, table, size)])
     frame = frame.unique(next(iter(table.columns)), keep="first", maintain_order=True)
     frame.write_parquet(folder / ROWS)
 
 
-def join(
+def join_bucket(
     folder: Path, bucket: int, samples: Sequence[Path], behaviors: Sequence[Path], ads: Path, users: Path
 ) -> None:
     """A bucket's impressions with profile, ad and history in the order of time, a row group an hour."""
@@ -226,7 +228,7 @@ def last_before(shown: pl.DataFrame, log: pl.DataFrame, length: int) -> tuple[np
     return first, lengths
 
 
-def in_order(folder: Path, first_hour: int, last_hour: int, joined: Sequence[Path]) -> None:
+def sort_hours(folder: Path, first_hour: int, last_hour: int, joined: Sequence[Path]) -> None:
     """The rows of these hours of all buckets, in the order of time and then of the file."""
     hours = pl.col("#hour").is_between(first_hour, last_hour)
     rows = pl.scan_parquet(_files(joined)).filter(hours).collect().sort("time_stamp", "#row")
@@ -278,69 +280,68 @@ def prepare_taobao_ad(
     existing `out`.
     """
     paths = {table.file: raw / table.file for table in (SAMPLE, BEHAVIOR, ADS, USERS)}
-    with conversion(out, list(paths.values()), {"split": split}, engine) as converting:
-        chunk_bytes, bucket_bytes = converting.plan.chunk_bytes, converting.plan.bucket_bytes
-        ranges = {
-            table.file: byte_ranges(paths[table.file], table, chunk_bytes) for table in (SAMPLE, BEHAVIOR)
-        }
-        small = converting.run(
-            "small",
-            "files",
-            whole,
-            {table.file: (1, (paths[table.file], table, chunk_bytes)) for table in (ADS, USERS)},
-        )
-        needed = sum(paths[file].stat().st_size * times for file, times in TIMES_ITS_BYTES.items())
-        buckets = 1 + needed // bucket_bytes
-        parts = [
-            converting.run(
-                f"bucket_{table.file}",
-                "MB",
-                partition,
-                {
-                    f"{chunk:06d}": (
-                        (end - start) >> 20,
-                        (paths[table.file], table, chunk, start, end, buckets),
-                    )
-                    for chunk, (start, end) in enumerate(ranges[table.file])
-                },
-            )
-            for table in (SAMPLE, BEHAVIOR)
-        ]
-        joined = converting.run(
-            "join",
-            "buckets",
-            join,
-            {f"{bucket:06d}": (1, (bucket, *parts, *small)) for bucket in range(buckets)},
-        )
-        slices = list(time_slices(joined, split, min(SLICE_ROWS, bucket_bytes // ROW_BYTES)))
-        ordered = converting.run(
-            "order", "slices", in_order, {f"{first}": (1, (first, last, joined)) for _, first, last in slices}
-        )
-        files: dict[str, list[Path]] = {}
-        for (name, _, _), folder in zip(slices, ordered, strict=True):
-            files.setdefault(name, []).append(folder / ROWS)
-        if split == "bars":
-            files["validation"] = files["test"]
-        impressions, kept, unknown = _counts(parts[0], joined)
-        known = TAOBAO_AD_X1
+    with conversion(out, list(paths.values()), {"split": split}, engine) as place:
+        samples, joined = _join_all(place, paths)
+        files = _order_all(place, joined, split)
+        impressions, kept, unknown = _counts(samples, joined)
         return prepare_table(
             raw_schema().model_copy(update={"timestamp": "time_stamp"}),
             files,
             "parquet",
             out,
-            split_rule=RULES[split],
-            title="TaobaoAd",
-            source="Ad Display/Click Data on Taobao.com (Alimama, 2018); not to be redistributed",
-            command=command or f"prepare_taobao_ad(raw={str(raw)!r}, out={str(out)!r}, split={split!r})",
-            notes=(
-                f"{impressions - kept:,} of {impressions:,} impressions are dropped: their users have no profile.",
-                f"{unknown:,} impressions are of ads that ad_feature.csv lacks.",
-                f"Histories are the last {HISTORY_LENGTH} behaviours strictly before the impression.",
-                "0 stands for an empty value of a profile and for an ad without a brand, and is a value as others.",
+            Card(
+                title="TaobaoAd",
+                source="Ad Display/Click Data on Taobao.com (Alimama, 2018); not to be redistributed",
+                command=command or f"prepare_taobao_ad(raw={str(raw)!r}, out={str(out)!r}, split={split!r})",
+                split_rule=RULES[split],
+                notes=(
+                    f"{impressions - kept:,} of {impressions:,} impressions are dropped: their users have no "
+                    "profile.",
+                    f"{unknown:,} impressions are of ads that ad_feature.csv lacks.",
+                    f"Histories are the last {HISTORY_LENGTH} behaviours strictly before the impression.",
+                    "0 stands for an empty value of a profile and for an ad without a brand, and is a value as "
+                    "others.",
+                ),
+                published=TAOBAO_AD_X1 if split == "bars" else TAOBAO_AD_X1.of_test(),
             ),
-            published=known if split == "bars" else Published(known.source, {"test": known.rows["test"]}),
             **engine,
         )
+
+
+def _join_all(place: Workplace, paths: Mapping[str, Path]) -> tuple[list[Path], list[Path]]:
+    """Impressions dealt into buckets by user, a folder a range of raw_sample.csv; and joined, a folder a bucket."""
+    sizes = place.sizes
+    ranges = {
+        table.file: byte_ranges(paths[table.file], table, sizes.chunk_bytes) for table in (SAMPLE, BEHAVIOR)
+    }
+    small = {table.file: (1, (paths[table.file], table, sizes.chunk_bytes)) for table in (ADS, USERS)}
+    ads, users = place.run("small", "files", read_small_file, small)
+    needed = sum(paths[file].stat().st_size * times for file, times in TIMES_ITS_BYTES.items())
+    buckets = 1 + needed // sizes.bucket_bytes
+
+    def deal(table: Table) -> list[Path]:
+        tasks = {
+            f"{chunk:06d}": ((end - start) >> 20, (paths[table.file], table, chunk, start, end, buckets))
+            for chunk, (start, end) in enumerate(ranges[table.file])
+        }
+        return place.run(f"bucket_{table.file}", "MB", deal_rows, tasks)
+
+    samples, behaviors = deal(SAMPLE), deal(BEHAVIOR)
+    tasks = {f"{bucket:06d}": (1, (bucket, samples, behaviors, ads, users)) for bucket in range(buckets)}
+    return samples, place.run("join", "buckets", join_bucket, tasks)
+
+
+def _order_all(place: Workplace, joined: Sequence[Path], split: str) -> dict[str, list[Path]]:
+    """The files of each split, whose rows are in the order of time."""
+    slice_rows = min(SLICE_ROWS, place.sizes.bucket_bytes // ROW_BYTES)
+    slices = list(time_slices(joined, split, slice_rows))
+    tasks = {f"{first}": (1, (first, last, joined)) for _, first, last in slices}
+    files: dict[str, list[Path]] = {}
+    for (name, _, _), folder in zip(slices, place.run("order", "slices", sort_hours, tasks), strict=True):
+        files.setdefault(name, []).append(folder / ROWS)
+    if split == "bars":
+        files["validation"] = files["test"]
+    return files
 
 
 RULES = {

@@ -1,0 +1,140 @@
+"""Chunks of typed rows -> their splits and counts -> the values kept, numbered, and the numbers of each chunk's own.
+
+No task looks a value up among all values kept: `number_values` sorts a range of them once, and hands every chunk the
+numbers of its own distinct values. The ranges are quantiles of samples of all chunks' distinct values, so their size
+is known however skewed the values are, and the order of the ids is that of the values.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from cetnet.trainer.prepare.engine.arrow_files import IPC_OPTIONS, read_batch
+from cetnet.trainer.prepare.engine.raw import RawSchema
+from cetnet.trainer.prepare.engine.splits import Assign
+from cetnet.trainer.prepare.engine.tasks import write_facts
+from cetnet.trainer.prepare.engine.typed import GROUP, Chunk, coded_columns, flatten
+from cetnet.trainer.prepare.engine.vectors import open_vectors
+
+_ENTRIES = pa.schema([("value", pa.large_string()), ("count", pa.int64())])
+_IDS = pa.schema([("id", pa.int32())])
+
+
+def split_rows(chunk: Chunk, spec: RawSchema, wanted: Sequence[str] | None = None) -> pl.DataFrame:
+    """The columns of a chunk that a split may read (see `Split.fit`); all, or the wanted ones."""
+    schema = spec.draft
+    names = {"#label": schema.label, GROUP: schema.group, "#timestamp": schema.timestamp}
+    read = {
+        key: name for key, name in names.items() if name is not None and (wanted is None or key in wanted)
+    }
+    rows = pl.int_range(chunk.first_row, chunk.first_row + chunk.rows, eager=True)
+    frame = pl.DataFrame({"#row": rows}).with_columns(pl.lit(chunk.file, pl.Int32).alias("#file"))
+    if read:
+        columns = pl.read_ipc(chunk.path / "rows.arrow", columns=list(read.values()))
+        frame = frame.hstack(columns.rename({v: k for k, v in read.items()}))
+    if GROUP in read:
+        values = chunk.values(list(coded_columns(spec)).index(GROUP))
+        frame = frame.with_columns(values.gather(frame[GROUP] - 1).alias(GROUP))
+    return frame
+
+
+def count_values(
+    folder: Path, chunk: Chunk, spec: RawSchema, assign: Assign | None, splitters: Mapping[str, Sequence[str]]
+) -> None:
+    """split.npy; entries.arrow (a batch a range of a table: distinct values, counts in train); facts.json."""
+    if assign is None:
+        split = np.full(chunk.rows, chunk.split, np.int8)
+    else:
+        split = assign(split_rows(chunk, spec)).to_numpy()
+    np.save(folder / "split.npy", split)
+    train = pl.Series(split == 0)
+    rows = pl.read_ipc(chunk.path / "rows.arrow").filter(train)
+    with pa.ipc.new_file(folder / "entries.arrow", _ENTRIES, options=IPC_OPTIONS) as writer:
+        for number, (table, names) in enumerate(coded_columns(spec).items()):
+            values = chunk.values(number)
+            counts = np.zeros(len(values) + 1, np.int64)
+            for name in names:
+                counts += np.bincount(flatten(rows[name])[0].to_numpy(), minlength=len(counts))
+            if table == GROUP:
+                counts[:] = 1  # groups of all splits are numbered
+            bounds = [
+                0,
+                *values.search_sorted(pl.Series(splitters[table], dtype=pl.String), "left"),
+                len(values),
+            ]
+            batch = pa.record_batch([values.to_arrow().cast(pa.large_string()), counts[1:]], _ENTRIES)
+            for first, last in itertools.pairwise(bounds):
+                writer.write_batch(batch.slice(first, last - first))
+    sums = {}
+    for feature in spec.features:
+        if feature.transform == "standardize":
+            numbers = rows[feature.name].drop_nulls().to_numpy()
+            powers = (_exact_sum(numbers), _exact_sum(numbers**2))
+            sums[feature.name] = [len(numbers), *(total.as_integer_ratio() for total in powers)]
+    write_facts(folder, {"splits": np.bincount(split, minlength=3).tolist(), "sums": sums})
+
+
+def _exact_sum(values: np.ndarray) -> Fraction:
+    """The sum of float64 without rounding, so that it doesn't depend on how rows are cut into chunks."""
+    mantissas, exponents = np.frexp(values)
+    whole = np.ldexp(mantissas, 53).astype(np.int64)
+    found, inverse = np.unique(exponents, return_inverse=True)
+    # halves of 27 bits: their sums over up to 2**26 rows are exact in float64
+    high = np.bincount(inverse, weights=whole >> 27, minlength=len(found))
+    low = np.bincount(inverse, weights=whole & (2**27 - 1), minlength=len(found))
+    sums = (
+        (int(upper) * 2**27 + int(lower)) * Fraction(2) ** (int(e) - 53)
+        for upper, lower, e in zip(high, low, found, strict=True)
+    )
+    return sum(sums, Fraction(0))
+
+
+class Keys(NamedTuple):
+    """The keys of given vectors that are in a range of values, [first, last)."""
+
+    path: Path
+    first: str | None
+    last: str | None
+
+    def read(self) -> pl.Series:
+        """The keys, text in order."""
+        keys = open_vectors(self.path).keys
+        start = 0 if self.first is None else int(keys.search_sorted(self.first, "left"))
+        stop = len(keys) if self.last is None else int(keys.search_sorted(self.last, "left"))
+        return keys[start:stop]
+
+
+def number_values(
+    folder: Path, counted: Sequence[Path], batch: int, min_count: int, given: Keys | None = None
+) -> None:
+    """ids.arrow (a batch a chunk: 1 + the position of each of its values among those kept, or 0); facts.json.
+
+    Kept are the given keys, or the values seen at least `min_count` times in train.
+    """
+    parts = [read_batch(path / "entries.arrow", batch) for path in counted]
+    entries = pl.DataFrame(pa.Table.from_batches(parts))
+    lengths = [part.num_rows for part in parts]
+    del parts
+    if given is None:
+        kept = entries.group_by("value").agg(pl.col("count").sum()).filter(pl.col("count") >= min_count)
+        kept = kept.select("value").sort("value")
+    else:
+        kept = given.read().alias("value").to_frame()
+    kept = kept.with_row_index("id", offset=1)
+    ids = entries.select("value").join(kept, on="value", how="left", maintain_order="left")["id"]
+    array = ids.fill_null(0).cast(pl.Int32).to_numpy()
+    with pa.ipc.new_file(folder / "ids.arrow", _IDS, options=IPC_OPTIONS) as writer:
+        for part in np.split(array, np.cumsum(lengths)[:-1]):
+            writer.write_batch(pa.record_batch([part], _IDS))
+    of_number = {"kept": kept.height}
+    if given is not None:
+        distinct = entries.select("value").unique()
+        common = distinct.join(kept, on="value", how="semi").height
+        of_number |= {"without_key": distinct.height - common, "without_value": kept.height - common}
+    write_facts(folder, of_number)
