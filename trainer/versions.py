@@ -29,7 +29,8 @@ def check_versions() -> None:
         have = ", ".join(f"{name} {value}" for name, value in versions.items())
         raise UserError(
             f"{problem}; installed: {have}; remedy: a fresh environment with torch 2.13, torchrec 1.8 and either "
-            "fbgemm-gpu-cpu 1.8 or fbgemm-gpu 1.8, as `uv pip install '.[cpu]'` or `'.[cuda]'` makes it"
+            "fbgemm-gpu-cpu 1.8 or fbgemm-gpu 1.8 (or torch 2.14 and 1.9 of the others), as "
+            "`uv pip install '.[cpu]'` or `'.[cuda]'` makes it"
         )
 
 

@@ -71,7 +71,7 @@ def test_train_then_evaluate_predict_and_plan(config: Path) -> None:
 def test_torchx_runs_the_component_and_tensorboard_reads_it(config: Path) -> None:
     run = config.parent / "torchx"
     call(
-        *("torchx", "run", "-s", "local_cwd", "launch/components.py:train", "--config", config, "-j", "1x2"),
+        *("torchx", "run", "-s", "local_cwd", "cetnet.train", "--config", config, "-j", "1x2"),
         f"run_dir={run}",
     )
     environment = json.loads((run / "environment.json").read_text())

@@ -115,8 +115,7 @@ def submit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Submit]:
         settings = run_settings(folder / "data", folder / name / "run", checkpoint={"every_steps": 10})
         (folder / name / "config.yaml").write_text(yaml.safe_dump(settings))
         said = call(
-            *("torchx", "run", "-s", "slurm", "-cfg", "partition=low,time=10"),
-            f"{ROOT}/launch/components.py:train",
+            *("torchx", "run", "-s", "slurm", "-cfg", "partition=low,time=10", "cetnet.train"),
             *("--config", "config.yaml", "-j", "2x1", "--cpu", "1", *options),
             cwd=folder / name,
             GLOO_SOCKET_IFNAME="lo",
