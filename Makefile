@@ -35,7 +35,7 @@ lint: $(VENV)/synced ## check style and types
 	$(VENV)/bin/mypy
 
 clean: ## remove environments, the data and runs of the demo and benchmarks, and caches
-	rm -rf $(VENV) .tools .peers data/demo data/throughput data/reader_rate runs/demo runs/throughput runs/growth .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) .tools .peers data/demo data/throughput data/reader_rate runs/demo runs/throughput runs/growth .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist src/*.egg-info
 
 data/demo/schema.yaml: | $(VENV)/synced
 	$(VENV)/bin/cetnet prepare synthetic --out data/demo --rows 400000

@@ -16,6 +16,7 @@ from cetnet.benchmarks.study.definition import Study, runs_of
 from cetnet.trainer.cli import app
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.examples import write_examples
+from cetnet.trainer.versions import version_problem
 from tests.paths import ROOT
 from tests.test_layout import ROOMS
 
@@ -97,6 +98,15 @@ def test_a_source_archive_makes_the_same_wheel(source: Path, wheel: ZipFile, tmp
     assert not [path for path in unpacked.rglob("*") if path.is_symlink()]
     with ZipFile(build("wheel", unpacked, tmp_path / "again")) as again:
         assert code(again) == code(wheel)
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "constraints").glob("*.txt")), ids=lambda file: file.stem)
+def test_a_release_that_is_named_belongs_together(file: Path) -> None:
+    lines = [line for line in file.read_text().splitlines() if not line.startswith("#")]
+    versions = dict(line.split("==") for line in lines)
+    assert versions.pop("fbgemm-gpu-cpu") == versions["fbgemm-gpu"]
+    assert version_problem(versions) is None
+    assert version_problem(versions | {"torch": "2.12.1"}) == "fbgemm-gpu does not belong to this torch"
 
 
 def test_an_installed_program_brings_its_examples(wheel: ZipFile, tmp_path: Path) -> None:
