@@ -1,5 +1,7 @@
 # Everything a newcomer needs: `make demo`, `make test`. The environment is made on the first call.
 EXTRA ?= cpu
+# The release of torch, and with it of torchrec and fbgemm-gpu: one that constraints/ names.
+TORCH ?= 2.13
 VENV := .venv
 # A directory with wheels of your own (say, a CPU build of torch), as pip knows it, serves uv too. `uv sync` would pass
 # over a wheel that is not there for every Python version we support.
@@ -33,14 +35,15 @@ lint: $(VENV)/synced ## check style and types
 	$(VENV)/bin/mypy
 
 clean: ## remove environments, the data and runs of the demo and benchmarks, and caches
-	rm -rf $(VENV) .tools .peers data/demo data/throughput data/reader_rate runs/demo runs/throughput runs/growth .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) .tools .peers data/demo data/throughput data/reader_rate runs/demo runs/throughput runs/growth .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist src/*.egg-info
 
 data/demo/schema.yaml: | $(VENV)/synced
 	$(VENV)/bin/cetnet prepare synthetic --out data/demo --rows 400000
 
-$(VENV)/synced: pyproject.toml | $(UV)
+$(VENV)/synced: pyproject.toml constraints/torch-$(TORCH).txt | $(UV)
 	$(UV) venv --quiet --allow-existing $(VENV)
-	$(UV) pip install --quiet --python $(VENV) --editable '.[$(EXTRA)]' --group dev
+	$(UV) pip install --quiet --python $(VENV) --constraint constraints/torch-$(TORCH).txt \
+		--editable '.[$(EXTRA)]' --group dev
 	@touch $@
 
 .tools/bin/uv:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     help="Run on a cluster: plain job files, and studies as many jobs. Single jobs through TorchX: "
-    "`torchx run -s SCHEDULER launch/components.py:train --help`.",
+    "`torchx run -s SCHEDULER cetnet.train --help`.",
     no_args_is_help=True,
 )
 render_app = typer.Typer(
@@ -229,10 +229,11 @@ def _shape(text: str) -> tuple[int, int, int]:
 def _mebibytes(text: str | None) -> int | None:
     if text is None:
         return None
-    match = re.fullmatch(r"([1-9]\d*)([MG])", text)
-    if match is None:
+    from pydantic import ByteSize, TypeAdapter
+
+    if not re.fullmatch(r"[1-9]\d*[MG]", text):
         raise UserError(f"--mem {text}: a number with M or G is expected, such as 96G")
-    return int(match[1]) * (1024 if match[2] == "G" else 1)
+    return int(TypeAdapter(ByteSize).validate_python(f"{text}iB").to("MiB"))
 
 
 def _minutes(text: str | None) -> int | None:

@@ -1,7 +1,10 @@
-"""TorchX components: `torchx run -s SCHEDULER launch/components.py:train --config FILE -j 4x8`."""
+"""TorchX components: `torchx run -s SCHEDULER cetnet.train --config FILE -j 4x8`.
+
+`pyproject.toml` registers them with TorchX as `cetnet`.
+"""
 
 import shlex
-from typing import Dict, List, Optional  # the annotations that TorchX reads
+from typing import Any, Dict, List, Optional, Sequence  # the annotations that TorchX reads
 
 import torchx.specs as specs
 from torchx.components import dist
@@ -50,7 +53,18 @@ def train(
         # Otherwise a node that joins waits for the address of the first round, which nobody repeats (torch 2.13).
         environment.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     return _torchrun(
-        arguments, j, cpu, gpu, memMB, h, max_retries, environment, mounts, image, name, rdzv_port
+        arguments,
+        j=j,
+        cpu=cpu,
+        gpu=gpu,
+        memMB=memMB,
+        h=h,
+        max_retries=max_retries,
+        env=environment,
+        mounts=mounts,
+        image=image,
+        name=name,
+        rdzv_port=rdzv_port,
     )
 
 
@@ -91,7 +105,18 @@ def evaluate(
     arguments = ["evaluate", run, data, "--split", split]
     environment = _environment(env, j, specs.resource(cpu=cpu, h=h).cpu)
     return _torchrun(
-        arguments, j, cpu, gpu, memMB, h, max_retries, environment, mounts, image, name, rdzv_port
+        arguments,
+        j=j,
+        cpu=cpu,
+        gpu=gpu,
+        memMB=memMB,
+        h=h,
+        max_retries=max_retries,
+        env=environment,
+        mounts=mounts,
+        image=image,
+        name=name,
+        rdzv_port=rdzv_port,
     )
 
 
@@ -136,41 +161,19 @@ def study(
     return _without_commas(specs.AppDef(name=name, roles=[role]))
 
 
-def _torchrun(
-    arguments: List[str],
-    j: str,
-    cpu: int,
-    gpu: int,
-    memMB: int,
-    h: Optional[str],
-    max_retries: int,
-    env: Dict[str, str],
-    mounts: Optional[List[str]],
-    image: str,
-    name: str,
-    rdzv_port: int,
-) -> specs.AppDef:
-    app = dist.ddp(
-        *map(_escape, arguments),
-        m="cetnet.trainer.cli",
-        j=j,
-        cpu=cpu,
-        gpu=gpu,
-        memMB=memMB,
-        h=h,
-        max_retries=max_retries,
-        env=env,
-        mounts=mounts,
-        image=image,
-        name=name,
-        rdzv_port=rdzv_port,
-    )
-    app.roles[0].name = arguments[0]  # schedulers show it; TorchX would call it `cli`
+def _torchrun(arguments: Sequence[str], **options: Any) -> specs.AppDef:
+    """`cetnet ARGUMENTS` under torchrun; options are those of `dist.ddp`."""
+    app = dist.ddp(*map(_escape, arguments), m="cetnet", **options)
+    app.roles[0].name = arguments[0]  # schedulers show it; TorchX would call it `cetnet`
     return _without_commas(app)
 
 
 def _environment(env: Optional[Dict[str, str]], j: str, cpu: int) -> Dict[str, str]:
-    return {"OMP_NUM_THREADS": str(max(1, cpu // int(j.split("x")[-1])))} | (env or {})
+    """`env`, and what every job needs; each process gets its share of the cores."""
+    return {
+        "OMP_NUM_THREADS": str(max(1, cpu // int(j.split("x")[-1]))),
+        "PYTHONSAFEPATH": "1",  # `-m cetnet` is the installed one, whatever the working directory holds
+    } | (env or {})
 
 
 def _escape(text: str) -> str:

@@ -69,6 +69,7 @@ class Job:
         """`env`, and what every job needs; each process gets its share of the cores."""
         return {
             "OMP_NUM_THREADS": str(max(1, self.cpu // self.nproc)),
+            "PYTHONSAFEPATH": "1",  # `-m cetnet` is the installed one, whatever the working directory holds
             "PYTHONUNBUFFERED": "1",
             "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(_GRACE),
             **self.env,
@@ -83,7 +84,7 @@ class Job:
         conf = f"is_host={is_host},join_timeout={_PATIENCE},read_timeout={_PATIENCE}"
         return (
             f"exec {program} --nnodes {nodes} --nproc-per-node {self.nproc} --rdzv-backend c10d "
-            f'--rdzv-endpoint "{endpoint}" --rdzv-id "{id}" --rdzv-conf "{conf}" --no-python cetnet "$@"'
+            f'--rdzv-endpoint "{endpoint}" --rdzv-id "{id}" --rdzv-conf "{conf}" -m cetnet "$@"'
         )
 
 
@@ -99,28 +100,7 @@ def slurm_script(
         partition: Slurm's, or None for its default.
         options: more options of sbatch, such as account or qos.
     """
-    least, most = job.nodes
-    wanted: dict[str, str | None] = {
-        "job-name": job.name,
-        "chdir": str(folder),
-        "output": f"{job.name}-%j.out",
-        "open-mode": "append",  # a job that is started again goes on in the same file
-        "nodes": str(most) if least == most else f"{least}-{most}",
-        "ntasks-per-node": "1",
-        "cpus-per-task": str(job.cpu),
-        "gpus-per-node": str(job.gpu) if job.gpu else None,
-        "mem": f"{job.memory}M" if job.memory else None,
-        "time": str(job.minutes) if job.minutes else None,
-        # Before the time is up; a job too short for it would be told at its start.
-        "signal": None if job.minutes and 60 * job.minutes <= 2 * _GRACE else f"TERM@{_GRACE}",
-        "partition": partition,
-        **options,
-    }
-    for key, value in wanted.items():
-        if not re.fullmatch(r"[a-z][-a-z]*", key) or (value and re.search(r"\s", value)):
-            raise UserError(
-                f"sbatch option {key}={value!r}: a name, and a value without spaces, are expected"
-            )
+    directives = _directives(job, {"chdir": str(folder), "partition": partition, **options})
     launcher = job.torchrun(
         f"{shlex.quote(python)} -m torch.distributed.run",
         nodes="$SLURM_JOB_NUM_NODES",
@@ -132,12 +112,7 @@ def slurm_script(
         "#!/bin/bash",
         *([f"# {_one_line(job.command)}"] if job.command else []),
         f"# Submit it with `sbatch FILE`. Failed, pre-empted, out of time: it resumes, {job.retries} times at most.",
-        *(
-            f"#SBATCH --{key}" + f"={value}" * bool(value)
-            for key, value in wanted.items()
-            if value is not None
-        ),
-        f"#SBATCH --{'requeue' if job.retries else 'no-requeue'}",
+        *(f"#SBATCH --{directive}" for directive in directives),
         "",
         *(f"export {key}={shlex.quote(value)}" for key, value in job.environment.items()),
         "",
@@ -160,6 +135,32 @@ def slurm_script(
             "fi",
         ]
     return "\n".join([*lines, "exit $code", ""])
+
+
+def _directives(job: Job, options: dict[str, str | None]) -> list[str]:
+    """Options of sbatch: what the job wants, and `options`, which go before it."""
+    least, most = job.nodes
+    wanted: dict[str, str | None] = {
+        "job-name": job.name,
+        "output": f"{job.name}-%j.out",
+        "open-mode": "append",  # a job that is started again goes on in the same file
+        "nodes": str(most) if least == most else f"{least}-{most}",
+        "ntasks-per-node": "1",
+        "cpus-per-task": str(job.cpu),
+        "gpus-per-node": str(job.gpu) if job.gpu else None,
+        "mem": f"{job.memory}M" if job.memory else None,
+        "time": str(job.minutes) if job.minutes else None,
+        # Before the time is up; a job too short for it would be told at its start.
+        "signal": None if job.minutes and 60 * job.minutes <= 2 * _GRACE else f"TERM@{_GRACE}",
+        **options,
+    }
+    for key, value in wanted.items():
+        if not re.fullmatch(r"[a-z][-a-z]*", key) or (value and re.search(r"\s", value)):
+            raise UserError(
+                f"sbatch option {key}={value!r}: a name, and a value without spaces, are expected"
+            )
+    given = [key + f"={value}" * bool(value) for key, value in wanted.items() if value is not None]
+    return [*given, "requeue" if job.retries else "no-requeue"]
 
 
 @dataclass(frozen=True)
@@ -207,9 +208,97 @@ def kubernetes_manifests(
             f"run_dir {folder} is on no writable mount and would be lost with the pod; give "
             "--mount CLAIM:/PATH and a run_dir=... on it"
         )
-    config = Path(job.arguments[0])
+    metadata = {"name": job.name, "labels": _labels(job)}
+    config = {_CONFIG.name: Path(job.arguments[0]).read_text()}
+    documents = [
+        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": config},
+        _service(job, metadata),
+        _indexed_job(job, metadata, _pod(job, _container(job, image, disk), mounts), queue),
+    ]
+    header = [f"# {_one_line(job.command)}"] if job.command else []
+    return "\n".join([*header, yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, width=110)])
+
+
+def _labels(job: Job) -> dict[str, str]:
+    return {"app.kubernetes.io/name": "cetnet", "app.kubernetes.io/instance": job.name}
+
+
+def _service(job: Job, metadata: dict[str, Any]) -> dict[str, Any]:
+    """Names for the pods, by which they find each other."""
+    spec = {
+        "clusterIP": "None",
+        "publishNotReadyAddresses": True,  # pods must find pod 0 before it is ready
+        "selector": _labels(job),
+        "ports": [{"name": "rendezvous", "port": _PORT}],
+    }
+    return {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec}
+
+
+def _indexed_job(
+    job: Job, metadata: dict[str, Any], pod: dict[str, Any], queue: str | None
+) -> dict[str, Any]:
+    """A pod for each node, all of which start, and are started again, together."""
+    spec = {
+        "completionMode": "Indexed",
+        "completions": job.nodes[1],
+        "parallelism": job.nodes[1],
+        # If one pod fails, its peers lose it, fail too, and all are started again: one retry of each.
+        "backoffLimitPerIndex": job.retries,
+        "maxFailedIndexes": 0,
+        "podFailurePolicy": {
+            "rules": [
+                # A pod that was pre-empted or drained is replaced without using up a retry.
+                {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
+            ]
+        },
+        # All pods finish together; none is started again, or waited for, once one has.
+        "successPolicy": {"rules": [{"succeededCount": 1}]},
+        **({"activeDeadlineSeconds": 60 * job.minutes} if job.minutes else {}),
+        "template": {"metadata": {"labels": _labels(job)}, "spec": pod},
+    }
+    if queue:
+        metadata = metadata | {"labels": _labels(job) | {"kueue.x-k8s.io/queue-name": queue}}
+    return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": spec}
+
+
+def _pod(job: Job, container: dict[str, Any], mounts: list[Mount]) -> dict[str, Any]:
+    """A pod with the container and its volumes: experiment file, shared memory, and the mounts."""
+    volumes: list[dict[str, Any]] = [
+        {"name": "config", "configMap": {"name": job.name}},
+        # 64 MiB by default, too little for NCCL; counts as the pod's memory.
+        {"name": "shared-memory", "emptyDir": {"medium": "Memory"}},
+    ]
+    volume_mounts: list[dict[str, Any]] = [
+        {"name": "config", "mountPath": str(_CONFIG.parent), "readOnly": True},
+        {"name": "shared-memory", "mountPath": "/dev/shm"},
+    ]
+    for number, mount in enumerate(mounts):
+        name = f"mount-{number}"
+        claim = {"claimName": mount.claim, "readOnly": mount.read_only}
+        volumes.append({"name": name, "persistentVolumeClaim": claim})
+        volume_mounts.append({"name": name, "mountPath": str(mount.path), "readOnly": mount.read_only})
+    return {
+        "subdomain": job.name,  # pod 0 is <name>-0.<name>, whatever node it is on
+        "restartPolicy": "Never",
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": _GRACE,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": _USER,
+            "runAsGroup": _USER,
+            "fsGroup": _USER,
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [container | {"volumeMounts": volume_mounts}],
+        "volumes": volumes,
+    }
+
+
+def _container(job: Job, image: str, disk: int) -> dict[str, Any]:
+    """One node's torchrun; its volumes are the pod's to mount."""
     least, most = job.nodes
-    labels = {"app.kubernetes.io/name": "cetnet", "app.kubernetes.io/instance": job.name}
     launcher = job.torchrun(
         "torchrun" if least == most else f"torchrun --max-restarts {job.retries}",
         nodes=str(most) if least == most else f"{least}:{most}",
@@ -224,22 +313,7 @@ def kubernetes_manifests(
         "ephemeral-storage": f"{disk}Gi",
         **({"nvidia.com/gpu": str(job.gpu)} if job.gpu else {}),
     }
-    volumes: list[dict[str, Any]] = [
-        {"name": "config", "configMap": {"name": job.name}},
-        # 64 MiB by default, too little for NCCL; counts as the pod's memory.
-        {"name": "shared-memory", "emptyDir": {"medium": "Memory"}},
-    ]
-    volume_mounts: list[dict[str, Any]] = [
-        {"name": "config", "mountPath": str(_CONFIG.parent), "readOnly": True},
-        {"name": "shared-memory", "mountPath": "/dev/shm"},
-    ]
-    for number, mount in enumerate(mounts):
-        claim = {"claimName": mount.claim, "readOnly": mount.read_only}
-        volumes.append({"name": f"mount-{number}", "persistentVolumeClaim": claim})
-        volume_mounts.append(
-            {"name": f"mount-{number}", "mountPath": str(mount.path), "readOnly": mount.read_only}
-        )
-    container = {
+    return {
         "name": "train",
         "image": image,
         "workingDir": str(WORKDIR),
@@ -248,66 +322,8 @@ def kubernetes_manifests(
         "env": [{"name": key, "value": value.replace("$", "$$")} for key, value in job.environment.items()],
         "ports": [{"name": "rendezvous", "containerPort": _PORT}],
         "resources": {"requests": resources, "limits": resources},
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "capabilities": {"drop": ["ALL"]},
-        },
-        "volumeMounts": volume_mounts,
+        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
     }
-    pod = {
-        "subdomain": job.name,  # pod 0 is <name>-0.<name>, whatever node it is on
-        "restartPolicy": "Never",
-        "automountServiceAccountToken": False,
-        "enableServiceLinks": False,
-        "terminationGracePeriodSeconds": _GRACE,
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": _USER,
-            "runAsGroup": _USER,
-            "fsGroup": _USER,
-            "fsGroupChangePolicy": "OnRootMismatch",
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
-        "containers": [container],
-        "volumes": volumes,
-    }
-    spec = {
-        "completionMode": "Indexed",
-        "completions": most,
-        "parallelism": most,
-        # If one pod fails, its peers lose it, fail too, and all are started again: one retry of each.
-        "backoffLimitPerIndex": job.retries,
-        "maxFailedIndexes": 0,
-        "podFailurePolicy": {
-            "rules": [
-                # A pod that was pre-empted or drained is replaced without using up a retry.
-                {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
-            ]
-        },
-        # All pods finish together; none is started again, or waited for, once one has.
-        "successPolicy": {"rules": [{"succeededCount": 1}]},
-        **({"activeDeadlineSeconds": 60 * job.minutes} if job.minutes else {}),
-        "template": {"metadata": {"labels": labels}, "spec": pod},
-    }
-    queue_label = {"kueue.x-k8s.io/queue-name": queue} if queue else {}
-    metadata = {"name": job.name, "labels": labels}
-    documents = [
-        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata}
-        | {"data": {_CONFIG.name: config.read_text()}},
-        {"apiVersion": "v1", "kind": "Service", "metadata": metadata}
-        | {
-            "spec": {
-                "clusterIP": "None",
-                "publishNotReadyAddresses": True,  # pods must find pod 0 before it is ready
-                "selector": labels,
-                "ports": [{"name": "rendezvous", "port": _PORT}],
-            }
-        },
-        {"apiVersion": "batch/v1", "kind": "Job"}
-        | {"metadata": metadata | {"labels": labels | queue_label}, "spec": spec},
-    ]
-    header = [f"# {_one_line(job.command)}"] if job.command else []
-    return "\n".join([*header, yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, width=110)])
 
 
 class _Dumper(yaml.SafeDumper):

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
+import cetnet
 from cetnet.launch.cli import app as launch_app
 from cetnet.trainer.console import quieten
 from cetnet.trainer.errors import UserError
@@ -34,6 +35,31 @@ Overrides = Annotated[
     ),
 ]
 NumProcesses = Annotated[int, typer.Option("--nproc", min=1, help="Processes to start on this machine.")]
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        from cetnet.trainer.versions import installed_versions
+
+        python = ".".join(map(str, sys.version_info[:3]))
+        others = ", ".join(f"{name} {value}" for name, value in installed_versions().items())
+        typer.echo(f"cetnet {cetnet.__version__}\npython {python}, {others}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    _: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            callback=_say_version,
+            is_eager=True,
+            help="Versions of this program and of what it stands on.",
+        ),
+    ] = False,
+) -> None:
+    """What comes before a command."""
 
 
 @app.command()
@@ -268,6 +294,22 @@ def config(
         output.print(component_table(component))
     except ValueError as error:
         raise UserError(str(error)) from None
+
+
+@app.command()
+def examples(
+    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where to; default: here.")] = Path(),
+) -> None:
+    """Write configs/ and benchmarks/studies/, the files that the documentation's commands name."""
+    from cetnet.trainer.examples import FOLDERS, write_examples
+
+    count = write_examples(folder)
+    typer.echo(
+        f"{count} files written to {' and '.join(str(folder / name) for name in FOLDERS)}. Next, in {folder}:"
+    )
+    typer.echo(
+        "cetnet prepare synthetic --out data/demo --rows 400000; cetnet study benchmarks/studies/demo.yaml"
+    )
 
 
 def _check_libraries() -> None:

@@ -34,7 +34,8 @@ def _wrong_installation(problem: str) -> UserError:
     have = ", ".join(f"{name} {value}" for name, value in installed_versions().items())
     return UserError(
         f"{problem}; installed: {have}; remedy: a fresh environment with torch 2.13, torchrec 1.8 and either "
-        "fbgemm-gpu-cpu 1.8 or fbgemm-gpu 1.8, as `uv pip install '.[cpu]'` or `'.[cuda]'` makes it"
+        "fbgemm-gpu-cpu 1.8 or fbgemm-gpu 1.8 (or torch 2.14 and 1.9 of the others), as "
+        "`uv pip install '.[cpu]'` or `'.[cuda]'` makes it"
     )
 
 

@@ -1,4 +1,4 @@
-"""TorchX's Slurm scheduler, mended where 0.7.0, its last release, trips over Slurm.
+"""TorchX's Slurm scheduler, fixed where 0.7.0, its last release, trips over Slurm.
 
 `pyproject.toml` registers it with TorchX as `slurm`.
 """

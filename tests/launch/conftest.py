@@ -61,4 +61,4 @@ def slurm(program: Callable[[str, str], Path]) -> dict[str, str]:
 def recorded(output: bytes) -> tuple[str, list[str]]:
     """VALUE in the environment of a job's torchrun, and the arguments that `cetnet` was given."""
     value, *words = output.decode().split("\0")[:-1]
-    return value, words[words.index("cetnet") + 1 :]
+    return value, words[words.index("cetnet", words.index("-m", 1)) + 1 :]

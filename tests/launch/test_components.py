@@ -103,7 +103,7 @@ def test_the_example_configuration_names_what_there_is() -> None:
         assert set(example[section]) <= known, section
     for component in ("train", "evaluate", "study"):
         parameters = inspect.signature(getattr(components, component)).parameters
-        assert set(example[f"component:launch/components.py:{component}"]) <= set(parameters)
+        assert set(example[f"component:cetnet.{component}"]) <= set(parameters)
 
 
 def test_the_dockerfile_is_sound() -> None:

@@ -27,6 +27,7 @@ from tests.processes import run_settings
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 
 ROWS, STEPS, HOLD_AT = 3190, 50, 25
+RECORDER = str(ROOT / "benchmarks" / "chaos" / "recorder")
 
 
 def call(*command: str | Path, cwd: Path, **env: str) -> str:
@@ -115,12 +116,11 @@ def submit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Submit]:
         settings = run_settings(folder / "data", folder / name / "run", checkpoint={"every_steps": 10})
         (folder / name / "config.yaml").write_text(yaml.safe_dump(settings))
         said = call(
-            *("torchx", "run", "-s", "slurm", "-cfg", "partition=low,time=10"),
-            f"{ROOT}/launch/components.py:train",
+            *("torchx", "run", "-s", "slurm", "-cfg", "partition=low,time=10", "cetnet.train"),
             *("--config", "config.yaml", "-j", "2x1", "--cpu", "1", *options),
             cwd=folder / name,
             GLOO_SOCKET_IFNAME="lo",
-            PYTHONPATH=str(ROOT / "benchmarks/chaos/recorder"),
+            PYTHONPATH=os.pathsep.join([RECORDER, *filter(None, [os.environ.get("PYTHONPATH")])]),
             LEDGER=str(folder / name / "ledger"),
             HOLD_AT=str(HOLD_AT if hold else STEPS + 1),
         )
