@@ -10,7 +10,8 @@ from torchrec.modules.embedding_configs import DataType
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from cetnet.models.collaboration import collaboration_loss
-from cetnet.models.component import Component, ComponentConfig, Inputs, Output
+from cetnet.models.component import Component, Inputs, Output
+from cetnet.models.component_config import ComponentConfig
 from cetnet.models.config import CETNetConfig
 from cetnet.models.embeddings import InputAssembly, Tables
 from cetnet.models.fusion import Fusion

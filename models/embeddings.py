@@ -18,7 +18,8 @@ from torchrec.modules.mc_embedding_modules import (
 from torchrec.modules.mc_modules import ManagedCollisionCollection
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
-from cetnet.models.component import Component, ComponentConfig, ExtraTable, Inputs, input_shape
+from cetnet.models.component import Component, ExtraTable, Inputs, input_shape
+from cetnet.models.component_config import ComponentConfig
 from cetnet.models.layers.mlp import linear
 from cetnet.models.schema import Schema
 

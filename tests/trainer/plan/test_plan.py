@@ -84,7 +84,7 @@ def test_attention_is_counted_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     where = cluster("1x1:t4")
     flops = estimate(on(one, where), schema, where, "cuda").dense.flops
     monkeypatch.setattr(
-        "cetnet.models.layers.attention.scaled_dot_product_attention",
+        "cetnet.models.interformer.scaled_dot_product_attention",
         lambda query, *_, **__: torch.zeros_like(query),
     )
     without = estimate(on(one, where), schema, where, "cuda").dense.flops
