@@ -9,7 +9,7 @@ from cetnet.models.registry import COMPONENTS, component_class, component_summar
 
 WITHOUT_TORCH = """
 import sys
-import cetnet.models.registry, cetnet.models.schema, cetnet.models.strict
+import cetnet.models.registry, cetnet.models.rules, cetnet.models.schema, cetnet.models.strict
 import cetnet.sharding.cluster, cetnet.sharding.config
 from cetnet.models.config import CETNetConfig
 
