@@ -15,7 +15,7 @@ from torchrec.modules.embedding_configs import DataType
 from torchrec.optim.keyed import KeyedOptimizer
 
 from cetnet.models.batch import Batch
-from cetnet.models.cetnet import CETNet, Predictions, Tower
+from cetnet.models.cetnet import CETNet, Member, Predictions
 from cetnet.models.schema import Schema
 from cetnet.sharding.parallel import shard
 from cetnet.sharding.planner import NoPlan, Plan, make_plan, topology
@@ -91,7 +91,7 @@ def compile_components(model: CETNet, device: torch.device) -> None:
             ) from error
     torch._dynamo.config.optimize_ddp = False  # it would cut components where DDP's buckets end
     for tower in model.towers.values():
-        cast(Tower, tower).component.compile()
+        cast(Member, tower).component.compile()
 
 
 def build_model(config: RunConfig, schema: Schema, device: torch.device | str) -> CETNet:

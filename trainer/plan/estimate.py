@@ -13,7 +13,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from cetnet.models.cetnet import CETNet, Tower
+from cetnet.models.cetnet import CETNet, Member
 from cetnet.models.component import Inputs
 from cetnet.models.embeddings import Tables
 from cetnet.models.schema import Schema
@@ -351,7 +351,7 @@ def _flops_per_row(model: CETNet, schema: Schema) -> tuple[float, tuple[str, ...
     fake tensors. And the components that can't be counted: they look at their values, as recurrent ones do."""
     rows, total, uncounted = 2, 0, []
     for name, tower in model.towers.items():
-        assert isinstance(tower, Tower)
+        assert isinstance(tower, Member)
         shape = tower.assembly.shape
         # There is no formula for the fused attention of CPUs: count its matrix products one by one.
         with (
