@@ -18,8 +18,8 @@ from rich.console import Console
 from torch.utils.tensorboard import SummaryWriter
 
 from cetnet.models.schema import Schema
+from cetnet.sharding.plan_table import plan_dict, plan_table
 from cetnet.sharding.planner import Plan
-from cetnet.sharding.report import plan_dict, plan_table
 from cetnet.trainer.checkpoint.object_path import Place
 from cetnet.trainer.config import RunConfig, load_config
 from cetnet.trainer.console import console

@@ -17,9 +17,9 @@ from cetnet.models.cetnet import CETNet, Member
 from cetnet.models.component import Inputs
 from cetnet.models.embeddings import Tables
 from cetnet.models.schema import Schema
-from cetnet.sharding.cluster import Cluster, described, parse_cluster, parse_sweep
+from cetnet.sharding.cluster import Cluster, parse_cluster, parse_description, parse_sweep
 from cetnet.sharding.config import ClusterConfig, ShardingConfig
-from cetnet.sharding.estimate import Load, load
+from cetnet.sharding.estimate import Load, sum_by_rank
 from cetnet.sharding.planner import Plan, host_memory_gb
 from cetnet.trainer.config import RunConfig
 from cetnet.trainer.errors import DoesNotFit, UserError, validation_message
@@ -108,7 +108,7 @@ def read_cluster(text: str) -> Cluster:
             raise UserError(
                 f"--cluster {text!r} is neither NODESxGPUS[:KIND], such as 64x8:h100, nor a YAML file"
             )
-        return described(read_yaml(path))
+        return parse_description(read_yaml(path))
     except ValidationError as error:
         message = validation_message(error).replace(
             "see `cetnet config` for all keys",
@@ -156,7 +156,7 @@ def estimate(config: RunConfig, schema: Schema, cluster: Cluster, device: str) -
     plan = plan_model(model, config, schema, device, cluster.world_size, cluster.gpus_per_node)
     cluster = replace(cluster, hardware=config.sharding.cluster)
     dense = _dense(model, config, schema, cluster)
-    return Estimate(config, cluster, device, plan, load(plan, cluster.world_size), dense)
+    return Estimate(config, cluster, device, plan, sum_by_rank(plan, cluster.world_size), dense)
 
 
 def refusal(config: RunConfig, cluster: Cluster) -> str | None:
