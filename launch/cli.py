@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cetnet.models.rules import indivisible
 from cetnet.trainer.errors import UserError
 
 if TYPE_CHECKING:
@@ -189,13 +190,15 @@ def _job(
 
     settings = load_config(config, overrides)
     least, most, nproc = _shape(shape)
-    divided = "data.lanes" if settings.data.order == "shuffled" else "data.batch_size"
-    size = settings.data.lanes if settings.data.order == "shuffled" else settings.data.batch_size
+    data = settings.data
     for nodes in range(least, most + 1):
-        if size % (nodes * nproc):
-            raise UserError(
-                f"{divided}={size} is not a multiple of {nodes} x {nproc} processes; change it or -j"
-            )
+        if complaint := indivisible(
+            batch_size=data.batch_size,
+            lanes=data.lanes if data.order == "shuffled" else None,
+            world_size=nodes * nproc,
+            ranks=f"{nodes} x {nproc} processes",
+        ):
+            raise UserError(complaint)
     mebibytes = _mebibytes(memory)
     arguments = [str(config), *(overrides or [])]
     if mebibytes and settings.sharding.cluster.ddr_gb is None:

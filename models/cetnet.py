@@ -1,7 +1,7 @@
 """CETNet (arXiv 2411.13700): N different CTR models, each with its own tables, trained to work together."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol, cast
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -9,24 +9,16 @@ from torch import Tensor, nn
 from torchrec.modules.embedding_configs import DataType
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from cetnet.models.batch import Batch
 from cetnet.models.collaboration import collaboration_loss
-from cetnet.models.component import Component, ComponentConfig, Inputs, Output
+from cetnet.models.component import Component, Inputs, Output
+from cetnet.models.component_config import ComponentConfig
 from cetnet.models.config import CETNetConfig
-from cetnet.models.embeddings import InputAssembly, Tables
+from cetnet.models.embeddings import InputAssembly, TableOptions, Tables
 from cetnet.models.fusion import Fusion
 from cetnet.models.layers.sequences import rows_by_length
 from cetnet.models.registry import component_class
 from cetnet.models.schema import Schema
-
-
-class RowBatch(Protocol):
-    """What CETNet reads of a batch: ids, dense `[B, m]`, label `[B]`, weight `[B]`, row `[B]`."""
-
-    sparse: KeyedJaggedTensor
-    dense: Tensor
-    label: Tensor
-    weight: Tensor
-    row: Tensor
 
 
 class Predictions(NamedTuple):
@@ -62,7 +54,7 @@ class CETNet(nn.Module):
 
     Attributes:
         tables: sets of tables: each component's, or `shared`; and `pretrained`, which all read and none trains.
-        towers: each component's way from looked-up rows to its output.
+        towers: the members, each a component's way from looked-up rows to its output.
         outputs: names of the outputs, `CETNetConfig.outputs`.
         table_std: standard deviation of the initial values of each table, by its full name.
 
@@ -83,70 +75,35 @@ class CETNet(nn.Module):
         buckets: int = 1,
     ) -> None:
         super().__init__()
-        table_device, device = torch.device(table_device), torch.device(device)
-        classes = {name: component_class(component.kind) for name, component in config.components.items()}
-        any_reads_sequences = any(cls.reads_sequences for cls in classes.values())
-        self.table_std: dict[str, float] = {}
-        tables: dict[str, Tables] = {}
-        sources: dict[str, list[str]] = {name: [] for name in classes}
+        device = torch.device(device)
+        options = TableOptions(is_dense, torch.device(table_device), device, table_type, buckets=buckets)
         # Tables draw nothing from the generator that the rest starts from: their values come when they are sharded.
         with device, torch.random.fork_rng(devices=[]):
-            for name, component in config.components.items():
-                cls = classes[name]
-                dims = {t: component.embedding_dim for t in schema.tables if t not in schema.pretrained}
-                extra = cls.extra_tables(component, schema.features)
-                owners = {name: ({} if config.shared_tables else dims, cls.reads_sequences, extra)}
-                if config.shared_tables:
-                    owners["shared"] = (dims, any_reads_sequences, [])
-                for owner, (owned, reads_sequences, extras) in owners.items():
-                    sources[name].append(owner)
-                    if owner not in tables:
-                        tables[owner] = Tables(
-                            owner,
-                            schema,
-                            owned,
-                            reads_sequences,
-                            extras,
-                            is_dense,
-                            table_device,
-                            device,
-                            table_type,
-                            component.embedding_std,
-                            buckets,
-                        )
-                        self.table_std |= dict.fromkeys(tables[owner].names, component.embedding_std)
-            if schema.pretrained:
-                tables["pretrained"] = Tables(
-                    "pretrained",
-                    schema,
-                    schema.pretrained,
-                    any_reads_sequences,
-                    [],
-                    lambda _: True,
-                    table_device,
-                    device,
-                ).requires_grad_(False)
-                for names in sources.values():
-                    names.append("pretrained")
+            tables = _tables(schema, config, options)
+        sources = {
+            name: [s for s in (name, "shared", "pretrained") if s in tables] for name in config.components
+        }
         # Drawn on the CPU, so that training starts alike on a GPU; on `meta` there is nothing to draw.
         with device if device.type == "meta" else torch.device("cpu"):
-            towers = {
-                name: Tower(
-                    classes[name],
-                    component,
-                    InputAssembly(schema, [tables[s] for s in sources[name]], classes[name], component),
-                    bf16,
-                )
-                for name, component in config.components.items()
-            }
-            self.towers = Towers(towers, sources)
+            members = {}
+            for name, component in config.components.items():
+                cls = component_class(component.kind)
+                assembly = InputAssembly(schema, [tables[s] for s in sources[name]], cls, component)
+                members[name] = Member(cls, component, assembly, bf16)
+            self.towers = Members(members, sources)  # the name is part of the keys of checkpoints
             self.tables = nn.ModuleDict(tables)
-            self.objective = Objective([t.component.output_dim for t in towers.values()], config)
+            self.objective = Objective([member.component.output_dim for member in members.values()], config)
         self.towers.to(device)
         self.objective.to(device)
+        self.table_std = {
+            table: owned.std
+            for owner, owned in tables.items()
+            if owner != "pretrained"
+            for table in owned.names
+        }
         self.outputs = config.outputs
 
-    def forward(self, batch: RowBatch) -> tuple[Tensor, Predictions]:
+    def forward(self, batch: Batch) -> tuple[Tensor, Predictions]:
         """Loss (scalar) and predictions of a batch.
 
         The loss is the weighted sum over rows divided by B, not by the sum of the weights, so that its
@@ -157,39 +114,67 @@ class CETNet(nn.Module):
         return self.objective(outputs, batch.label, batch.weight, batch.row)
 
 
-class Towers(nn.ModuleDict):
+def _tables(schema: Schema, config: CETNetConfig, options: TableOptions) -> dict[str, Tables]:
+    """The sets of tables by their owners, in the order in which components come."""
+    classes = {name: component_class(component.kind) for name, component in config.components.items()}
+    any_reads_sequences = any(cls.reads_sequences for cls in classes.values())
+    tables: dict[str, Tables] = {}
+    for name, component in config.components.items():
+        dims = {table: component.embedding_dim for table in schema.tables if table not in schema.pretrained}
+        options = options._replace(std=component.embedding_std)
+        tables[name] = Tables(
+            name,
+            schema,
+            {} if config.shared_tables else dims,
+            reads_sequences=classes[name].reads_sequences,
+            extra=classes[name].extra_tables(component, schema.features),
+            options=options,
+        )
+        if config.shared_tables and "shared" not in tables:
+            tables["shared"] = Tables(
+                "shared", schema, dims, reads_sequences=any_reads_sequences, options=options
+            )
+    if schema.pretrained:
+        whole = TableOptions(lambda _: True, options.device, options.dense_device)
+        tables["pretrained"] = Tables(
+            "pretrained", schema, schema.pretrained, reads_sequences=any_reads_sequences, options=whole
+        ).requires_grad_(False)
+    return tables
+
+
+class Members(nn.ModuleDict):
     """Everything that needs no communication, in one module: the train pipeline does not trace into it.
 
     Args:
-        towers: by component.
+        members: by component.
         sources: the sets of tables that each reads.
 
     Attributes:
-        gate: if set, what the inputs of all components go through, before the first of them computes.
+        on_inputs: if set, what the inputs of all components go through, before the first of them computes.
     """
 
-    gate: Callable[[list[Inputs]], list[Inputs]] | None = None
+    on_inputs: Callable[[list[Inputs]], list[Inputs]] | None = None
 
-    def __init__(self, towers: dict[str, "Tower"], sources: dict[str, list[str]]) -> None:
-        super().__init__(towers)
+    def __init__(self, members: dict[str, "Member"], sources: dict[str, list[str]]) -> None:
+        super().__init__(members)
         self._sources = sources
 
     def forward(self, looked_up: dict[str, list], sparse: KeyedJaggedTensor, dense: Tensor) -> list[Output]:
         """Outputs of the sets of tables, the ids looked up, dense `[B, m]` -> the components' outputs."""
         counts = dict(zip(sparse.keys(), sparse.lengths().view(-1, len(dense)), strict=True))
         inputs = [
-            cast(Tower, tower).assembly(
+            cast(Member, member).assembly(
                 [rows for source in self._sources[name] for rows in looked_up[source]], counts, dense
             )
-            for name, tower in self.items()
+            for name, member in self.items()
         ]
-        if self.gate is not None:
-            inputs = self.gate(inputs)
-        return [tower(each) for tower, each in zip(self.values(), inputs, strict=True)]
+        if self.on_inputs is not None:
+            inputs = self.on_inputs(inputs)
+        return [member(each) for member, each in zip(self.values(), inputs, strict=True)]
 
 
-class Tower(nn.Module):
-    """A component and the way to its inputs."""
+class Member(nn.Module):
+    """A component of the ensemble and the way to its inputs."""
 
     def __init__(
         self, cls: type[Component], config: ComponentConfig, assembly: InputAssembly, bf16: bool

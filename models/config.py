@@ -1,11 +1,21 @@
-"""Configuration of CETNet, without its code: checking a file must not wait for torchrec to load."""
+"""Configuration of CETNet, without its code: checking a file must not wait for torchrec to load.
+
+Only the settings of components stand beside their code; see `CETNetConfig.components`.
+"""
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SerializeAsAny, field_validator, model_validator
+from pydantic import (
+    Field,
+    SerializeAsAny,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+    model_validator,
+)
 
-from cetnet.models.component import ComponentConfig, check_sizes
-from cetnet.models.registry import component_class
+from cetnet.models.component_config import ComponentConfig, check_sizes
+from cetnet.models.registry import component_class, component_path
 from cetnet.models.strict import Strict
 
 FusionMode = Literal["confidence_concat", "confidence_sum", "gate_concat", "gate_sum", "concat", "mean"]
@@ -90,7 +100,11 @@ Collaboration = Annotated[
 
 
 class CETNetConfig(Strict):
-    """An ensemble; with one component it is that single model, with neither fusion nor collaboration."""
+    """An ensemble; with one component it is that single model, with neither fusion nor collaboration.
+
+    Validating `components` imports their classes, and torch with them. In the validation context
+    `{"components": False}` they stay mappings, whose names and kinds alone are checked.
+    """
 
     components: dict[str, SerializeAsAny[ComponentConfig]] = Field(
         min_length=1,
@@ -106,11 +120,12 @@ class CETNetConfig(Strict):
     fusion: FusionConfig = FusionConfig()
     collaboration: Collaboration = SymmetricKL()
 
-    @field_validator("components", mode="before")
+    @field_validator("components", mode="wrap")
     @classmethod
-    def _by_kind(cls, value: Any) -> Any:
+    def _by_kind(cls, value: Any, handler: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
         if not isinstance(value, dict):
-            return value
+            return handler(value)
+        resolve = (info.context or {}).get("components", True)
         configs = {}
         for name, settings in _with_copies(value).items():
             if not str(name).isidentifier() or "__" in name or name in _TAKEN:
@@ -120,9 +135,11 @@ class CETNetConfig(Strict):
             if isinstance(settings, dict):
                 if "kind" not in settings:
                     raise ValueError(f"component {name!r} has no kind")
-                settings = component_class(settings["kind"]).Config.model_validate(settings)
+                component_path(settings["kind"])
+                if resolve:
+                    settings = component_class(settings["kind"]).Config.model_validate(settings)
             configs[name] = settings
-        return configs
+        return handler(configs) if resolve or not configs else configs
 
     @field_validator("collaboration", mode="before")
     @classmethod
@@ -143,7 +160,8 @@ class CETNetConfig(Strict):
                 f"fusion.mode {fusion.mode} weighs components by predictions that component_weight 0, collaboration "
                 "none and stop_gradient leave untrained; change one of these"
             )
-        sizes = {(c.embedding_dim, c.embedding_std) for c in self.components.values()}
+        resolved = [c for c in self.components.values() if isinstance(c, ComponentConfig)]
+        sizes = {(c.embedding_dim, c.embedding_std) for c in resolved}
         if self.shared_tables and len(sizes) > 1:
             raise ValueError("shared_tables needs components of one embedding_dim and one embedding_std")
         return self

@@ -8,7 +8,7 @@ import torch
 from cetnet.models.component import Component, ExtraTable, Inputs, InputShape, Output
 from cetnet.models.layers.config import FieldModelConfig
 from cetnet.models.layers.linear_part import LinearPart, weight_tables
-from cetnet.models.layers.mlp import LogitLinear, mlp
+from cetnet.models.layers.mlp import LogitLinear
 from cetnet.models.layers.products import PairwiseInteraction
 from cetnet.models.layers.tokens import DenseTokens
 from cetnet.models.schema import Feature
@@ -35,15 +35,11 @@ class DeepFM(Component):
 
     def __init__(self, shape: InputShape, config: DeepFMConfig) -> None:
         super().__init__()
-        self.inputs = DenseTokens(
-            shape.num_tokens, shape.num_dense, shape.embedding_dim, config.dense, config.activation
-        )
+        self.inputs = DenseTokens(shape, config)
         self.linear = LinearPart(shape.num_dense)
         self.interaction = PairwiseInteraction()
         num_features = self.inputs.num_tokens * shape.embedding_dim
-        self.mlp = mlp(
-            num_features, config.hidden_units, config.activation, config.dropout, config.batch_norm
-        )
+        self.mlp = config.mlp(num_features)
         self.logit = LogitLinear(config.hidden_units[-1])
         self.output_dim = shape.embedding_dim + config.hidden_units[-1]
 

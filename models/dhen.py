@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from cetnet.models.component import Component, Inputs, InputShape, Output
 from cetnet.models.layers.config import TokenModelConfig
-from cetnet.models.layers.mlp import Activation, linear, mlp, start_linear_maps
+from cetnet.models.layers.mlp import Activation, linear, mlp
 from cetnet.models.layers.products import InnerProducts
 from cetnet.models.layers.tokens import DenseTokens, Readout, TokenLinear
 
@@ -83,6 +83,15 @@ class Cross(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """`[B, m, d]` -> `[B, l, d]`."""
         return self.compress(tokens * self.cross(tokens.flatten(1)).view_as(tokens))
+
+
+def start_linear_maps(module: nn.Module) -> None:
+    """Let PyTorch's own linear maps, convolutions and attention inside `module` start as `linear` does."""
+    for name, parameter in module.named_parameters():
+        if parameter.dim() > 1:
+            nn.init.xavier_normal_(parameter)
+        elif name.endswith("bias"):
+            nn.init.zeros_(parameter)
 
 
 class SelfAttention(nn.Module):
@@ -186,9 +195,7 @@ class DHEN(Component):
 
     def __init__(self, shape: InputShape, config: DHENConfig) -> None:
         super().__init__()
-        self.inputs = DenseTokens(
-            shape.num_tokens, shape.num_dense, shape.embedding_dim, config.dense, config.activation
-        )
+        self.inputs = DenseTokens(shape, config)
         num_tokens = self.inputs.num_tokens
         # One l for all layers, so that concatenation widens the tokens once and not at every layer.
         outputs = config.tokens_per_interaction or default_tokens_per_interaction(num_tokens)

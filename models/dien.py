@@ -11,7 +11,6 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from cetnet.models.component import Component, Inputs, InputShape, Output
 from cetnet.models.din import TargetAttentionConfig
 from cetnet.models.layers.mlp import LogitLinear, linear, mlp
-from cetnet.models.layers.recurrent import AttentionGRU
 from cetnet.models.layers.target_attention import AttentionUnit, Events, event_softmax, read_behavior
 from cetnet.models.layers.tokens import DenseTokens
 
@@ -32,6 +31,39 @@ class DIENConfig(TargetAttentionConfig):
         "the batch. The paper has 1, BARS 0.",
     )
     auxiliary_units: tuple[int, ...] = Field((100, 50), description="Hidden layers of the auxiliary loss.")
+
+
+class AttentionGRU(nn.Module):
+    """AUGRU, a GRU whose update gate is attended to: the final state `[B, D]` (section 4.3, eq. 14 to 16).
+
+    s <- s + a u (n - s) is a GRU's step, s <- s + u (n - s), taken a part a of the way: an event with a = 0 leaves
+    the state as it is. (The authors' code makes a = 0 a plain GRU step.)
+
+    The gates read the state through nonlinearities, so no parallel scan computes it, and cuDNN's GRU has no place
+    for a: it is a loop over positions, which rows leave as their lists end, around PyTorch's fused cell.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.cell = nn.GRUCell(dim, dim)
+        nn.init.zeros_(self.cell.bias_ih)
+        nn.init.zeros_(self.cell.bias_hh)
+        nn.init.xavier_normal_(self.cell.weight_ih)
+        nn.init.xavier_normal_(self.cell.weight_hh)
+
+    def forward(self, events: PackedSequence, attention: Tensor) -> Tensor:
+        """Packed events `[E, D]`, attention `[E]` in the same order -> `[B, D]`, in the batch's order."""
+        sizes: list[int] = events.batch_sizes.tolist()
+        steps = zip(sizes, events.data.split(sizes), attention.unsqueeze(1).split(sizes), strict=True)
+        state = attention.new_zeros(sizes[0], self.cell.hidden_size)
+        finished = []
+        for size, x, a in steps:
+            if size < len(state):
+                finished.append(state[size:])
+                state = state[:size]
+            state = state.lerp(self.cell(x, state).to(state.dtype), a)  # in float32, also under autocast
+        states = torch.cat([state, *reversed(finished)])
+        return states if events.unsorted_indices is None else states[events.unsorted_indices]
 
 
 class InterestEvolution(nn.Module):
@@ -115,7 +147,7 @@ class DIEN(Component):
     def __init__(self, shape: InputShape, config: DIENConfig) -> None:
         super().__init__()
         d = shape.embedding_dim
-        self.inputs = DenseTokens(shape.num_tokens, shape.num_dense, d, config.dense, config.activation)
+        self.inputs = DenseTokens(shape, config)
         self.behaviors = shape.behaviors
         dims = [len(behavior.sequences) * d for behavior in shape.behaviors]
         self.evolutions = nn.ModuleList(InterestEvolution(dim, config) for dim in dims)
@@ -123,13 +155,7 @@ class DIEN(Component):
         self.auxiliary = nn.ModuleList(
             NextEventLoss(dim, config.auxiliary_units) for dim in dims if config.auxiliary_weight
         )
-        self.mlp = mlp(
-            (self.inputs.num_tokens + shape.num_sequences) * d,
-            config.hidden_units,
-            config.activation,
-            config.dropout,
-            config.batch_norm,
-        )
+        self.mlp = config.mlp((self.inputs.num_tokens + shape.num_sequences) * d)
         self.output_dim = config.hidden_units[-1]
         self.logit = LogitLinear(self.output_dim)
 

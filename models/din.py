@@ -8,7 +8,7 @@ from torch import nn
 
 from cetnet.models.component import Component, Inputs, InputShape, Output
 from cetnet.models.layers.config import FieldModelConfig
-from cetnet.models.layers.mlp import Activation, LogitLinear, mlp
+from cetnet.models.layers.mlp import Activation, LogitLinear
 from cetnet.models.layers.target_attention import Events, TargetAttention, read_behavior
 from cetnet.models.layers.tokens import DenseTokens
 
@@ -44,7 +44,7 @@ class DIN(Component):
     def __init__(self, shape: InputShape, config: DINConfig) -> None:
         super().__init__()
         d = shape.embedding_dim
-        self.inputs = DenseTokens(shape.num_tokens, shape.num_dense, d, config.dense, config.activation)
+        self.inputs = DenseTokens(shape, config)
         self.behaviors = shape.behaviors
         self.attentions = nn.ModuleList(
             TargetAttention(
@@ -56,13 +56,7 @@ class DIN(Component):
             )
             for behavior in shape.behaviors
         )
-        self.mlp = mlp(
-            (self.inputs.num_tokens + shape.num_sequences) * d,
-            config.hidden_units,
-            config.activation,
-            config.dropout,
-            config.batch_norm,
-        )
+        self.mlp = config.mlp((self.inputs.num_tokens + shape.num_sequences) * d)
         self.output_dim = config.hidden_units[-1]
         self.logit = LogitLinear(self.output_dim)
 

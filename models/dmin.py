@@ -135,7 +135,7 @@ class DMIN(Component):
     def __init__(self, shape: InputShape, config: DMINConfig) -> None:
         super().__init__()
         d = shape.embedding_dim
-        self.inputs = DenseTokens(shape.num_tokens, shape.num_dense, d, config.dense, config.activation)
+        self.inputs = DenseTokens(shape, config)
         self.behaviors = shape.behaviors
         self.histories = nn.ModuleList(
             MultiInterest(len(behavior.sequences) * d, shape.max_length, config)

@@ -4,7 +4,7 @@ from typing import Literal
 
 from cetnet.models.component import Component, Inputs, InputShape, Output
 from cetnet.models.layers.config import FieldModelConfig
-from cetnet.models.layers.mlp import LogitLinear, mlp
+from cetnet.models.layers.mlp import LogitLinear
 from cetnet.models.layers.tokens import DenseTokens
 
 
@@ -21,16 +21,8 @@ class DNN(Component):
 
     def __init__(self, shape: InputShape, config: DNNConfig) -> None:
         super().__init__()
-        self.inputs = DenseTokens(
-            shape.num_tokens, shape.num_dense, shape.embedding_dim, config.dense, config.activation
-        )
-        self.mlp = mlp(
-            self.inputs.num_tokens * shape.embedding_dim,
-            config.hidden_units,
-            config.activation,
-            config.dropout,
-            config.batch_norm,
-        )
+        self.inputs = DenseTokens(shape, config)
+        self.mlp = config.mlp(self.inputs.num_tokens * shape.embedding_dim)
         self.output_dim = config.hidden_units[-1]
         self.logit = LogitLinear(self.output_dim)
 

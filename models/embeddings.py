@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +18,17 @@ from torchrec.modules.mc_embedding_modules import (
 from torchrec.modules.mc_modules import ManagedCollisionCollection
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
-from cetnet.models.component import Component, ComponentConfig, ExtraTable, Inputs, input_shape
+from cetnet.models.component import Component, ExtraTable, Inputs, input_shape
+from cetnet.models.component_config import ComponentConfig
 from cetnet.models.layers.mlp import linear
+from cetnet.models.rules import managed_table_refused
 from cetnet.models.schema import Schema
 
 BLOCK_ROWS = 65_536
 """Rows of a table whose initial values are drawn together; see `initial_rows`."""
+
+Lookup = Literal["pooled", "unpooled", "extra"]
+Storage = Literal["sharded", "dense", "managed"]
 
 _HOURS_KEPT = 1
 _KERNEL_WIDTH = 4
@@ -36,6 +41,44 @@ class DenseEmbeddingBagCollection(EmbeddingBagCollection):
 
 class DenseEmbeddingCollection(EmbeddingCollection):
     """Small unpooled tables that every process holds whole."""
+
+
+class Held(NamedTuple):
+    """How a collection holds its tables.
+
+    Attributes:
+        lookup: `pooled`: the vectors of a row are added up. `unpooled`: they stay in order. `extra`: pooled, for what
+            a component has beside its embeddings.
+        storage: `sharded`; `dense`: whole in every process; `managed`: sharded, behind a map from ids to rows.
+    """
+
+    lookup: Lookup
+    storage: Storage
+
+    @property
+    def name(self) -> str:
+        """Name of the collection, which is part of the keys of checkpoints."""
+        return self.lookup if self.storage == "sharded" else f"{self.lookup}_{self.storage}"
+
+
+class TableOptions(NamedTuple):
+    """What the tables of a model have in common.
+
+    Attributes:
+        is_dense: of a table's full name, whether every process holds it whole.
+        device: of the tables that will be sharded; `meta` leaves their memory to the sharding.
+        dense_device: of the dense tables.
+        data_type: of the tables that will be sharded; dense ones are float32.
+        std: standard deviation of the initial values, and of what a row starts from when another id gets it.
+        buckets: parts that tables with managed collision are cut into: a multiple of every world size.
+    """
+
+    is_dense: Callable[[str], bool]
+    device: torch.device
+    dense_device: torch.device
+    data_type: DataType = DataType.FP32
+    std: float = 0.0
+    buckets: int = 1
 
 
 class Tables(nn.Module):
@@ -54,12 +97,14 @@ class Tables(nn.Module):
         reads_sequences: whether histories are read position by position.
         extra: tables of a component beside its embeddings, named `<owner>__<feature>__extra`. Sharded ones
             are as wide as the kernels need; the surplus is neither read nor trained.
-        is_dense: of a table's full name, whether every process holds it whole.
-        device: device of the tables that will be sharded; `meta` leaves their memory to the sharding.
-        dense_device: device of the dense tables.
-        data_type: of the tables that will be sharded; dense ones are float32.
-        std: standard deviation of what a row starts from again when another id gets it.
-        buckets: parts that tables with managed collision are cut into: a multiple of every world size.
+        options: what they have in common with those of other sets.
+
+    Attributes:
+        names: full names of the tables.
+        std: standard deviation of their initial values.
+        held: how each of `collections` holds its tables, by its name.
+        collection_of: name of the collection that has a feature's table.
+        extra: the tables of `extra`, each with the name of its collection.
 
     Raises:
         ValueError: a table that is to be sharded has a dim that is not a multiple of 4; one with managed collision
@@ -71,117 +116,97 @@ class Tables(nn.Module):
         owner: str,
         schema: Schema,
         dims: dict[str, int],
+        *,
         reads_sequences: bool,
-        extra: Sequence[ExtraTable],
-        is_dense: Callable[[str], bool],
-        device: torch.device,
-        dense_device: torch.device,
-        data_type: DataType = DataType.FP32,
-        std: float = 0.0,
-        buckets: int = 1,
+        extra: Sequence[ExtraTable] = (),
+        options: TableOptions,
     ) -> None:
         super().__init__()
         read_in_order = {f.table for f in schema.of_kind("sequence")} if reads_sequences else set()
-        groups: dict[str, list[EmbeddingConfig | EmbeddingBagConfig]] = {}
-        self.collection_of: dict[str, str] = {}
+        table_of = {f.name: str(f.table) for f in schema.id_features}
+        tables: dict[Held, list[EmbeddingConfig | EmbeddingBagConfig]] = {}
         self.names: list[str] = []
+        self.std = options.std
+        self.collection_of: dict[str, str] = {}
+        self.extra: list[tuple[ExtraTable, str]] = []
 
-        def add(group: str, table: EmbeddingConfig | EmbeddingBagConfig) -> None:
-            groups.setdefault(group, []).append(table)
-            self.names.append(table.name)
-
-        def holding(name: str, table: str) -> str:
-            """How a table is held: the end of its collection's name."""
-            dense = is_dense(name)
-            if table not in (schema.managed_collision or ()):
-                return "_dense" if dense else ""
-            if dense:
-                raise ValueError(f"table {name} has managed collision and can't be in sharding.dense_tables")
-            if schema.tables[table] % buckets:
-                raise ValueError(
-                    f"table {name} has managed collision and {schema.tables[table]} rows, which must be a multiple "
-                    f"of data.lanes={buckets}"
+        def add(held: Held, name: str, table: str, dim: int, features: list[str]) -> None:
+            kind = EmbeddingConfig
+            if held.lookup != "unpooled":
+                kind = partial(EmbeddingBagConfig, pooling=PoolingType.SUM)
+            tables.setdefault(held, []).append(
+                kind(
+                    name=name,
+                    num_embeddings=schema.tables[table],
+                    embedding_dim=dim,
+                    feature_names=features,
+                    data_type=DataType.FP32 if held.storage == "dense" else options.data_type,
                 )
-            return "_managed"
+            )
+            self.names.append(name)
 
         for table, dim in dims.items():
-            features = [f.name for f in schema.id_features if f.table == table]
-            settings: dict[str, Any] = {
-                "name": f"{owner}__{table}",
-                "num_embeddings": schema.tables[table],
-                "embedding_dim": dim,
-                "feature_names": features,
-            }
-            held = holding(settings["name"], table)
-            dense = held == "_dense"
-            settings["data_type"] = DataType.FP32 if dense else data_type
-            if not dense and dim % _KERNEL_WIDTH:
+            name = f"{owner}__{table}"
+            lookup: Lookup = "unpooled" if table in read_in_order else "pooled"
+            held = Held(lookup, _storage(name, table, schema, options))
+            if held.storage != "dense" and dim % _KERNEL_WIDTH:
                 raise ValueError(
-                    f"table {owner}__{table} has embedding_dim {dim}, but a sharded table needs a multiple of "
+                    f"table {name} has embedding_dim {dim}, but a sharded table needs a multiple of "
                     f"{_KERNEL_WIDTH}; change it, or name the table in sharding.dense_tables"
                 )
-            if table in read_in_order:
-                group, embedding = "unpooled", EmbeddingConfig(**settings)
-            else:
-                group, embedding = "pooled", EmbeddingBagConfig(**settings, pooling=PoolingType.SUM)
-            group += held
-            add(group, embedding)
-            self.collection_of |= dict.fromkeys(features, group)
-        table_of = {f.name: str(f.table) for f in schema.id_features}
-        self.extra: list[tuple[ExtraTable, str]] = []
+            features = [feature for feature, read in table_of.items() if read == table]
+            add(held, name, table, dim, features)
+            self.collection_of |= dict.fromkeys(features, held.name)
         for own in extra:
-            name = f"{owner}__{own.feature}__extra"
-            held = holding(name, table_of[own.feature])
-            dense, group = held == "_dense", f"extra{held}"
-            self.extra.append((own, group))
-            add(
-                group,
-                EmbeddingBagConfig(
-                    name=name,
-                    num_embeddings=schema.tables[table_of[own.feature]],
-                    embedding_dim=own.dim if dense else -(-own.dim // _KERNEL_WIDTH) * _KERNEL_WIDTH,
-                    feature_names=[own.feature],
-                    pooling=PoolingType.SUM,
-                    data_type=DataType.FP32 if dense else data_type,
-                ),
-            )
+            name, table = f"{owner}__{own.feature}__extra", table_of[own.feature]
+            held = Held("extra", _storage(name, table, schema, options))
+            dim = own.dim if held.storage == "dense" else -(-own.dim // _KERNEL_WIDTH) * _KERNEL_WIDTH
+            add(held, name, table, dim, [own.feature])
+            self.extra.append((own, held.name))
+        self.held = {held.name: held for held in sorted(tables, key=lambda held: held.name)}
         self.collections = nn.ModuleDict(
-            {
-                group: _collection(group, tables, dense_device if group.endswith("dense") else device)
-                for group, tables in sorted(groups.items())
-            }
+            {name: _collection(held, tables[held], options) for name, held in self.held.items()}
         )
-        for group in groups:
-            if group.endswith("managed"):
-                self.collections[group] = _managed(
-                    self.collections[group], groups[group], std, buckets, device
-                )
 
     def forward(self, sparse: KeyedJaggedTensor) -> list[KeyedTensor | dict[str, JaggedTensor]]:
         """Output of each collection, in the order of `collections`."""
         return [
             # Managed ones return the rows they looked up as well.
-            collection(sparse)[0] if group.endswith("managed") else collection(sparse)
-            for group, collection in self.collections.items()
+            collection(sparse)[0] if self.held[name].storage == "managed" else collection(sparse)
+            for name, collection in self.collections.items()
         ]
 
 
-def _collection(group: str, tables: Any, device: torch.device) -> nn.Module:
-    dense = group.endswith("dense")
-    if group.startswith("unpooled"):
-        return (DenseEmbeddingCollection if dense else EmbeddingCollection)(tables=tables, device=device)
-    return (DenseEmbeddingBagCollection if dense else EmbeddingBagCollection)(tables=tables, device=device)
+def _storage(name: str, table: str, schema: Schema, options: TableOptions) -> Storage:
+    """Where a table called `name` in full and `table` in the schema is held."""
+    dense = options.is_dense(name)
+    if table not in (schema.managed_collision or ()):
+        return "dense" if dense else "sharded"
+    if complaint := managed_table_refused(name, schema.tables[table], dense=dense, lanes=options.buckets):
+        raise ValueError(complaint)
+    return "managed"
 
 
-def _managed(collection: Any, tables: Any, std: float, buckets: int, device: torch.device) -> nn.Module:
+def _collection(held: Held, tables: Any, options: TableOptions) -> nn.Module:
+    pooled, unpooled = EmbeddingBagCollection, EmbeddingCollection
+    device = options.device
+    if held.storage == "dense":
+        pooled, unpooled = DenseEmbeddingBagCollection, DenseEmbeddingCollection
+        device = options.dense_device
+    cls = unpooled if held.lookup == "unpooled" else pooled
+    collection = cls(tables=tables, device=device)
+    return _managed(collection, tables, options) if held.storage == "managed" else collection
+
+
+def _managed(collection: Any, tables: Any, options: TableOptions) -> nn.Module:
     """The collection behind a map from ids to rows for each table: TorchRec's multi-probe zero-collision hash."""
     maps: dict[str, Any] = {}
     for table in tables:
-        table.init_fn = partial(nn.init.normal_, std=std)
+        table.init_fn = partial(nn.init.normal_, std=options.std)
         maps[table.name] = HashZchManagedCollisionModule(
             zch_size=table.num_embeddings,
-            device=device,
-            total_num_buckets=buckets,
+            device=options.device,
+            total_num_buckets=options.buckets,
             name=table.name,
             eviction_policy_name=HashZchEvictionPolicyName.LRU_EVICTION,
             eviction_config=HashZchEvictionConfig(features=[], single_ttl=_HOURS_KEPT),
@@ -212,15 +237,17 @@ class InputAssembly(nn.Module):
         self, schema: Schema, sources: Sequence[Tables], cls: type[Component], config: ComponentConfig
     ) -> None:
         super().__init__()
-        groups = [(source, group) for source in sources for group in source.collections]
-        self._unpooled = {i for i, (_, group) in enumerate(groups) if group.startswith("unpooled")}
+        collections = [(source, name) for source in sources for name in source.collections]
+        self._unpooled = {
+            i for i, (source, name) in enumerate(collections) if source.held[name].lookup == "unpooled"
+        }
         index = {
             feature: i
-            for i, (source, group) in enumerate(groups)
+            for i, (source, name) in enumerate(collections)
             for feature, held_by in source.collection_of.items()
-            if held_by == group
+            if held_by == name
         }
-        self._extra = [(table, groups.index((sources[0], group))) for table, group in sources[0].extra]
+        self._extra = [(table, collections.index((sources[0], name))) for table, name in sources[0].extra]
         self._single = {f.name for f in schema.of_kind("categorical")}
         tokens, histories = schema.of_kind("categorical", "multi_valued"), schema.of_kind("sequence")
         self._sequences = [(f.name, index[f.name]) for f in histories if cls.reads_sequences]

@@ -108,9 +108,7 @@ class FinalMLP(Component):
 
     def __init__(self, shape: InputShape, config: FinalMLPConfig) -> None:
         super().__init__()
-        self.inputs = DenseTokens(
-            shape.num_tokens, shape.num_dense, shape.embedding_dim, config.dense, config.activation
-        )
+        self.inputs = DenseTokens(shape, config)
         num_features = self.inputs.num_tokens * shape.embedding_dim
         self.gate1 = self.gate2 = None
         if config.feature_selection:
@@ -121,9 +119,7 @@ class FinalMLP(Component):
             self.gate2 = FeatureGate(
                 config.context2, slice(split, None), num_features, shape, config.selection_units
             )
-        self.mlp1 = mlp(
-            num_features, config.hidden_units, config.activation, config.dropout, config.batch_norm
-        )
+        self.mlp1 = config.mlp(num_features)
         self.mlp2 = mlp(
             num_features, config.hidden_units2, config.activation, config.dropout2, config.batch_norm2
         )

@@ -1,15 +1,17 @@
 """FM (Rendle, "Factorization Machines", ICDM 2010)."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import nn
 
-from cetnet.models.component import Component, ComponentConfig, ExtraTable, Inputs, InputShape, Output
+from cetnet.models.component import Component, ExtraTable, Inputs, InputShape, Output
+from cetnet.models.component_config import ComponentConfig
 from cetnet.models.layers.config import DenseMode
 from cetnet.models.layers.linear_part import LinearPart, weight_tables
+from cetnet.models.layers.mlp import Activation
 from cetnet.models.layers.products import PairwiseInteraction
 from cetnet.models.layers.tokens import DenseTokens
 from cetnet.models.schema import Feature
@@ -25,6 +27,8 @@ class FMConfig(ComponentConfig):
         description="`field`: each dense feature is one token, its value times a "
         "learned vector; `token`: an MLP on all of them makes one.",
     )
+    activation: ClassVar[Activation] = "relu"
+    """Of that MLP; not a key."""
 
 
 class FM(Component):
@@ -42,9 +46,7 @@ class FM(Component):
 
     def __init__(self, shape: InputShape, config: FMConfig) -> None:
         super().__init__()
-        self.inputs = DenseTokens(
-            shape.num_tokens, shape.num_dense, shape.embedding_dim, config.dense, "relu"
-        )
+        self.inputs = DenseTokens(shape, config)
         self.linear = LinearPart(shape.num_dense)
         self.bias = nn.Parameter(torch.zeros(()))
         self.interaction = PairwiseInteraction()

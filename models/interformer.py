@@ -11,16 +11,18 @@ from typing import Literal
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 
 from cetnet.models.component import Component, Inputs, InputShape, Output
 from cetnet.models.dhen import DHENLayers, InteractionName, default_tokens_per_interaction
-from cetnet.models.layers.attention import RotaryAttention
+from cetnet.models.layers.attention import merge_heads, split_heads
 from cetnet.models.layers.config import TokenModelConfig
-from cetnet.models.layers.cross_arch import Gate, SequenceSummary, TokenSummary
 from cetnet.models.layers.mlp import Activation, BatchNorm, linear, mlp
-from cetnet.models.layers.pffn import PFFN, PFFNKind
 from cetnet.models.layers.sequences import align_recent, mean_of_events, merge_by_recency
 from cetnet.models.layers.tokens import DenseTokens, Readout, TokenLinear
+
+Gate = Literal["sigmoid", "identity"]
+PFFNKind = Literal["dot", "mixture", "hypernetwork"]
 
 
 class InterFormerConfig(TokenModelConfig):
@@ -106,6 +108,105 @@ class SequenceMask(nn.Module):
         return self.lce(sequence * mask)
 
 
+class SequenceInput(nn.Module):
+    """The preprocessing of the sequences: one body of events `[B, T', d]` and its lengths `[B]` (section 3.2)."""
+
+    def __init__(self, shape: InputShape, config: InterFormerConfig) -> None:
+        super().__init__()
+        self.groups = [list(range(shape.num_sequences))]
+        if config.sequence_join == "separate":
+            self.groups = [list(behavior.sequences) for behavior in shape.behaviors]
+        self.mask_nets = nn.ModuleList(
+            SequenceMask(len(group), shape.embedding_dim, config.activation) for group in self.groups
+        )
+        self.max_length = shape.max_length * len(self.groups)
+
+    def forward(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
+        """`Inputs` -> `[B, T', d]`, oldest first, left-aligned, and `[B]`."""
+        joined = [align_recent(inputs.sequences[:, g], inputs.lengths[:, g]) for g in self.groups]
+        bodies = [mask_net(body) for mask_net, (body, _) in zip(self.mask_nets, joined, strict=True)]
+        if len(bodies) == 1:
+            return bodies[0], joined[0][1]
+        return merge_by_recency(torch.stack(bodies, dim=1), torch.stack([n for _, n in joined], dim=1))
+
+
+class PMA(nn.Module):
+    """Pooling by multi-head attention: learned queries read the sequence, `[B, L, d]` -> `[B, q, d]` (eq. 4).
+
+    The projections have no bias: softmax cancels a bias of the keys, which would never get a gradient.
+    """
+
+    def __init__(self, num_queries: int, embedding_dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.queries = nn.Parameter(torch.randn(num_queries, embedding_dim))
+        self.key_value = linear(embedding_dim, 2 * embedding_dim, bias=False)
+        self.output = linear(embedding_dim, embedding_dim)
+
+    def forward(self, sequence: Tensor, mask: Tensor) -> Tensor:
+        """`[B, L, d]`, mask `[B, 1, 1, L]` (True: may be read) -> `[B, q, d]`."""
+        key, value = self.key_value(sequence).chunk(2, dim=2)
+        queries = self.queries.expand(len(sequence), -1, -1)
+        query, key, value = (split_heads(x, self.num_heads) for x in (queries, key, value))
+        return self.output(merge_heads(scaled_dot_product_attention(query, key, value, attn_mask=mask)))
+
+
+class Gating(nn.Module):
+    """X * sigmoid(Linear(X)), or without the sigmoid, position-wise, `[B, n, d]` -> `[B, n, d]`."""
+
+    def __init__(self, embedding_dim: int, gate: Gate = "sigmoid") -> None:
+        super().__init__()
+        self.linear = linear(embedding_dim, embedding_dim)
+        self.activation = nn.Sigmoid() if gate == "sigmoid" else nn.Identity()
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """`[B, n, d]` -> `[B, n, d]`."""
+        return tokens * self.activation(self.linear(tokens))
+
+
+class TokenSummary(nn.Module):
+    """The non-sequence side: X_sum = Gating(LCE(X)), `[B, n, d]` -> `[B, n_sum, d]` (eq. 10)."""
+
+    def __init__(self, num_tokens: int, num_outputs: int, embedding_dim: int, gate: Gate) -> None:
+        super().__init__()
+        self.lce = TokenLinear(num_tokens, num_outputs)
+        self.gating = Gating(embedding_dim, gate)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """`[B, n, d]` -> `[B, n_sum, d]`."""
+        return self.gating(self.lce(tokens))
+
+
+class SequenceSummary(nn.Module):
+    """The sequence side: S_sum = Gating([S_CLS | S_PMA | S_recent]) (eq. 11).
+
+    `[B, n_sum + T, d]` -> `[B, n_sum + num_pma + num_recent, d]`. Recent tokens that a short history lacks are zeros,
+    and so is what PMA reads of none, if it reads the events only.
+    """
+
+    def __init__(self, config: InterFormerConfig) -> None:
+        super().__init__()
+        self.num_cls, self.num_recent = config.num_summary_tokens, config.num_recent_tokens
+        self.reads_cls = config.pma_keys == "all"
+        self.pma = PMA(config.num_pma_tokens, config.embedding_dim, config.num_heads)
+        self.gating = Gating(config.embedding_dim, config.gating)
+
+    def forward(self, sequence: Tensor, mask: Tensor, lengths: Tensor) -> Tensor:
+        """`[B, n_sum + T, d]`, mask `[B, 1, 1, n_sum + T]`, lengths `[B]` of the bodies -> `[B, n_S, d]`."""
+        event = lengths.unsqueeze(1) + torch.arange(-self.num_recent, 0, device=lengths.device)  # [B, K]
+        index = (self.num_cls + event.clamp(min=0)).unsqueeze(2).expand(-1, -1, sequence.shape[2])
+        recent = torch.where(event.unsqueeze(2) >= 0, sequence.gather(1, index), 0)
+        if self.reads_cls:
+            pooled = self.pma(sequence, mask)
+        else:
+            is_event = torch.arange(sequence.shape[1], device=lengths.device) >= self.num_cls
+            empty = (lengths == 0)[:, None, None]
+            # Attention to nothing would be NaN: rows without events read CLS, and forget it.
+            pooled = self.pma(sequence, mask & (is_event | empty.unsqueeze(1)))
+            pooled = pooled.masked_fill(empty, 0)
+        return self.gating(torch.cat([sequence[:, : self.num_cls], pooled, recent], dim=1))
+
+
 class InteractionArch(nn.Module):
     """X^(l+1) = LN(X + LCE(Interaction([X | S_sum]))), the Interaction a DHEN (eq. 7)."""
 
@@ -132,6 +233,89 @@ class InteractionArch(nn.Module):
         inputs = tokens if sequence_summary is None else torch.cat([tokens, sequence_summary], dim=1)
         output = self.lce(self.interaction(inputs))
         return output if self.norm is None else self.norm(tokens + output)
+
+
+class PFFN(nn.Module):
+    """Every event times a matrix made from the summary X_sum: `[B, n_sum, d]`, `[B, L, d]` -> `[B, L, d]`.
+
+    The matrix, d x d per sample, is never formed: its two thin factors are applied one after the other.
+
+    Args:
+        kind: `dot`: W^T X_sum, dot products of events and summary tokens, as the paper reads its own equation.
+            `mixture`: X_sum^T W, mixtures of the summary tokens, the equation to the letter. `hypernetwork`: an MLP
+            on X_sum makes both factors.
+        num_summary_tokens: n_sum, the rank of `dot` and `mixture`.
+        embedding_dim: d.
+        rank: columns of the factors of `hypernetwork`.
+        activation: of the MLP of `hypernetwork`.
+    """
+
+    def __init__(
+        self, kind: PFFNKind, num_summary_tokens: int, embedding_dim: int, rank: int, activation: Activation
+    ) -> None:
+        super().__init__()
+        self.kind = kind
+        size = num_summary_tokens * embedding_dim
+        self.weight: nn.Parameter | None = None
+        self.mlp: nn.Sequential | None = None
+        if kind == "hypernetwork":
+            # Numbers near 1, and a scale that the factors share, give unit variance out of unit variance in.
+            self.scale = (rank * embedding_dim) ** -0.25
+            self.mlp = mlp(size, (size,), activation)
+            last = linear(size, 2 * rank * embedding_dim)
+            nn.init.kaiming_normal_(last.weight)
+            self.mlp.append(last)
+            self.mlp.append(nn.Unflatten(1, (2, rank, embedding_dim)))
+        else:
+            # Unit variance out of unit variance in; xavier_normal would give 2.7 times that.
+            self.weight = nn.Parameter(torch.randn(num_summary_tokens, embedding_dim) * size**-0.5)
+
+    def forward(self, token_summary: Tensor, sequence: Tensor) -> Tensor:
+        """`[B, n_sum, d]`, `[B, L, d]` -> `[B, L, d]`."""
+        if self.mlp is not None:
+            first, second = (self.scale * self.mlp(token_summary.flatten(1))).unbind(1)
+            return (sequence @ first.transpose(1, 2)) @ second
+        assert self.weight is not None
+        if self.kind == "mixture":
+            return (sequence @ self.weight.T) @ token_summary
+        return (sequence @ token_summary.transpose(1, 2)) @ self.weight
+
+
+class RotaryAttention(nn.Module):
+    """Multi-head self-attention with rotary positions, bidirectional: `[B, L, d]` -> `[B, L, d]`.
+
+    Rotary embedding: RoFormer, arXiv 2104.09864, eq. 34; feature i is paired with feature i + d_head / 2. Positions
+    are counted from `first_position`; what comes before it is not rotated.
+    """
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, max_length: int, embedding_dim: int, num_heads: int, first_position: int = 0) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.query_key_value = linear(embedding_dim, 3 * embedding_dim, bias=False)
+        self.output = linear(embedding_dim, embedding_dim)
+        head_dim = embedding_dim // num_heads
+        frequencies = 10000.0 ** (-torch.arange(0, head_dim, 2) / head_dim)
+        positions = (torch.arange(max_length) - first_position).clamp(min=0)
+        angles = positions.unsqueeze(1) * frequencies  # [L, d_head / 2]
+        self.register_buffer("cos", angles.cos(), persistent=False)
+        self.register_buffer("sin", angles.sin(), persistent=False)
+
+    def rotate(self, x: Tensor) -> Tensor:
+        """Turn each pair of features by its position's angles, `[B, heads, L, d_head]` -> the same."""
+        cos, sin = self.cos[: x.shape[2]], self.sin[: x.shape[2]]
+        a, b = x.chunk(2, dim=3)
+        return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=3)
+
+    def forward(self, sequence: Tensor, mask: Tensor) -> Tensor:
+        """`[B, L, d]`, mask `[B, 1, 1, L]` (True: may be read) -> `[B, L, d]`."""
+        query, key, value = (
+            split_heads(x, self.num_heads) for x in self.query_key_value(sequence).chunk(3, dim=2)
+        )
+        attended = scaled_dot_product_attention(self.rotate(query), self.rotate(key), value, attn_mask=mask)
+        return self.output(merge_heads(attended))
 
 
 class SequenceArch(nn.Module):
@@ -161,28 +345,6 @@ class SequenceArch(nn.Module):
         return sequence + self.attention(self.attention_norm(sequence), mask)
 
 
-class SequenceInput(nn.Module):
-    """The preprocessing of the sequences: one body of events `[B, T', d]` and its lengths `[B]` (section 3.2)."""
-
-    def __init__(self, shape: InputShape, config: InterFormerConfig) -> None:
-        super().__init__()
-        self.groups = [list(range(shape.num_sequences))]
-        if config.sequence_join == "separate":
-            self.groups = [list(behavior.sequences) for behavior in shape.behaviors]
-        self.mask_nets = nn.ModuleList(
-            SequenceMask(len(group), shape.embedding_dim, config.activation) for group in self.groups
-        )
-        self.max_length = shape.max_length * len(self.groups)
-
-    def forward(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
-        """`Inputs` -> `[B, T', d]`, oldest first, left-aligned, and `[B]`."""
-        joined = [align_recent(inputs.sequences[:, g], inputs.lengths[:, g]) for g in self.groups]
-        bodies = [mask_net(body) for mask_net, (body, _) in zip(self.mask_nets, joined, strict=True)]
-        if len(bodies) == 1:
-            return bodies[0], joined[0][1]
-        return merge_by_recency(torch.stack(bodies, dim=1), torch.stack([n for _, n in joined], dim=1))
-
-
 class InterFormer(Component):
     """Interleaved learning of sequences and non-sequence tokens, each guided by the other's summary (Alg. 1).
 
@@ -197,13 +359,9 @@ class InterFormer(Component):
         super().__init__()
         dim, k, self.num_layers = shape.embedding_dim, shape.num_sequences, config.num_layers
         self.pooled_tokens = config.pooled_tokens
-        self.inputs = DenseTokens(
-            shape.num_tokens + (k if config.pooled_tokens else 0),
-            shape.num_dense,
-            dim,
-            config.dense,
-            config.activation,
-        )
+        if config.pooled_tokens:
+            shape = shape._replace(num_tokens=shape.num_tokens + k)
+        self.inputs = DenseTokens(shape, config)
         num_tokens, self.num_cls = self.inputs.num_tokens, config.num_summary_tokens
 
         self.sequence_input = SequenceInput(shape, config) if k > 0 else None
@@ -212,16 +370,7 @@ class InterFormer(Component):
             TokenSummary(num_tokens, self.num_cls, dim, config.gating) for _ in range(summaries)
         )
         self.sequence_summaries = nn.ModuleList(
-            SequenceSummary(
-                self.num_cls,
-                config.num_pma_tokens,
-                config.num_recent_tokens,
-                dim,
-                config.num_heads,
-                config.gating,
-                reads_cls=config.pma_keys == "all",
-            )
-            for _ in range(summaries if k > 0 else 0)
+            SequenceSummary(config) for _ in range(summaries if k > 0 else 0)
         )
         num_sequence_tokens = config.num_sequence_tokens if k > 0 else 0
         self.interaction_archs = nn.ModuleList(

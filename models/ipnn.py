@@ -7,7 +7,7 @@ from pydantic import Field
 
 from cetnet.models.component import Component, Inputs, InputShape, Output
 from cetnet.models.layers.config import FieldModelConfig
-from cetnet.models.layers.mlp import LogitLinear, mlp
+from cetnet.models.layers.mlp import LogitLinear
 from cetnet.models.layers.products import InnerProducts
 from cetnet.models.layers.tokens import DenseTokens
 
@@ -30,9 +30,7 @@ class IPNN(Component):
 
     def __init__(self, shape: InputShape, config: IPNNConfig) -> None:
         super().__init__()
-        self.inputs = DenseTokens(
-            shape.num_tokens, shape.num_dense, shape.embedding_dim, config.dense, config.activation
-        )
+        self.inputs = DenseTokens(shape, config)
         self.products = InnerProducts(self.inputs.num_tokens)
         self.embeddings = config.embeddings
         num_features = self.products.num_outputs
@@ -40,9 +38,7 @@ class IPNN(Component):
             num_features += self.inputs.num_tokens * shape.embedding_dim
         elif num_features == 0:
             raise ValueError("ipnn without embeddings needs at least two features")
-        self.mlp = mlp(
-            num_features, config.hidden_units, config.activation, config.dropout, config.batch_norm
-        )
+        self.mlp = config.mlp(num_features)
         self.output_dim = config.hidden_units[-1]
         self.logit = LogitLinear(self.output_dim)
 

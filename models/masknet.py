@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cetnet.models.component import Component, Inputs, InputShape, Output
 from cetnet.models.layers.config import FieldModelConfig
-from cetnet.models.layers.mlp import Activation, LogitLinear, activation_layer, linear, mlp
+from cetnet.models.layers.mlp import Activation, LogitLinear, activation_layer, linear
 from cetnet.models.layers.tokens import DenseTokens
 
 
@@ -68,9 +68,7 @@ class MaskNet(Component):
 
     def __init__(self, shape: InputShape, config: MaskNetConfig) -> None:
         super().__init__()
-        self.inputs = DenseTokens(
-            shape.num_tokens, shape.num_dense, shape.embedding_dim, config.dense, config.activation
-        )
+        self.inputs = DenseTokens(shape, config)
         num_tokens, d = self.inputs.num_tokens, shape.embedding_dim
         self.norms = nn.ModuleList(nn.LayerNorm(d) for _ in range(num_tokens if config.embedding_norm else 0))
         num_features = num_tokens * d
@@ -92,17 +90,7 @@ class MaskNet(Component):
             )
             for num_hidden, num_outputs in sizes
         )
-        self.mlp = (
-            None
-            if serial
-            else mlp(
-                config.num_blocks * config.block_dim,
-                config.hidden_units,
-                config.activation,
-                config.dropout,
-                config.batch_norm,
-            )
-        )
+        self.mlp = None if serial else config.mlp(config.num_blocks * config.block_dim)
         self.output_dim = config.hidden_units[-1]
         self.logit = LogitLinear(self.output_dim)
 

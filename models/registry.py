@@ -1,8 +1,12 @@
 """Names of the components, as they are written in a configuration."""
 
+import ast
 import importlib
+from importlib import resources
+from typing import TYPE_CHECKING
 
-from cetnet.models.component import Component
+if TYPE_CHECKING:
+    from cetnet.models.component import Component
 
 COMPONENTS = {
     "dcn": "cetnet.models.dcn.DCN",
@@ -24,17 +28,28 @@ COMPONENTS = {
 }
 
 
-def component_class(kind: str) -> type[Component]:
-    """Class of the component called `kind`: a name above, or `package.module.Class` of an installed package.
+def component_path(kind: str) -> str:
+    """Dotted path of the class of the component called `kind`, which is not imported.
 
     Raises:
-        ValueError: no such name, or the path does not lead to a `Component` with a `Config`.
+        ValueError: no such name, and no dotted path.
     """
     if not isinstance(kind, str) or ("." not in kind and kind not in COMPONENTS):
         raise ValueError(
             f"unknown component kind {kind!r}; known: {', '.join(sorted(COMPONENTS))}, or the dotted path of a class"
         )
-    module, name = COMPONENTS.get(kind, kind).rsplit(".", 1)
+    return COMPONENTS.get(kind, kind)
+
+
+def component_class(kind: str) -> type["Component"]:
+    """Class of the component called `kind`: a name above, or `package.module.Class` of an installed package.
+
+    Raises:
+        ValueError: no such name, or the path does not lead to a `Component` with a `Config`.
+    """
+    from cetnet.models.component import Component  # torch, for which the names need not wait
+
+    module, name = component_path(kind).rsplit(".", 1)
     try:
         cls = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
@@ -44,3 +59,13 @@ def component_class(kind: str) -> type[Component]:
             f"component kind {kind!r} is not a subclass of models.component.Component with a Config"
         )
     return cls
+
+
+def component_summary(kind: str) -> str:
+    """First line of the docstring of a component that is registered here, whose module is read, not imported."""
+    _, module, name = COMPONENTS[kind].rsplit(".", 2)
+    source = resources.files("cetnet.models").joinpath(f"{module}.py").read_text()
+    definition = next(
+        node for node in ast.parse(source).body if isinstance(node, ast.ClassDef) and node.name == name
+    )
+    return (ast.get_docstring(definition) or "").partition("\n")[0]

@@ -100,9 +100,7 @@ class Wukong(Component):
 
     def __init__(self, shape: InputShape, config: WukongConfig) -> None:
         super().__init__()
-        self.inputs = DenseTokens(
-            shape.num_tokens, shape.num_dense, shape.embedding_dim, config.dense, config.activation
-        )
+        self.inputs = DenseTokens(shape, config)
         num_tokens = self.inputs.num_tokens
         self.layers = nn.Sequential()
         for _ in range(config.num_layers):

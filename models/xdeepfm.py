@@ -5,12 +5,12 @@ from typing import Literal
 
 import torch
 from pydantic import Field
+from torch import Tensor, nn
 
 from cetnet.models.component import Component, ExtraTable, Inputs, InputShape, Output
 from cetnet.models.layers.config import FieldModelConfig
-from cetnet.models.layers.crosses import CompressedInteraction
 from cetnet.models.layers.linear_part import LinearPart, weight_tables
-from cetnet.models.layers.mlp import LogitLinear, mlp
+from cetnet.models.layers.mlp import LogitLinear, linear
 from cetnet.models.layers.tokens import DenseTokens
 from cetnet.models.schema import Feature
 
@@ -25,6 +25,32 @@ class XDeepFMConfig(FieldModelConfig):
     cin_units: tuple[int, ...] = Field(
         (16, 16), min_length=1, description="Feature maps of each layer of the CIN."
     )
+
+
+class CompressedInteraction(nn.Module):
+    """CIN, `[B, F, d]` -> `[B, sum of units]`: vector-wise crosses, summed over d.
+
+    Equations 6 and 8: X^k_h = sum_ij W^{k,h}_ij (X^{k-1}_i * X^0_j) + b^k_h. As in FuxiCTR
+    there is no activation between the layers, and no layer's maps are split.
+    """
+
+    def __init__(self, num_fields: int, units: Sequence[int]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList()
+        width = num_fields
+        for unit in units:
+            self.layers.append(linear(num_fields * width, unit))
+            width = unit
+
+    def forward(self, x0: Tensor) -> Tensor:
+        """`[B, F, d]` -> `[B, sum of units]`."""
+        fields = x0.transpose(1, 2)  # [B, d, F]
+        x, pooled = fields, []
+        for layer in self.layers:
+            products = (x.unsqueeze(3) * fields.unsqueeze(2)).flatten(2)  # [B, d, H F]
+            x = layer(products)
+            pooled.append(x.sum(1))
+        return torch.cat(pooled, dim=1)
 
 
 class XDeepFM(Component):
@@ -42,9 +68,7 @@ class XDeepFM(Component):
 
     def __init__(self, shape: InputShape, config: XDeepFMConfig) -> None:
         super().__init__()
-        self.inputs = DenseTokens(
-            shape.num_tokens, shape.num_dense, shape.embedding_dim, config.dense, config.activation
-        )
+        self.inputs = DenseTokens(shape, config)
         self.linear = LinearPart(shape.num_dense)
         self.cin = CompressedInteraction(self.inputs.num_tokens, config.cin_units)
         self.cin_logit = LogitLinear(sum(config.cin_units))
@@ -52,9 +76,7 @@ class XDeepFM(Component):
         self.mlp = self.mlp_logit = None
         if config.hidden_units:
             num_features = self.inputs.num_tokens * shape.embedding_dim
-            self.mlp = mlp(
-                num_features, config.hidden_units, config.activation, config.dropout, config.batch_norm
-            )
+            self.mlp = config.mlp(num_features)
             self.mlp_logit = LogitLinear(config.hidden_units[-1])
             self.output_dim += config.hidden_units[-1]
 

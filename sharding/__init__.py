@@ -1,1 +1,1 @@
-"""Where each embedding table lives: topology, planner, plan report, sharders, sparse optimizers."""
+"""Where each embedding table lives: clusters, planner, plan table, sharders, first values of tables."""

@@ -92,10 +92,10 @@ def parse_cluster(text: str) -> Cluster | None:
     match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)(?::(.+))?", text)
     if not match:
         return None
-    return described({"nodes": match[1], "gpus_per_node": match[2], "gpu": match[3]})
+    return parse_description({"nodes": match[1], "gpus_per_node": match[2], "gpu": match[3]})
 
 
-def described(content: dict[str, Any]) -> Cluster:
+def parse_description(content: dict[str, Any]) -> Cluster:
     """The cluster of a description; raises pydantic.ValidationError, or ValueError for an unknown kind."""
     own = ClusterDescription.model_validate(content)
     figures: dict[str, Any] = {}

@@ -44,7 +44,7 @@ class Load:
         return _over_mean(self.memory)
 
 
-def load(plan: Plan, world_size: int) -> Load:
+def sum_by_rank(plan: Plan, world_size: int) -> Load:
     """Add up a plan's shards by rank."""
     sums = {key: [0] * world_size for key in ("weights", "optimizer", "buffers", "host")}
     times = [[0.0] * len(Phases._fields) for _ in range(world_size)]

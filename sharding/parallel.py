@@ -12,7 +12,8 @@ from torchrec.modules.hash_mc_modules import HashZchManagedCollisionModule
 from cetnet.models.cetnet import CETNet
 from cetnet.models.embeddings import BLOCK_ROWS, initial_rows
 from cetnet.sharding.config import CommunicationConfig
-from cetnet.sharding.planner import Plan, sharders
+from cetnet.sharding.planner import Plan
+from cetnet.sharding.sharders import sharders
 
 _Block = tuple[Tensor, int, tuple[str, int, int, int, float, int]]
 """Rows of a table in memory, which of its columns is their first, and what `initial_rows` is told of them."""

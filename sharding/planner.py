@@ -9,13 +9,7 @@ import psutil
 import torch
 import torch.distributed as dist
 from torch import nn
-from torchrec.distributed.embedding import EmbeddingCollectionSharder
-from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
-from torchrec.distributed.mc_embedding import ManagedCollisionEmbeddingCollectionSharder
-from torchrec.distributed.mc_embeddingbag import ManagedCollisionEmbeddingBagCollectionSharder
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
-from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
-from torchrec.distributed.planner.proposers import Proposer
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
 from torchrec.distributed.planner.types import (
     HardwareConfig,
@@ -25,15 +19,17 @@ from torchrec.distributed.planner.types import (
     TopologyFactory,
     TrainerConfig,
 )
-from torchrec.distributed.types import ModuleSharder, ShardingPlan
+from torchrec.distributed.types import ShardingPlan
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig, EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.modules.mc_modules import ManagedCollisionCollection
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
+from cetnet.models.rules import managed_sharding_refused
 from cetnet.models.schema import Schema
-from cetnet.sharding.communication import codecs
-from cetnet.sharding.config import ClusterConfig, CommunicationConfig, ShardingConfig
+from cetnet.sharding.config import ClusterConfig, ShardingConfig
+from cetnet.sharding.proposers import OneOfEachSize, SplitLargest, slowest_shard
+from cetnet.sharding.sharders import sharders
 
 # A data-parallel table would get the dense optimizer; a column-split one can't be resumed under another split.
 DEFAULT_SHARDING_TYPES = ("table_wise", "row_wise", "table_row_wise")
@@ -48,35 +44,6 @@ _MAX_SPLIT_SHARDS = 65_536
 
 class NoPlan(ValueError):
     """No placement of the tables fits."""
-
-
-class PooledSharder(EmbeddingBagCollectionSharder):
-    """Offers row-wise sharding on CPU too, which works but which TorchRec does not list there."""
-
-    def sharding_types(self, compute_device_type: str) -> list[str]:  # noqa: ARG002
-        """Everything but data-parallel, which would silently change a table's optimizer."""
-        return ["table_wise", "row_wise", "table_row_wise", "column_wise", "table_column_wise", "grid_shard"]
-
-
-class UnpooledSharder(EmbeddingCollectionSharder):
-    """Sharder of the tables that are read position by position."""
-
-    def sharding_types(self, compute_device_type: str) -> list[str]:  # noqa: ARG002
-        """Everything but data-parallel, which also fails on CPU."""
-        return ["table_wise", "row_wise", "column_wise"]
-
-
-def sharders(communication: CommunicationConfig, device: str) -> list[ModuleSharder[nn.Module]]:
-    """The sharders that planning and DistributedModelParallel use alike; `device` is `cpu` or `cuda`."""
-    registry = codecs(communication, device)
-    pooled = PooledSharder(qcomm_codecs_registry=registry)
-    unpooled = UnpooledSharder(qcomm_codecs_registry=registry)
-    return [
-        pooled,
-        unpooled,
-        ManagedCollisionEmbeddingBagCollectionSharder(ebc_sharder=pooled, qcomm_codecs_registry=registry),
-        ManagedCollisionEmbeddingCollectionSharder(ec_sharder=unpooled, qcomm_codecs_registry=registry),
-    ]
 
 
 class Phases(NamedTuple):
@@ -266,11 +233,8 @@ def _allowed_types(table: BaseEmbeddingConfig, managed: set[str], config: Shardi
         if fnmatchcase(table.name, pattern):
             wanted = constraint.sharding_types
     if table.name in managed:
-        if "row_wise" not in wanted:
-            raise ValueError(
-                f"sharding.constraints: table {table.name!r} has managed collision and can be row_wise only, not "
-                f"{', '.join(wanted)}"
-            )
+        if complaint := managed_sharding_refused(table.name, wanted):
+            raise ValueError(complaint)
         return ["row_wise"]
     supported = (
         wanted if isinstance(table, EmbeddingBagConfig) else [t for t in wanted if t in _UNPOOLED_TYPES]
@@ -321,99 +285,12 @@ def _types_to_weigh(
     ]
 
 
-class OneOfEachSize(EmbeddingEnumerator):
-    """Estimates one shard of each size: a row-wise table has as many as there are ranks, and nearly all alike."""
-
-    def populate_estimates(self, sharding_options: list[ShardingOption]) -> None:
-        """Fill in storage and time of every shard."""
-        every = [option.shards for option in sharding_options]
-        for option in sharding_options:
-            option.shards = list({tuple(shard.size): shard for shard in option.shards}.values())
-        super().populate_estimates(sharding_options)
-        for option, shards in zip(sharding_options, every, strict=True):
-            estimated = {tuple(shard.size): shard for shard in option.shards}
-            option.shards = shards
-            for shard in shards:
-                like = estimated[tuple(shard.size)]
-                shard.storage, shard.perf = like.storage, like.perf
-
-
-class SplitLargest(Proposer):
-    """Splits the k tables that are largest, or slowest, when whole, for growing k; the others stay whole.
-
-    A few dozen proposals whatever the number of tables. TorchRec's GreedyProposer makes one for every option of
-    every table, each as long as the list of shards.
-    """
-
-    def load(
-        self,
-        search_space: list[ShardingOption],
-        enumerator: EmbeddingEnumerator | None = None,  # noqa: ARG002
-    ) -> None:
-        """Take the options and lay out the proposals."""
-        options: dict[str, list[ShardingOption]] = {}
-        for option in search_space:
-            options.setdefault(option.fqn, []).append(option)
-        self._proposals: list[list[ShardingOption]] = []
-        kernels = sorted({option.compute_kernel for option in search_space})
-        for kernel in kernels if len(kernels) > 1 else [None]:
-            self._lay_out(
-                {
-                    fqn: [o for o in known if kernel in (None, o.compute_kernel)] or known
-                    for fqn, known in options.items()
-                }
-            )
-        self._index = 0
-
-    def _lay_out(self, options: dict[str, list[ShardingOption]]) -> None:
-        whole = {
-            fqn: min((o for o in known if o.num_shards == 1), key=_slowest, default=min(known, key=_slowest))
-            for fqn, known in options.items()
-        }
-        types = sorted({o.sharding_type for known in options.values() for o in known if o.num_shards > 1})
-        orders = (
-            (lambda fqn: whole[fqn].total_storage.hbm + whole[fqn].total_storage.ddr),
-            (lambda fqn: _slowest(whole[fqn])),
-        )
-        for order in orders:
-            splittable = sorted((fqn for fqn in options if len(options[fqn]) > 1), key=order, reverse=True)
-            counts = [0]
-            while counts[-1] < len(splittable):
-                counts.append(min(len(splittable), max(counts[-1] + 1, counts[-1] * 3 // 2)))
-            for wanted in [*types, None]:
-                split = {}
-                for fqn in splittable:
-                    ways = [o for o in options[fqn] if o.num_shards > 1 and wanted in (None, o.sharding_type)]
-                    split[fqn] = min(ways, key=_slowest, default=whole[fqn])
-                for count in counts:
-                    chosen = {fqn: split[fqn] for fqn in splittable[:count]}
-                    self._proposals.append([chosen.get(fqn, whole[fqn]) for fqn in options])
-
-    def propose(self) -> list[ShardingOption] | None:
-        """The next proposal."""
-        return self._proposals[self._index] if self._index < len(self._proposals) else None
-
-    def feedback(
-        self,
-        partitionable: bool,  # noqa: ARG002
-        plan: list[ShardingOption] | None = None,  # noqa: ARG002
-        perf_rating: float | None = None,  # noqa: ARG002
-        storage_constraint: Topology | None = None,  # noqa: ARG002
-    ) -> None:
-        """Go on, whatever came of it."""
-        self._index += 1
-
-
-def _slowest(option: ShardingOption) -> float:
-    return max(float(shard.perf.total) for shard in option.shards)
-
-
 def _alternatives(search_space: list[ShardingOption]) -> dict[str, tuple[Alternative, ...]]:
     found: dict[str, list[Alternative]] = {}
     for option in search_space:
         memory = max(int(shard.storage.hbm or shard.storage.ddr) for shard in option.shards)
         found.setdefault(option.fqn, []).append(
-            Alternative(option.sharding_type, option.compute_kernel, memory, _slowest(option))
+            Alternative(option.sharding_type, option.compute_kernel, memory, slowest_shard(option))
         )
     return {fqn: tuple(known) for fqn, known in found.items()}
 
@@ -430,7 +307,7 @@ def _placement(option: ShardingOption, alternatives: tuple[Alternative, ...]) ->
         kernel=option.compute_kernel,
         ranks=tuple(int(shard.rank) for shard in option.shards),
         bytes=tuple(int(shard.storage.hbm + shard.storage.ddr) for shard in option.shards),
-        milliseconds=_slowest(option),
+        milliseconds=slowest_shard(option),
         weights=weights,
         optimizer=tuple(round(size * per_weight) for size in weights),
         host=tuple(0 if on_cpu else int(shard.storage.ddr) for shard in option.shards),

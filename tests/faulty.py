@@ -4,7 +4,8 @@ import os
 import signal
 from threading import Event
 
-from cetnet.models.component import Component, ComponentConfig, Inputs, InputShape, Output
+from cetnet.models.component import Component, Inputs, InputShape, Output
+from cetnet.models.component_config import ComponentConfig
 from cetnet.models.layers.mlp import LogitLinear
 
 STEPS_DONE = 4

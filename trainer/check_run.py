@@ -5,12 +5,12 @@ from dataclasses import dataclass
 import psutil
 
 from cetnet.models.cetnet import CETNet
+from cetnet.models.rules import managed_training_refused
 from cetnet.models.schema import Schema
 from cetnet.trainer.check_settings import check_settings
 from cetnet.trainer.checkpoint.store import check_place
 from cetnet.trainer.config import RunConfig
 from cetnet.trainer.data.dataset import Dataset
-from cetnet.trainer.data.reader import Reader
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.optimizers import dense_table_parameters
 from cetnet.trainer.processes.distributed import resolve_device
@@ -29,10 +29,10 @@ class CheckedRun:
 
 def check_run(config: RunConfig, world_size: int, resume: bool = False) -> CheckedRun:
     """Find every mistake that can be found before anything starts; raises UserError."""
-    return check_model(config, check_settings(config, world_size, resume), world_size, resume)
+    return check_model(config, check_settings(config, world_size, resume), resume)
 
 
-def check_model(config: RunConfig, dataset: Dataset, world_size: int, resume: bool) -> CheckedRun:
+def check_model(config: RunConfig, dataset: Dataset, resume: bool) -> CheckedRun:
     """What `check_settings` leaves, and where the checkpoints go; raises UserError."""
     if resume:
         check_resumable(config)
@@ -48,8 +48,14 @@ def check_model(config: RunConfig, dataset: Dataset, world_size: int, resume: bo
                 f"sharding.communication.{direction}=bf16 runs on CUDA only, and the device here is the CPU; "
                 "use fp16"
             )
-    _check_managed_collision(config, dataset.schema, on_cpu)
-    Reader.of(config.data, dataset, world_size=world_size)
+    if complaint := managed_training_refused(
+        dataset.schema.managed_collision or (),
+        schema_file=f"{config.data.path}/schema.yaml",
+        nonfinite=config.training.nonfinite,
+        sparse_optimizer=config.optimizer.sparse.kind,
+        on_cpu=on_cpu,
+    ):
+        raise UserError(complaint)
     _check_monitor(config, dataset.schema)
     _check_memory(build_model(config, dataset.schema, "meta"))
     if config.checkpoint.path is not None:
@@ -67,25 +73,6 @@ def _check_memory(model: CETNet) -> None:
         raise UserError(
             f"model: {dense:,} dense parameters and {tables:,} of sharding.dense_tables take {gib:,.0f} GiB, and "
             f"this host has {total:,.0f}; make layers smaller, or shard more tables"
-        )
-
-
-def _check_managed_collision(config: RunConfig, schema: Schema, on_cpu: bool) -> None:
-    if schema.managed_collision and config.training.nonfinite == "skip":
-        raise UserError(
-            "training.nonfinite=skip cannot leave a step out with managed_collision, which gives rows to new ids "
-            "before the step is judged; use training.nonfinite=stop"
-        )
-    if schema.managed_collision and on_cpu:
-        raise UserError(
-            f"{config.data.path}/schema.yaml: tables with managed_collision train on CUDA only, and the device here "
-            f"is the CPU; name {', '.join(schema.managed_collision)} in hashed instead"
-        )
-    # FBGEMM forgets the optimizer's state of a row that changes hands for this one alone; sgd has none.
-    if schema.managed_collision and config.optimizer.sparse.kind not in ("rowwise_adagrad", "sgd"):
-        raise UserError(
-            f"optimizer.sparse.kind={config.optimizer.sparse.kind} can't train tables with managed_collision; use "
-            "rowwise_adagrad or sgd"
         )
 
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from cetnet.models.rules import indivisible
 from cetnet.models.schema import Schema
 from cetnet.trainer.config import RunConfig
 from cetnet.trainer.data.dataset import Dataset
@@ -20,10 +21,12 @@ def check_settings(config: RunConfig, world_size: int, resume: bool) -> Dataset:
             "training.nonfinite=skip cannot leave a step out with optimizer.sparse.kind=adam, whose momentum moves "
             "rows without a gradient; use rowwise_adagrad, adagrad or sgd"
         )
-    if config.data.batch_size % world_size:
-        raise UserError(
-            f"data.batch_size={config.data.batch_size} is not a multiple of the {world_size} processes"
-        )
+    if complaint := indivisible(
+        batch_size=config.data.batch_size,
+        lanes=config.data.lanes if config.data.order == "shuffled" else None,
+        world_size=world_size,
+    ):
+        raise UserError(complaint)
     dataset = Dataset(config.data.path, config.data.split, config.data.bad_rows)
     splits = set(config.evaluation.splits)
     if config.evaluation.every_steps or config.evaluation.every_epoch:

@@ -97,7 +97,7 @@ def train(
     _check_libraries()
     from cetnet.trainer.check_run import check_model
 
-    run = check_model(load_config(config, overrides), dataset, processes, resume)
+    run = check_model(load_config(config, overrides), dataset, resume)
     if is_launcher:
         _launch(["train", str(config), *(overrides or []), *(["--resume"] if resume else [])], nproc)
     from cetnet.trainer.processes.distributed import process_group

@@ -7,6 +7,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from cetnet.models.config import CETNetConfig
+from cetnet.models.rules import indivisible
 from cetnet.models.strict import Strict
 from cetnet.sharding.config import ShardingConfig
 from cetnet.trainer.errors import UserError
@@ -187,13 +188,9 @@ class RunConfig(Strict):
 
     @model_validator(mode="after")
     def _check(self) -> "RunConfig":
-        if self.data.order == "shuffled" and self.data.batch_size % self.data.lanes:
-            lanes = self.data.lanes
-            nearest = max(lanes, self.data.batch_size // lanes * lanes)
-            raise ValueError(
-                f"data.batch_size={self.data.batch_size} is not a multiple of data.lanes={lanes}; "
-                f"the nearest is {nearest}"
-            )
+        lanes = self.data.lanes if self.data.order == "shuffled" else None
+        if complaint := indivisible(batch_size=self.data.batch_size, lanes=lanes):
+            raise ValueError(complaint)
         stopping = self.evaluation.early_stopping
         if stopping and not (self.evaluation.every_epoch or self.evaluation.every_steps):
             raise ValueError(

@@ -10,14 +10,14 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from cetnet.models.registry import COMPONENTS, component_class
+from cetnet.models.registry import COMPONENTS, component_class, component_summary
 
 
 def reference_table(root: type[BaseModel]) -> list[Table]:
     """The keys of an experiment file, and the kinds of component it may name."""
     kinds = Table("kind", "what it is", title="Components", title_justify="left", box=box.SIMPLE_HEAD)
     for kind in COMPONENTS:
-        kinds.add_row(kind, (component_class(kind).__doc__ or "").partition("\n")[0])
+        kinds.add_row(kind, component_summary(kind))
     return [_table("Keys of an experiment file", root), kinds]
 
 

@@ -71,7 +71,7 @@ class GuardedOptimizer(OptimizerWrapper):
         self._predictions: Predictions | None = None
         self._gradients: Sequence[Tensor | None] = ()
         self._bad: Tensor | None = None  # [1], not 0: the loss or a gradient of the tables, on any rank
-        model.module.towers.gate = self._gate
+        model.module.towers.on_inputs = self._gate
         model.module.objective.register_forward_hook(self._after_forward)
 
     def step(self, closure: Any = None) -> None:

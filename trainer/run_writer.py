@@ -16,8 +16,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from cetnet import __version__
 from cetnet.models.schema import Schema
+from cetnet.sharding.plan_table import plan_dict, plan_table
 from cetnet.sharding.planner import Plan
-from cetnet.sharding.report import plan_dict, plan_table
 from cetnet.trainer.config import RunConfig
 from cetnet.trainer.files import disk_errors, drop_lines_after, without_nonfinite, write_json
 from cetnet.trainer.run_folder import RESULT, TORCHRUN_JOB

@@ -16,7 +16,8 @@ from torchrec.modules.embedding_configs import DataType
 from torchrec.optim.keyed import KeyedOptimizer
 
 from cetnet.models.batch import Batch
-from cetnet.models.cetnet import CETNet, Predictions, Tower
+from cetnet.models.cetnet import CETNet, Member, Predictions
+from cetnet.models.rules import managed_lanes_refused
 from cetnet.models.schema import Schema
 from cetnet.sharding.parallel import shard
 from cetnet.sharding.planner import NoPlan, Plan, make_plan, topology
@@ -103,8 +104,8 @@ def compile_components(model: CETNet, device: torch.device) -> None:
                 "training.compile needs a C++ compiler: install g++, name one in CXX, or leave it out"
             ) from error
     torch._dynamo.config.optimize_ddp = False  # it would cut components where DDP's buckets end
-    for tower in model.towers.values():
-        cast(Tower, tower).component.compile()
+    for member in model.towers.values():
+        cast(Member, member).component.compile()
 
 
 def build_model(config: RunConfig, schema: Schema, device: torch.device | str) -> CETNet:
@@ -170,11 +171,10 @@ def plan_model(
 ) -> Plan:
     """The planner's plan of a model for a cluster; raises DoesNotFit if there is none, UserError for a constraint
     that no table can meet, or that managed collision can't."""
-    if schema.managed_collision and config.data.lanes % world_size:
-        raise UserError(
-            f"data.lanes={config.data.lanes} is not a multiple of the {world_size} processes, which tables with "
-            "managed_collision need; change one of them"
-        )
+    if schema.managed_collision and (
+        complaint := managed_lanes_refused(lanes=config.data.lanes, world_size=world_size)
+    ):
+        raise UserError(complaint)
     try:
         return make_plan(
             model,

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 
-from cetnet.sharding.report import plan_table
+from cetnet.sharding.plan_table import plan_table
 from cetnet.trainer.agreement import Agreement
 from cetnet.trainer.check_run import CheckedRun
 from cetnet.trainer.checkpoint.checkpoints import (

@@ -235,7 +235,7 @@ def _estimate(
     config: Path, hosts: int, tables: dict[str, str], precision: str, cluster: dict[str, float]
 ) -> float:
     """Planner's estimate of the fullest rank, ms, for tables of these sharding types."""
-    from cetnet.sharding.estimate import load  # these import TorchRec, for which --help need not wait
+    from cetnet.sharding.estimate import sum_by_rank  # these import TorchRec, for which --help need not wait
     from cetnet.trainer.session import build_model, plan_model
 
     overrides = _overrides([], precision, cluster)
@@ -245,7 +245,7 @@ def _estimate(
     settings = load_config(config, overrides)
     schema = read_schema(settings.data.path / "schema.yaml")
     plan = plan_model(build_model(settings, schema, "meta"), settings, schema, "cpu", hosts, 1)
-    return max(map(sum, load(plan, hosts).phases))
+    return max(map(sum, sum_by_rank(plan, hosts).phases))
 
 
 def _median_step(run: Path, warm_up: int) -> float:

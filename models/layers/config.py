@@ -3,18 +3,18 @@
 from typing import Literal
 
 from pydantic import Field
+from torch import nn
 
-from cetnet.models.component import ComponentConfig
-from cetnet.models.layers.mlp import Activation
+from cetnet.models.component_config import ComponentConfig
+from cetnet.models.layers.mlp import Activation, mlp
 
 DenseMode = Literal["field", "token"]
 ReadoutMode = Literal["hidden", "tokens"]
 
 
-class FieldModelConfig(ComponentConfig):
-    """Settings of the components on flattened field embeddings; defaults are FuxiCTR's, for parity with BARS."""
+class MLPConfig(ComponentConfig):
+    """Settings of the components that have an MLP."""
 
-    embedding_std: float = Field(1e-4, gt=0, description="Embeddings start from N(0, std); 1e-4 as in BARS.")
     hidden_units: tuple[int, ...] = Field(
         (512, 256, 128), min_length=1, description="Sizes of the hidden layers of each MLP."
     )
@@ -27,9 +27,19 @@ class FieldModelConfig(ComponentConfig):
         "vector; `token` = an MLP on all of them makes one token.",
     )
 
+    def mlp(self, num_features: int) -> nn.Sequential:
+        """The MLP of these settings, `[rows, num_features]` -> `[rows, hidden_units[-1]]`."""
+        return mlp(num_features, self.hidden_units, self.activation, self.dropout, self.batch_norm)
 
-class TokenModelConfig(ComponentConfig):
-    """Settings that every component ending in interaction tokens has (DHEN, InterFormer)."""
+
+class FieldModelConfig(MLPConfig):
+    """Settings of the components on flattened field embeddings; defaults are FuxiCTR's, for parity with BARS."""
+
+    embedding_std: float = Field(1e-4, gt=0, description="Embeddings start from N(0, std); 1e-4 as in BARS.")
+
+
+class TokenModelConfig(MLPConfig):
+    """Settings that every component ending in interaction tokens has (DHEN, InterFormer, Wukong)."""
 
     dense: DenseMode = Field(
         "token",

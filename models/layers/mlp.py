@@ -19,15 +19,6 @@ def linear(in_features: int, out_features: int, bias: bool = True) -> nn.Linear:
     return layer
 
 
-def start_linear_maps(module: nn.Module) -> None:
-    """Let PyTorch's own linear maps, convolutions and attention inside `module` start as `linear` does."""
-    for name, parameter in module.named_parameters():
-        if parameter.dim() > 1:
-            nn.init.xavier_normal_(parameter)
-        elif name.endswith("bias"):
-            nn.init.zeros_(parameter)
-
-
 class BatchNorm(nn.BatchNorm1d):
     """`nn.BatchNorm1d` over `[rows, features]` that takes a single row, or none, in training as well.
 

@@ -1,9 +1,11 @@
 """Layers on tokens `[B, n, d]`."""
 
+from typing import Protocol
+
 import torch
 from torch import Tensor, nn
 
-from cetnet.models.component import Output
+from cetnet.models.component import InputShape, Output
 from cetnet.models.layers.config import DenseMode, TokenModelConfig
 from cetnet.models.layers.mlp import Activation, LogitLinear, linear, mlp
 
@@ -23,28 +25,39 @@ class TokenLinear(nn.Module):
         return self.linear(tokens.transpose(1, 2)).transpose(1, 2)
 
 
+class DenseTokensConfig(Protocol):
+    """What `DenseTokens` reads of a component's settings."""
+
+    @property
+    def dense(self) -> DenseMode:
+        """How dense features become tokens."""
+
+    @property
+    def activation(self) -> Activation:
+        """Activation of the MLP that makes one token."""
+
+
 class DenseTokens(nn.Module):
     """Appends the dense features to the tokens, `[B, n, d]` and `[B, m]` -> `[B, num_tokens, d]`.
 
-    mode `field`: scalar i becomes x_i v_i, one Linear(1, d) without bias per scalar, as FuxiCTR embeds
-    numeric fields. mode `token`: one MLP makes one token of all scalars. Nothing is appended when m = 0.
+    dense `field`: scalar i becomes x_i v_i, one Linear(1, d) without bias per scalar, as FuxiCTR embeds
+    numeric fields. dense `token`: one MLP makes one token of all scalars. Nothing is appended when m = 0.
     """
 
-    def __init__(
-        self, num_tokens: int, num_dense: int, embedding_dim: int, mode: DenseMode, activation: Activation
-    ) -> None:
+    def __init__(self, shape: InputShape, config: DenseTokensConfig) -> None:
         super().__init__()
+        num_dense, embedding_dim = shape.num_dense, shape.embedding_dim
         self.fields: nn.Parameter | None = None
         self.mlp: nn.Sequential | None = None
-        if num_dense > 0 and mode == "field":
+        if num_dense > 0 and config.dense == "field":
             # One row per Linear(1, d), each with the variance 2 / (1 + d) of its own xavier_normal.
             self.fields = nn.Parameter(
                 torch.randn(num_dense, embedding_dim) * (2 / (1 + embedding_dim)) ** 0.5
             )
         elif num_dense > 0:
-            self.mlp = mlp(num_dense, (embedding_dim,), activation)
+            self.mlp = mlp(num_dense, (embedding_dim,), config.activation)
             self.mlp.append(linear(embedding_dim, embedding_dim))
-        self.num_tokens = num_tokens + (num_dense if mode == "field" else min(num_dense, 1))
+        self.num_tokens = shape.num_tokens + (num_dense if config.dense == "field" else min(num_dense, 1))
 
     def forward(self, tokens: Tensor, dense: Tensor) -> Tensor:
         """`[B, n, d]`, `[B, m]` -> `[B, num_tokens, d]`."""
@@ -66,9 +79,7 @@ class Readout(nn.Module):
         super().__init__()
         self.mode = config.readout
         num_features = num_tokens * config.embedding_dim
-        self.mlp = mlp(
-            num_features, config.hidden_units, config.activation, config.dropout, config.batch_norm
-        )
+        self.mlp = config.mlp(num_features)
         self.logit = LogitLinear(config.hidden_units[-1])
         self.output_dim = config.hidden_units[-1] if config.readout == "hidden" else num_features
 

@@ -2,7 +2,8 @@
 
 import torch
 
-from cetnet.models.component import ComponentConfig, Inputs, InputShape, input_shape
+from cetnet.models.component import Inputs, InputShape, input_shape
+from cetnet.models.component_config import ComponentConfig
 from cetnet.models.registry import component_class
 from cetnet.models.schema import Feature, Schema
 

@@ -7,15 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from cetnet.models.component import Inputs
-from cetnet.models.layers.crosses import (
-    CompressedInteraction,
-    CrossNet,
-    CrossNetV2,
-    LowRankCrossNet,
-    MixtureCrossNet,
-)
+from cetnet.models.dcn import CrossNet
+from cetnet.models.dcnv2 import CrossNetV2, LowRankCrossNet, MixtureCrossNet
 from cetnet.models.layers.linear_part import LinearPart, weight_tables
 from cetnet.models.layers.products import InnerProducts, PairwiseInteraction
+from cetnet.models.xdeepfm import CompressedInteraction
 from tests.models.inputs import small_schema
 
 

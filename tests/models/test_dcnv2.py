@@ -2,8 +2,7 @@ import pytest
 import torch
 
 from cetnet.models.component import InputShape
-from cetnet.models.dcnv2 import DCNv2, DCNv2Config
-from cetnet.models.layers.crosses import CrossNetV2, LowRankCrossNet, MixtureCrossNet
+from cetnet.models.dcnv2 import CrossNetV2, DCNv2, DCNv2Config, LowRankCrossNet, MixtureCrossNet
 from tests.models.inputs import random_inputs
 
 

@@ -7,7 +7,8 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from cetnet.models.component import Component, ComponentConfig, Inputs, InputShape
+from cetnet.models.component import Component, Inputs, InputShape
+from cetnet.models.component_config import ComponentConfig
 from cetnet.models.dcn import DCN, DCNConfig
 from cetnet.models.deepfm import DeepFM, DeepFMConfig
 from cetnet.models.finalmlp import FinalMLP, FinalMLPConfig

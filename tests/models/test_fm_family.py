@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from cetnet.models.component import Component, ComponentConfig, InputShape
+from cetnet.models.component import Component, InputShape
+from cetnet.models.component_config import ComponentConfig
 from cetnet.models.dcn import DCNConfig
 from cetnet.models.deepfm import DeepFMConfig
 from cetnet.models.fm import FMConfig

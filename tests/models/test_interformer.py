@@ -7,9 +7,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from cetnet.models.component import Behavior, InputShape
-from cetnet.models.interformer import InterFormer, InterFormerConfig
-from cetnet.models.layers.attention import RotaryAttention
-from cetnet.models.layers.pffn import PFFN
+from cetnet.models.interformer import PFFN, InterFormer, InterFormerConfig, RotaryAttention
 from cetnet.models.layers.sequences import align_recent, merge_by_recency
 from tests.models.inputs import random_inputs
 

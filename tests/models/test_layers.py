@@ -5,7 +5,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from cetnet.models.component import InputShape
 from cetnet.models.dhen import DHENConfig
+from cetnet.models.layers.config import FieldModelConfig
 from cetnet.models.layers.mlp import Activation, BatchNorm, Dice, LogitLinear, activation_layer, mlp
 from cetnet.models.layers.tokens import DenseTokens, Readout, TokenLinear
 
@@ -86,8 +88,13 @@ def test_initialisation() -> None:
     assert not layer.bias.any()
 
 
+def dense_tokens(num_dense: int, dense: str) -> DenseTokens:
+    shape = InputShape(num_tokens=2, num_sequences=0, max_length=0, num_dense=num_dense, embedding_dim=4)
+    return DenseTokens(shape, FieldModelConfig.model_validate({"kind": "dnn", "dense": dense}))
+
+
 def test_dense_tokens_of_fields_are_scaled_vectors() -> None:
-    layer = DenseTokens(2, 3, 4, "field", "relu")
+    layer = dense_tokens(3, "field")
     tokens, dense = torch.randn(5, 2, 4), torch.randn(5, 3)
     out = layer(tokens, dense)
     assert out.shape == (5, layer.num_tokens, 4) == (5, 5, 4)
@@ -100,14 +107,14 @@ def test_dense_tokens_of_fields_are_scaled_vectors() -> None:
 
 
 def test_dense_tokens_as_one_token() -> None:
-    layer = DenseTokens(2, 3, 4, "token", "relu")
+    layer = dense_tokens(3, "token")
     out = layer(torch.randn(5, 2, 4), torch.randn(5, 3))
     assert out.shape == (5, layer.num_tokens, 4) == (5, 3, 4)
 
 
 @pytest.mark.parametrize("mode", ["field", "token"])
 def test_no_dense_features_no_token(mode: str) -> None:
-    layer = DenseTokens(2, 0, 4, mode, "relu")  # type: ignore[arg-type]
+    layer = dense_tokens(0, mode)
     tokens = torch.randn(5, 2, 4)
     assert layer(tokens, torch.empty(5, 0)) is tokens
     assert layer.num_tokens == 2

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from cetnet.models.cetnet import CETNet, Tower
+from cetnet.models.cetnet import CETNet, Member
 from cetnet.models.component import Inputs
 from cetnet.models.config import CETNetConfig
 from cetnet.models.layers.sequences import rows_by_length
@@ -24,12 +24,12 @@ SCHEMA = Schema(
 )
 
 
-def tower(**settings: Any) -> Tower:
+def member(**settings: Any) -> Member:
     torch.manual_seed(3)
     interformer = {"kind": "interformer", "embedding_dim": 8, "num_heads": 2, "num_layers": 2, **settings}
     model = CETNet(SCHEMA, CETNetConfig.model_validate({"components": {"interformer": interformer}}))
     (only,) = model.double().towers.values()
-    assert isinstance(only, Tower)
+    assert isinstance(only, Member)
     return only
 
 
@@ -47,7 +47,7 @@ def test_groups_are_of_like_lengths() -> None:
 
 @pytest.mark.parametrize("join", ["aligned", "separate"])
 def test_outputs_and_gradients_are_those_of_all_rows_at_once(join: str) -> None:
-    ours = tower(sequence_join=join)
+    ours = member(sequence_join=join)
     inputs = random_inputs(ours.assembly.shape, 24, dtype=torch.float64)
     assert len(rows_by_length(inputs.lengths)) > 2
     together, apart = leaves(inputs), leaves(inputs)
@@ -65,6 +65,6 @@ def test_outputs_and_gradients_are_those_of_all_rows_at_once(join: str) -> None:
 
 
 def test_batch_normalisation_sees_all_rows() -> None:
-    assert tower().component.rows_apart
-    assert not tower(batch_norm=True).component.rows_apart
-    assert not tower(activation="dice").component.rows_apart
+    assert member().component.rows_apart
+    assert not member(batch_norm=True).component.rows_apart
+    assert not member(activation="dice").component.rows_apart

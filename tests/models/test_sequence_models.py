@@ -8,10 +8,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from cetnet.models.component import Behavior, InputShape, input_shape
-from cetnet.models.dien import DIEN, DIENConfig, InterestEvolution, NextEventLoss
+from cetnet.models.dien import DIEN, AttentionGRU, DIENConfig, InterestEvolution, NextEventLoss
 from cetnet.models.din import DIN, DINConfig
 from cetnet.models.dmin import DMIN, DMINConfig, MultiInterest
-from cetnet.models.layers.recurrent import AttentionGRU
 from cetnet.models.layers.target_attention import Events, TargetAttention, event_softmax, read_behavior
 from cetnet.models.schema import Feature, Schema
 from tests.models.inputs import random_inputs

@@ -8,9 +8,11 @@ from torchrec.distributed.planner.proposers import GreedyProposer, UniformPropos
 
 import cetnet.sharding.planner
 from cetnet.benchmarks.growth.big_schema import big_schema
-from cetnet.sharding.cluster import GPUS, described, parse_cluster, parse_sweep
+from cetnet.sharding.cluster import GPUS, parse_cluster, parse_description, parse_sweep
 from cetnet.sharding.config import ClusterConfig, CommunicationConfig
-from cetnet.sharding.planner import OneOfEachSize, Plan, sharders, topology
+from cetnet.sharding.planner import Plan, topology
+from cetnet.sharding.proposers import OneOfEachSize
+from cetnet.sharding.sharders import sharders
 from cetnet.trainer.config import RunConfig
 from cetnet.trainer.session import build_model, plan_model
 from tests.processes import run_settings
@@ -43,7 +45,7 @@ def test_sweeps() -> None:
 
 
 def test_a_description_has_precedence_over_the_kind() -> None:
-    cluster = described({"nodes": 2, "gpus_per_node": 4, "gpu": "l4", "inter_host_bandwidth": 3})
+    cluster = parse_description({"nodes": 2, "gpus_per_node": 4, "gpu": "l4", "inter_host_bandwidth": 3})
     assert cluster.hardware.inter_host_bandwidth == 3
     assert cluster.hardware.hbm_gb == GPUS["l4"].hbm_gb
     assert cluster.bf16_tflops == GPUS["l4"].bf16_tflops

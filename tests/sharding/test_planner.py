@@ -7,8 +7,8 @@ import pytest
 from rich.console import Console
 
 from cetnet.models.schema import Feature, Schema
+from cetnet.sharding.plan_table import human_bytes, plan_table
 from cetnet.sharding.planner import Plan
-from cetnet.sharding.report import human_bytes, plan_table
 from cetnet.trainer.config import RunConfig
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.session import build_model, count_parameters, plan_model

@@ -87,7 +87,10 @@ def test_an_override_of_a_section_replaces_it_whole(file: Path) -> None:
             "model.components.tower.kind=mlp",
             "unknown component kind 'mlp'; known: dcn, dcnv2, deepfm, dhen, .*, or the dotted path",
         ),
-        ("data.batch_size=100", "data.batch_size=100 is not a multiple of data.lanes=16; the nearest is 96"),
+        (
+            "data.batch_size=100",
+            "data.batch_size=100 is not a multiple of data.lanes=16; set data.batch_size=96",
+        ),
         ("evaluation.early_stopping={}", "needs evaluation.every_epoch or evaluation.every_steps"),
         ("sharding.constraints={a: {sharding_types: [rows]}}", "sharding.constraints.a.sharding_types"),
         ("checkpoint.path=''", "checkpoint.path: empty; leave it out"),

@@ -26,7 +26,8 @@ from typing import Literal
 import torch
 from torch import nn
 
-from cetnet.models.component import Component, ComponentConfig, Output
+from cetnet.models.component import Component, Output
+from cetnet.models.component_config import ComponentConfig
 
 
 class Spoil(torch.autograd.Function):

@@ -8,7 +8,8 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from cetnet.models.component import Component, ComponentConfig, InputShape
+from cetnet.models.component import Component, InputShape
+from cetnet.models.component_config import ComponentConfig
 from cetnet.models.config import CETNetConfig
 from cetnet.trainer.config import RunConfig
 from cetnet.trainer.session import build_model

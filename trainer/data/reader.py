@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from cetnet.models.batch import Batch
+from cetnet.models.rules import indivisible
 from cetnet.models.schema import Schema
 from cetnet.trainer.config import DataConfig
 from cetnet.trainer.data.bad_rows import BadRow
@@ -143,7 +144,10 @@ class Reader:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        check_divisible(batch_size, lanes if order == "shuffled" else world_size, world_size)
+        if complaint := indivisible(
+            batch_size=batch_size, lanes=lanes if order == "shuffled" else None, world_size=world_size
+        ):
+            raise UserError(complaint)
         self.dataset, self.batch_size, self.order, self.seed = dataset, batch_size, order, seed
         self._lanes = lanes if order == "shuffled" else world_size
         self._shuffle_rows, self._prefetch, self._threads = shuffle_rows, prefetch, threads
@@ -209,19 +213,6 @@ class Reader:
         if bad := [row for rows in slices for row in rows.bad.values()]:
             self.bad_rows[step] = bad
         return _to_batch(self.dataset.schema, slices, self.batch_size // self._world_size)
-
-
-def check_divisible(batch_size: int, lanes: int, world_size: int) -> None:
-    """Raise UserError unless world_size divides lanes and lanes divides batch_size."""
-    if lanes % world_size:
-        raise UserError(
-            f"data.lanes={lanes} is not a multiple of the {world_size} processes; change one of them"
-        )
-    if batch_size % lanes:
-        raise UserError(
-            f"batch_size={batch_size} is not a multiple of {lanes} (data.lanes, or the number of processes "
-            f"when rows are read in order); the nearest is {max(lanes, batch_size // lanes * lanes)}"
-        )
 
 
 def _cut(pieces: list[Piece], start: int, stop: int) -> list[Piece]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from cetnet.sharding.cluster import Cluster, described, parse_cluster, parse_sweep
+from cetnet.sharding.cluster import Cluster, parse_cluster, parse_description, parse_sweep
 from cetnet.sharding.config import ClusterConfig
 from cetnet.trainer.config import RunConfig
 from cetnet.trainer.errors import UserError, validation_message
@@ -22,7 +22,7 @@ def read_cluster(text: str) -> Cluster:
             raise UserError(
                 f"--cluster {text!r} is neither NODESxGPUS[:KIND], such as 64x8:h100, nor a YAML file"
             )
-        return described(read_yaml(path))
+        return parse_description(read_yaml(path))
     except ValidationError as error:
         message = validation_message(error).replace(
             "see `cetnet config` for all keys",

@@ -8,7 +8,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from cetnet.models.cetnet import CETNet, Tower
+from cetnet.models.cetnet import CETNet, Member
 from cetnet.models.component import Inputs
 from cetnet.models.schema import Schema
 from cetnet.sharding.cluster import Cluster
@@ -85,9 +85,9 @@ def _flops_per_row(model: CETNet, schema: Schema) -> tuple[float, tuple[str, ...
     """Multiplications and additions of the components' forward pass, histories at their longest; counted on
     fake tensors. And the components that can't be counted: they look at their values, as recurrent ones do."""
     rows, total, uncounted = 2, 0, []
-    for name, tower in model.towers.items():
-        assert isinstance(tower, Tower)
-        shape = tower.assembly.shape
+    for name, member in model.towers.items():
+        assert isinstance(member, Member)
+        shape = member.assembly.shape
         # There is no formula for the fused attention of CPUs: count its matrix products one by one.
         with (
             torch.no_grad(),
@@ -104,10 +104,10 @@ def _flops_per_row(model: CETNet, schema: Schema) -> tuple[float, tuple[str, ...
                 dense=torch.empty(rows, len(schema.dense_features)),
                 extra=torch.empty(rows, shape.num_extra),
             )
-            held = {**dict(tower.component.named_parameters()), **dict(tower.component.named_buffers())}
+            held = {**dict(member.component.named_parameters()), **dict(member.component.named_buffers())}
             fake = {name: torch.empty(value.shape, dtype=value.dtype) for name, value in held.items()}
             try:
-                functional_call(tower.component, fake, (inputs,))
+                functional_call(member.component, fake, (inputs,))
             except (NotImplementedError, RuntimeError):
                 uncounted.append(name)
                 continue

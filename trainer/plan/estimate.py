@@ -6,10 +6,11 @@ from fnmatch import fnmatchcase
 from typing import Any, cast
 
 from cetnet.models.embeddings import Tables
+from cetnet.models.rules import indivisible
 from cetnet.models.schema import Schema
 from cetnet.sharding.cluster import Cluster
 from cetnet.sharding.config import ShardingConfig
-from cetnet.sharding.estimate import Load, load
+from cetnet.sharding.estimate import Load, sum_by_rank
 from cetnet.sharding.planner import Plan
 from cetnet.trainer.config import RunConfig
 from cetnet.trainer.errors import DoesNotFit, UserError
@@ -67,26 +68,19 @@ def estimate(config: RunConfig, schema: Schema, cluster: Cluster, device: str) -
     plan = plan_model(model, config, schema, device, cluster.world_size, cluster.gpus_per_node)
     cluster = replace(cluster, hardware=config.sharding.cluster)
     dense = dense_cost(model, config, schema, cluster)
-    return Estimate(config, cluster, device, plan, load(plan, cluster.world_size), dense)
+    return Estimate(config, cluster, device, plan, sum_by_rank(plan, cluster.world_size), dense)
 
 
 def refusal(config: RunConfig, cluster: Cluster) -> str | None:
     """Why `cetnet train` would not start there, and the keys that fix it; None if it would."""
-    batch, gpus = config.data.batch_size, cluster.world_size
-    shuffled = config.data.order == "shuffled"
-    lanes = config.data.lanes if shuffled else gpus
-    if lanes % gpus:
-        why = f"data.lanes={lanes} is not a multiple of the {gpus:,} GPUs"
-    elif batch % lanes:
-        of = f"data.lanes={lanes}" if shuffled else f"the {gpus:,} GPUs"
-        why = f"data.batch_size={batch} is not a multiple of {of}"
-    else:
-        return None
-    nearest = max(gpus, batch // gpus * gpus)
-    keys = [f"data.batch_size={nearest}"] if nearest != batch else []
-    if shuffled and (lanes % gpus or nearest % lanes):
-        keys.append(f"data.lanes={gpus}")
-    return f"`cetnet train` refuses {cluster}: {why}; set {' '.join(keys)}"
+    gpus = cluster.world_size
+    complaint = indivisible(
+        batch_size=config.data.batch_size,
+        lanes=config.data.lanes if config.data.order == "shuffled" else None,
+        world_size=gpus,
+        ranks=f"the {gpus:,} GPUs",
+    )
+    return f"`cetnet train` refuses {cluster}: {complaint}" if complaint else None
 
 
 def single_models(config: RunConfig, schema: Schema) -> dict[str, RunConfig]:

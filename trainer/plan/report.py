@@ -10,8 +10,8 @@ from rich.table import Table
 
 from cetnet.models.schema import Schema
 from cetnet.sharding.cluster import Cluster
+from cetnet.sharding.plan_table import human_bytes, plan_dict, reason
 from cetnet.sharding.planner import Placement
-from cetnet.sharding.report import human_bytes, plan_dict, reason
 from cetnet.trainer.config import RunConfig
 from cetnet.trainer.console import console, output
 from cetnet.trainer.errors import DoesNotFit, UserError

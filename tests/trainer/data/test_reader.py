@@ -324,7 +324,7 @@ def test_threads_end_when_the_consumer_stops_early() -> None:
     ("batch_size", "lanes", "world_size", "message"),
     [
         (12, 4, 3, "data.lanes=4 is not a multiple of the 3 processes"),
-        (10, 4, 2, "batch_size=10 is not a multiple of 4 .*the nearest is 8"),
+        (10, 4, 2, "data.batch_size=10 is not a multiple of data.lanes=4; set data.batch_size=8"),
     ],
 )
 def test_sizes_must_divide(batch_size: int, lanes: int, world_size: int, message: str) -> None:

@@ -13,8 +13,6 @@ from cetnet.models.schema import Feature, Schema
 from cetnet.sharding.cluster import Cluster, parse_cluster
 from cetnet.trainer.cli import main
 from cetnet.trainer.config import DataConfig, RunConfig, load_config
-from cetnet.trainer.data.reader import check_divisible
-from cetnet.trainer.errors import UserError
 from cetnet.trainer.plan.clusters import on_cluster, read_cluster
 from cetnet.trainer.plan.estimate import estimate, refusal, single_models, sweep
 from cetnet.trainer.plan.remedies import remedies
@@ -86,7 +84,7 @@ def test_attention_is_counted_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     where = cluster("1x1:t4")
     flops = estimate(on_cluster(one, where), schema, where, "cuda").dense.flops
     monkeypatch.setattr(
-        "cetnet.models.layers.attention.scaled_dot_product_attention",
+        "cetnet.models.interformer.scaled_dot_product_attention",
         lambda query, *_, **__: torch.zeros_like(query),
     )
     without = estimate(on_cluster(one, where), schema, where, "cuda").dense.flops
@@ -218,11 +216,7 @@ def test_what_train_refuses(data: dict[str, object], shape: str, remedy: str | N
 
     def trains(data: DataConfig) -> bool:
         lanes = data.lanes if data.order == "shuffled" else where.world_size
-        try:
-            check_divisible(data.batch_size, lanes, where.world_size)
-        except UserError:
-            return False
-        return True
+        return lanes % where.world_size == 0 and data.batch_size % lanes == 0
 
     why = refusal(settings, where)
     assert trains(settings.data) == (why is None) == (remedy is None)

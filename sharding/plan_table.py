@@ -1,11 +1,10 @@
 """The plan as a table that people read."""
 
+from pydantic import ByteSize
 from rich import box
 from rich.table import Table
 
 from cetnet.sharding.planner import Alternative, Placement, Plan
-
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 def plan_table(plan: Plan, world_size: int) -> Table:
@@ -53,11 +52,8 @@ def plan_dict(plan: Plan, world_size: int) -> dict:
 
 
 def human_bytes(size: float) -> str:
-    """Bytes in a unit that keeps the number below 1024."""
-    unit = 0
-    while size >= 1024 and unit < len(_UNITS) - 1:
-        size, unit = size / 1024, unit + 1
-    return f"{size:.0f} {_UNITS[unit]}" if unit == 0 else f"{size:.1f} {_UNITS[unit]}"
+    """Bytes in a unit that keeps the number below 1024, such as `1.5 KiB`."""
+    return ByteSize(size).human_readable(separator=" ")
 
 
 def _imbalance(placement: Placement) -> str:
