@@ -27,12 +27,12 @@ from rich import box
 from rich.table import Table
 
 from cetnet.benchmarks.network.hosts import HostError, Network, can_delay, network, set_link, torchrun
-from cetnet.benchmarks.study.report.plots import COLORS
 from cetnet.models.schema import Feature, Schema
 from cetnet.trainer.config import load_config
 from cetnet.trainer.console import console, output, quieten
 from cetnet.trainer.data.dataset import read_schema
 from cetnet.trainer.errors import UserError
+from cetnet.trainer.plot_style import COLORS
 from cetnet.trainer.yaml_files import save_yaml
 
 PLANS: dict[str, list[str]] = {"table_wise": ["table_wise"], "row_wise": ["row_wise"], "planned": []}

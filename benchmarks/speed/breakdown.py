@@ -25,7 +25,6 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.flop_counter import FlopCounterMode
 
-from cetnet.benchmarks.study.report.plots import COLORS
 from cetnet.models.batch import Batch
 from cetnet.models.schema import Schema
 from cetnet.trainer.config import load_config
@@ -33,6 +32,7 @@ from cetnet.trainer.console import console, output, quieten
 from cetnet.trainer.data.dataset import Dataset
 from cetnet.trainer.data.reader import Reader
 from cetnet.trainer.errors import UserError
+from cetnet.trainer.plot_style import COLORS
 from cetnet.trainer.processes.distributed import Processes, process_group
 from cetnet.trainer.progressive_ne import ProgressiveNE
 from cetnet.trainer.scoring import run_pipeline
