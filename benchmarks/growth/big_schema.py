@@ -6,6 +6,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
+from cetnet.benchmarks.command import run_command
 from cetnet.models.schema import Feature, Schema
 from cetnet.trainer.files import check_writable
 from cetnet.trainer.yaml_files import save_yaml
@@ -60,4 +61,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command("big_schema", main)

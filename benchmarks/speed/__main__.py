@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cetnet.benchmarks.command import run_command
 from cetnet.benchmarks.speed import reader_rate
 from cetnet.benchmarks.speed.alternate import ContenderError, measure
 from cetnet.benchmarks.speed.comparisons import ENVIRONMENT, FUXICTR, MODULE, Comparison, comparisons
@@ -124,4 +125,4 @@ def roofline() -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command("speed", main)

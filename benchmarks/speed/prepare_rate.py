@@ -22,6 +22,7 @@ from typing import Annotated
 import psutil
 import typer
 
+from cetnet.benchmarks.command import run_command
 from cetnet.trainer.console import output
 
 PANDAS = """
@@ -102,7 +103,7 @@ def main(
         with tempfile.TemporaryDirectory() as folder:
             schema, out = str(pandas_schema or options["--schema"]), str(Path(folder, "out.parquet"))
             arguments = [options["--raw"], schema, str(pandas_rows), out]
-            _print("pandas", pandas_rows, *measure([sys.executable, "-c", PANDAS, *arguments]))
+            _print("pandas", pandas_rows, *measure([sys.executable, "-P", "-c", PANDAS, *arguments]))
 
 
 def _print(name: str, rows: int, seconds: float, peak: int) -> None:
@@ -112,4 +113,4 @@ def _print(name: str, rows: int, seconds: float, peak: int) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command("prepare_rate", main)

@@ -25,7 +25,6 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from statistics import median
 from typing import Annotated, Any
 
 import psutil
@@ -35,6 +34,8 @@ import typer
 from numpy.typing import NDArray
 from rich.table import Table
 
+from cetnet.benchmarks.command import run_command
+from cetnet.benchmarks.measured import spread
 from cetnet.models.batch import Batch
 from cetnet.trainer.console import console, output, quieten
 from cetnet.trainer.data.dataset import Dataset, Piece
@@ -194,8 +195,8 @@ def main(
         output.print(_rates_table(name, found))
         for threads, times in found["threads"].items():
             output.print(
-                f"data.threads={threads}, all cores: {_spread(times['rows_per_second'], ',.0f')} rows/s, "
-                f"first batch after {_spread(times['first_batch'], '.2f')} s"
+                f"data.threads={threads}, all cores: {spread(times['rows_per_second'], ',.0f')} rows/s, "
+                f"first batch after {spread(times['first_batch'], '.2f')} s"
             )
         for size, memory in found["memory"].items():
             output.print(
@@ -213,13 +214,9 @@ def _rates_table(name: str, found: dict[str, Any]) -> Table:
         table.add_column(column, justify="right")
     for way, cpu in found["cpu"].items():
         shares = [rate / other for rate, other in zip(cpu, found["cpu"]["pyarrow"], strict=True)]
-        table.add_row(way, _spread(found["wall"][way], ",.0f"), _spread(cpu, ",.0f"), _spread(shares, ".2f"))
+        table.add_row(way, spread(found["wall"][way], ",.0f"), spread(cpu, ",.0f"), spread(shares, ".2f"))
     return table
 
 
-def _spread(values: list[float], form: str) -> str:
-    return f"{median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
-
-
 if __name__ == "__main__":
-    typer.run(main)
+    run_command("reader_rate", main)

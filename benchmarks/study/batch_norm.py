@@ -14,6 +14,7 @@ import torch
 import typer
 from torch import nn
 
+from cetnet.benchmarks.command import run_command
 from cetnet.trainer.checkpoint.checkpoints import load_checkpoint
 from cetnet.trainer.console import output
 from cetnet.trainer.data.dataset import Dataset
@@ -71,4 +72,4 @@ def _print(run: Path, what: str, session: Session, test: Dataset, processes: Pro
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command("batch_norm", main)
