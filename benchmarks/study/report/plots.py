@@ -12,14 +12,13 @@ from cetnet.benchmarks.study.report.curves import Curve
 from cetnet.trainer.plot_style import COLORS, LINES, MARKERS, SIGNS, label_ends
 
 WARM_UP = 0.1
-"""First share of the examples that left out of a plot's range: NE falls steeply there, and hides the rest."""
+"""First share of the examples, left out of a plot's range: NE falls steeply there, and hides the rest."""
 
 MOST_NE = 3
 """Times the lowest NE at which a plot ends: a model that diverged would flatten the others."""
 
 MOST_POINTS = 500
 """Most points of a curve that are drawn, so that a page with plots stays small."""
-
 
 Panels = Mapping[str, Sequence[str]]
 """The variants in each panel of a plot with many of them, by the panel's title."""
