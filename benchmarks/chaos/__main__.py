@@ -146,6 +146,8 @@ def main(
     checkpoint, a full disk. The folder keeps what each attempt said
     (chaos/attempt-<n>.txt). A start takes 10 to 20 seconds, nearly all of it
     imports.
+
+    Example: python -m cetnet.benchmarks.chaos --out runs/chaos --faults 5
     """
     if out.exists():
         raise typer.BadParameter(f"{out} exists; name a new folder", param_hint="--out")

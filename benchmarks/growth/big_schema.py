@@ -50,7 +50,10 @@ def main(
     tables: Annotated[int, typer.Option(min=10, help="Number of tables.")] = 1000,
     rows: Annotated[float, typer.Option(max=1e15, help="Rows in all of them.")] = 1e10,
 ) -> None:
-    """Write a schema of many large tables."""
+    """Write a schema of many large tables, for `cetnet plan`.
+
+    Example: python -m cetnet.benchmarks.growth.big_schema runs/plan/schema.yaml --tables 500
+    """
     try:
         check_writable(out)
         schema = big_schema(tables, int(rows))

@@ -53,6 +53,8 @@ def main(
 
     All figures are medians. The stall is also given in steps, which depends
     less on what else the machine does, and as a share of 60 seconds.
+
+    Example: python -m cetnet.benchmarks.speed.checkpoint_cost --out runs/checkpoint_cost
     """
     settings = load_config(config)
     table = Table("", title=f"{config.stem}: {pairs} pairs of windows of {window} steps, {rounds} rounds")

@@ -94,7 +94,13 @@ def main(
         Path | None, typer.Option(help="Raw schema for pandas; default: the command's.")
     ] = None,
 ) -> None:
-    """Measure a preparation, and pandas on a slice of its raw file."""
+    """Measure a preparation, and pandas on a slice of its raw file.
+
+    Prints rows, seconds, rows/s and the most memory that all of its processes
+    had together.
+
+    Example: python -m cetnet.benchmarks.speed.prepare_rate -- cetnet prepare csv --raw train.txt ...
+    """
     options = dict(pairwise(command))
     seconds, peak = measure(command)
     card = json.loads(Path(options["--out"], "card.json").read_text())

@@ -188,6 +188,8 @@ def main(
 
     Tables of medians, in brackets the least and the most of the rounds. The
     share is of what pyarrow decodes in a CPU second with checksums checked.
+
+    Example: python -m cetnet.benchmarks.speed.reader_rate --out runs/reader_rate.json
     """
     result = {}
     for name in DATASETS:

@@ -32,7 +32,10 @@ def main(
     data: Annotated[Path, typer.Argument(help="The dataset of the runs.")],
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs.")],
 ) -> None:
-    """Print the test metrics of each run, with the averages of its checkpoint and with statistics taken anew."""
+    """Print the test metrics of each run, with the averages of its checkpoint and with statistics taken anew.
+
+    Example: python -m cetnet.benchmarks.study.batch_norm data/frappe runs/frappe/dcnv2/seed1
+    """
     with process_group("cpu") as processes:
         for run in runs:
             config, test, checkpoint = check_inputs(run, data, "test")

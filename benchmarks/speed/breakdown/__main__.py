@@ -46,7 +46,14 @@ def main(
     warmup: Annotated[int, typer.Option(min=1, help="Steps before them.")] = 10,
     threads: Annotated[int | None, typer.Option(help="Threads; default: PyTorch's.")] = None,
 ) -> None:
-    """Profile some training steps of an experiment, in one process."""
+    """Profile some training steps of an experiment, in one process.
+
+    Prints a table of the step's phases; on a GPU also how near the matrix
+    products and lookups come to its limits. flame.svg shows what is inside
+    the phases, trace.json.gz every call (ui.perfetto.dev).
+
+    Example: python -m cetnet.benchmarks.speed.breakdown configs/demo.yaml training.precision=bf16
+    """
     if threads:
         torch.set_num_threads(threads)
     settings = load_config(config, overrides)
