@@ -23,6 +23,9 @@ def run_command(name: str, main: Callable[..., None], *failures: type[Exception]
     app.command()(main)
     try:
         app()
-    except (UserError, *failures) as error:
+    except UserError as error:
         print(f"{name}: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, UserError) else 1)
+        sys.exit(2)
+    except failures as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        sys.exit(1)

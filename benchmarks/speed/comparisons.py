@@ -115,9 +115,9 @@ def plain(work: Path, data: str) -> Contender:
 
 def fuxictr(work: Path, model: str, data: str, rows: int = 4096, name: str = FUXICTR) -> Contender:
     """FuxiCTR's `dcnv2` or `din` in its own environment; FUXICTR_PLAIN doesn't keep the memory that it frees."""
-    module = [FOLDER / "bin" / "python", "-P", "-m", "cetnet.benchmarks.speed.peers.fuxictr_peer"]
-    options = [ROOT / data, PROGRESS, "--batch-size", str(rows)]
-    made = contender(work, name, [*module, model, *options], rows)
+    module = (FOLDER / "bin" / "python", "-P", "-m", "cetnet.benchmarks.speed.peers.fuxictr_peer")
+    options = (ROOT / data, PROGRESS, "--batch-size", str(rows))
+    made = contender(work, name, (*module, model, *options), rows)
     return made if name == FUXICTR else replace(made, env=THREADS)
 
 
@@ -304,14 +304,14 @@ def rows(work: Path) -> Comparison:
 
 def evaluation(work: Path) -> Comparison:
     """Evaluating beside training."""
-    arguments = [CONFIGS / "dcnv2.yaml", PROGRESS, BF16, f"data.path={ROOT / 'clicks-2m'}"]
+    arguments = (CONFIGS / "dcnv2.yaml", PROGRESS, BF16, f"data.path={ROOT / 'clicks-2m'}")
     return Comparison(
         "evaluation",
         "DCNv2, 2.16 M table rows, batch 4096, bf16; the metrics at the end of an evaluation are not in",
         ("clicks-2m",),
         (
             dcnv2(work, "training", "clicks-2m", BF16),
-            contender(work, "evaluation", [*MODULE, "cetnet.benchmarks.speed.evaluation_loop", *arguments]),
+            contender(work, "evaluation", (*MODULE, "cetnet.benchmarks.speed.evaluation_loop", *arguments)),
         ),
         (Ratio("evaluation rows/s / training rows/s", quotient("evaluation", "training"), 3),),
     )

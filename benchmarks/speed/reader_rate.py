@@ -16,7 +16,6 @@ each lane (`data.lanes`; a chunk is `data.shuffle_rows` and less than a row grou
 `data.threads` while they are put in order, and `data.prefetch` batches and two.
 """
 
-import json
 import multiprocessing
 import os
 import resource
@@ -40,6 +39,7 @@ from cetnet.models.batch import Batch
 from cetnet.trainer.console import console, output, quieten
 from cetnet.trainer.data.dataset import Dataset, Piece
 from cetnet.trainer.data.reader import Order, Reader
+from cetnet.trainer.files import write_json
 from cetnet.trainer.prepare.engine.layout import ROW_GROUP_ROWS
 from cetnet.trainer.prepare.sources.random import prepare_random
 from cetnet.trainer.processes.malloc import keep_freed_memory
@@ -207,7 +207,7 @@ def main(
             )
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(result, indent=1))
+        write_json(out, result)
 
 
 def _rates_table(name: str, found: dict[str, Any]) -> Table:
