@@ -9,6 +9,7 @@ torchrun, but for the embeddings alone (embedding_part.py), which is what the pl
 import json
 import shutil
 import sys
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -26,6 +27,7 @@ from cetnet.trainer.config import load_config
 from cetnet.trainer.console import console, output
 from cetnet.trainer.data.dataset import read_schema
 from cetnet.trainer.errors import UserError
+from cetnet.trainer.files import write_json
 from cetnet.trainer.yaml_files import save_yaml
 
 _SECONDS_PER_LAUNCH = 600.0
@@ -114,20 +116,17 @@ def _measure(
     console.print(f"{rate_name(mbit)}: calibrating", highlight=False)
     _cetnet(made, ["calibrate", "--out", str(calibration)], logs / "calibrate.log")
     cluster = yaml.safe_load(calibration.read_text())
-    overrides = {f"{p}-{c}": _overrides(PLANS[p], c, cluster) for p, c in variants}
+    overrides = {f"{p}-{c}": _overrides({"*": PLANS[p]} if PLANS[p] else {}, c, cluster) for p, c in variants}
     console.print(f"{rate_name(mbit)}: timing the embeddings alone", highlight=False)
     jobs, answer = logs / "embeddings.json", logs / "embeddings-result.json"
-    jobs.write_text(
-        json.dumps(
-            {
-                "config": str(config),
-                "variants": overrides,
-                "warm_up": warm_up,
-                "steps": steps,
-                "out": str(answer),
-            }
-        )
-    )
+    job = {
+        "config": str(config),
+        "variants": overrides,
+        "warm_up": warm_up,
+        "steps": steps,
+        "out": str(answer),
+    }
+    write_json(jobs, job)
     torchrun(
         made,
         "cetnet.benchmarks.network.embedding_part",
@@ -195,8 +194,11 @@ def _prepare(out: Path, batch_size: int, lanes: int, steps: int) -> Path:
     return config
 
 
-def _overrides(sharding_types: list[str], precision: str, cluster: dict[str, float]) -> list[str]:
-    constraints = {"*": {"sharding_types": sharding_types}} if sharding_types else {}
+def _overrides(
+    sharding_types: Mapping[str, Sequence[str]], precision: str, cluster: Mapping[str, float]
+) -> list[str]:
+    """Settings of a run; tables, by pattern, may be sharded in these ways only, others in any."""
+    constraints = {table: {"sharding_types": types} for table, types in sharding_types.items()}
     return [
         f"sharding.constraints={json.dumps(constraints)}",
         f"sharding.communication={json.dumps({'forward': precision, 'backward': precision})}",
@@ -211,10 +213,7 @@ def _estimate(
     from cetnet.sharding.estimate import load  # these import TorchRec, for which --help need not wait
     from cetnet.trainer.session import build_model, plan_model
 
-    overrides = _overrides([], precision, cluster)
-    overrides[0] = "sharding.constraints=" + json.dumps(
-        {table: {"sharding_types": [kind]} for table, kind in tables.items()}
-    )
+    overrides = _overrides({table: [kind] for table, kind in tables.items()}, precision, cluster)
     settings = load_config(config, overrides)
     schema = read_schema(settings.data.path / "schema.yaml")
     plan = plan_model(build_model(settings, schema, "meta"), settings, schema, "cpu", hosts, 1)
