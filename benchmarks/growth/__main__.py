@@ -9,9 +9,6 @@ within each round.
 """
 
 import json
-import os
-import platform
-import sys
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -23,10 +20,13 @@ import psutil
 import typer
 from rich.markdown import Markdown
 
+from cetnet.benchmarks.command import run_command
 from cetnet.benchmarks.growth.axes import AXES, Axis, Point, Timing
-from cetnet.benchmarks.growth.report import draw, markdown, result, save, spread
+from cetnet.benchmarks.growth.results import draw, markdown, result, save
+from cetnet.benchmarks.measured import machine, spread
 from cetnet.trainer.console import console, output
 from cetnet.trainer.errors import UserError
+from cetnet.trainer.files import write_json, write_text
 
 _MEMORY_USED = 0.8
 """Share of the free memory that points may take together; the largest are left out if they need more."""
@@ -69,7 +69,7 @@ def main(
         measured = result(axis, _measure(axis, rounds, device))
         results[name] = {
             **measured,
-            "machine": f"{os.cpu_count()} cores, {platform.machine()}, Linux {platform.release()}",
+            "machine": machine(),
             "date": f"{datetime.now(UTC):%Y-%m-%d}",
         }
         save(draw(name, axis, measured), out / name)
@@ -97,7 +97,7 @@ def _measure(axis: Axis, rounds: int, device: str) -> list[Timing | None]:
             timings.append(timing)
             said = "left out: too little memory is free"
             if timing:
-                said = f"{spread([1e3 * seconds for seconds in timing.seconds], '{:.1f}')} ms a step"
+                said = f"{spread([1e3 * seconds for seconds in timing.seconds], '.1f')} ms a step"
             console.print(f"  {name}: {said}", highlight=False)
         console.print(f"  in {time.perf_counter() - start:.0f} s", highlight=False)
     return timings
@@ -125,33 +125,15 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _write(out: Path, results: dict[str, Any]) -> None:
     """After each axis, so that a run that is stopped has not been for nothing."""
-    (out / "growth.json").write_text(json.dumps(results, indent=1) + "\n")
+    write_json(out / "growth.json", results)
     sections = [
         f"## {name}\n\n{markdown(AXES[name](), measured)}\n![{name}]({name}.png)\n\n({measured['machine']}; "
         f"{measured['date']}; `python -m cetnet.benchmarks.growth --only {name}`)\n"
         for name, measured in results.items()
         if name in AXES
     ]
-    (out / "growth.md").write_text("\n".join(sections))
-
-
-def cli() -> None:
-    """Entry point: a user's mistake is one line on stderr and exit code 2, a process that failed 1."""
-    app = typer.Typer(
-        add_completion=False,
-        pretty_exceptions_enable=False,
-        context_settings={"help_option_names": ["-h", "--help"]},
-    )
-    app.command()(main)
-    try:
-        app()
-    except UserError as error:
-        print(f"growth: {error}", file=sys.stderr)
-        sys.exit(2)
-    except ChildProcessError as error:
-        print(f"growth: {error}", file=sys.stderr)
-        sys.exit(1)
+    write_text(out / "growth.md", "\n".join(sections))
 
 
 if __name__ == "__main__":
-    cli()
+    run_command("growth", main, ChildProcessError)

@@ -6,6 +6,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
+from cetnet.benchmarks.command import run_command
 from cetnet.models.schema import Feature, Schema
 from cetnet.trainer.files import check_writable
 from cetnet.trainer.yaml_files import save_yaml
@@ -49,7 +50,10 @@ def main(
     tables: Annotated[int, typer.Option(min=10, help="Number of tables.")] = 1000,
     rows: Annotated[float, typer.Option(max=1e15, help="Rows in all of them.")] = 1e10,
 ) -> None:
-    """Write a schema of many large tables."""
+    """Write a schema of many large tables, for `cetnet plan`.
+
+    Example: python -m cetnet.benchmarks.growth.big_schema runs/plan/schema.yaml --tables 500
+    """
     try:
         check_writable(out)
         schema = big_schema(tables, int(rows))
@@ -60,4 +64,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command("big_schema", main)

@@ -125,6 +125,7 @@ def torchrun(
         "GLOO_SOCKET_IFNAME": INTERFACE,
         "OMP_NUM_THREADS": "1",
         "TORCH_CPP_LOG_LEVEL": "ERROR",
+        "PYTHONSAFEPATH": "1",  # nothing is imported from the folder one stands in
     }
     log.parent.mkdir(parents=True, exist_ok=True)
     processes: list[subprocess.Popen] = []

@@ -1,1 +1,1 @@
-"""What `cetnet.benchmarks.speed` measures: the contenders, their data, and the machine's limits."""
+"""How fast training is, beside other trainers and the machine's limits, and where its time goes."""

@@ -25,10 +25,11 @@ import torch.distributed as dist
 import typer
 from rich.table import Table
 
+from cetnet.benchmarks.command import run_command
 from cetnet.trainer.checkpoint.checkpoints import Checkpoints, load_checkpoint, verify_checkpoint
 from cetnet.trainer.checkpoint.manifest import sync
 from cetnet.trainer.config import load_config
-from cetnet.trainer.console import console, output, quieten
+from cetnet.trainer.console import console, output
 from cetnet.trainer.data.dataset import Dataset
 from cetnet.trainer.data.reader import Reader
 from cetnet.trainer.processes.distributed import process_group
@@ -51,8 +52,9 @@ def main(
 
     All figures are medians. The stall is also given in steps, which depends
     less on what else the machine does, and as a share of 60 seconds.
+
+    Example: python -m cetnet.benchmarks.speed.checkpoint_cost --out runs/checkpoint_cost
     """
-    quieten()
     settings = load_config(config)
     table = Table("", title=f"{config.stem}: {pairs} pairs of windows of {window} steps, {rounds} rounds")
     columns: list[list[str]] = []
@@ -80,15 +82,17 @@ def main(
             columns.append([*stall, *rates])
     if processes.is_main:
         names = [
-            *("a step", "in save(): the copy", "stall of a save", "in steps", "of a minute"),
-            *(
-                "checkpoint",
-                "save",
-                "disk: write and fsync",
-                "load",
-                "disk: read",
-                "CPU time of a save, rank 0",
-            ),
+            "a step",
+            "in save(): the copy",
+            "stall of a save",
+            "in steps",
+            "of a minute",
+            "checkpoint",
+            "save",
+            "disk: write and fsync",
+            "load",
+            "disk: read",
+            "CPU time of a save, rank 0",
         ]
         for name, *values in zip(names, *columns, strict=True):
             table.add_row(name, *values)
@@ -190,4 +194,4 @@ def forget(path: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    typer.run(main)
+    run_command("checkpoint_cost", main)

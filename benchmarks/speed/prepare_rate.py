@@ -22,6 +22,7 @@ from typing import Annotated
 import psutil
 import typer
 
+from cetnet.benchmarks.command import run_command
 from cetnet.trainer.console import output
 
 PANDAS = """
@@ -93,7 +94,13 @@ def main(
         Path | None, typer.Option(help="Raw schema for pandas; default: the command's.")
     ] = None,
 ) -> None:
-    """Measure a preparation, and pandas on a slice of its raw file."""
+    """Measure a preparation, and pandas on a slice of its raw file.
+
+    Prints rows, seconds, rows/s and the most memory that all of its processes
+    had together.
+
+    Example: python -m cetnet.benchmarks.speed.prepare_rate -- cetnet prepare csv --raw train.txt ...
+    """
     options = dict(pairwise(command))
     seconds, peak = measure(command)
     card = json.loads(Path(options["--out"], "card.json").read_text())
@@ -102,7 +109,7 @@ def main(
         with tempfile.TemporaryDirectory() as folder:
             schema, out = str(pandas_schema or options["--schema"]), str(Path(folder, "out.parquet"))
             arguments = [options["--raw"], schema, str(pandas_rows), out]
-            _print("pandas", pandas_rows, *measure([sys.executable, "-c", PANDAS, *arguments]))
+            _print("pandas", pandas_rows, *measure([sys.executable, "-P", "-c", PANDAS, *arguments]))
 
 
 def _print(name: str, rows: int, seconds: float, peak: int) -> None:
@@ -112,4 +119,4 @@ def _print(name: str, rows: int, seconds: float, peak: int) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command("prepare_rate", main)

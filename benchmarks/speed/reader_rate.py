@@ -16,7 +16,6 @@ each lane (`data.lanes`; a chunk is `data.shuffle_rows` and less than a row grou
 `data.threads` while they are put in order, and `data.prefetch` batches and two.
 """
 
-import json
 import multiprocessing
 import os
 import resource
@@ -25,7 +24,6 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from statistics import median
 from typing import Annotated, Any
 
 import psutil
@@ -35,10 +33,13 @@ import typer
 from numpy.typing import NDArray
 from rich.table import Table
 
+from cetnet.benchmarks.command import run_command
+from cetnet.benchmarks.measured import spread
 from cetnet.models.batch import Batch
 from cetnet.trainer.console import console, output, quieten
 from cetnet.trainer.data.dataset import Dataset, Piece
 from cetnet.trainer.data.reader import Order, Reader
+from cetnet.trainer.files import write_json
 from cetnet.trainer.prepare.engine.layout import ROW_GROUP_ROWS
 from cetnet.trainer.prepare.sources.random import prepare_random
 from cetnet.trainer.processes.malloc import keep_freed_memory
@@ -187,6 +188,8 @@ def main(
 
     Tables of medians, in brackets the least and the most of the rounds. The
     share is of what pyarrow decodes in a CPU second with checksums checked.
+
+    Example: python -m cetnet.benchmarks.speed.reader_rate --out runs/reader_rate.json
     """
     result = {}
     for name in DATASETS:
@@ -194,8 +197,8 @@ def main(
         output.print(_rates_table(name, found))
         for threads, times in found["threads"].items():
             output.print(
-                f"data.threads={threads}, all cores: {_spread(times['rows_per_second'], ',.0f')} rows/s, "
-                f"first batch after {_spread(times['first_batch'], '.2f')} s"
+                f"data.threads={threads}, all cores: {spread(times['rows_per_second'], ',.0f')} rows/s, "
+                f"first batch after {spread(times['first_batch'], '.2f')} s"
             )
         for size, memory in found["memory"].items():
             output.print(
@@ -204,7 +207,7 @@ def main(
             )
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(result, indent=1))
+        write_json(out, result)
 
 
 def _rates_table(name: str, found: dict[str, Any]) -> Table:
@@ -213,13 +216,9 @@ def _rates_table(name: str, found: dict[str, Any]) -> Table:
         table.add_column(column, justify="right")
     for way, cpu in found["cpu"].items():
         shares = [rate / other for rate, other in zip(cpu, found["cpu"]["pyarrow"], strict=True)]
-        table.add_row(way, _spread(found["wall"][way], ",.0f"), _spread(cpu, ",.0f"), _spread(shares, ".2f"))
+        table.add_row(way, spread(found["wall"][way], ",.0f"), spread(cpu, ",.0f"), spread(shares, ".2f"))
     return table
 
 
-def _spread(values: list[float], form: str) -> str:
-    return f"{median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
-
-
 if __name__ == "__main__":
-    typer.run(main)
+    run_command("reader_rate", main)

@@ -18,7 +18,7 @@ import typer
 
 from cetnet.benchmarks.speed.data import NUM_DENSE, NUM_IDS
 from cetnet.benchmarks.speed.peers.dcnv2 import DIM, HIDDEN, flops_per_sample
-from cetnet.benchmarks.speed.progress import ProgressLog
+from cetnet.benchmarks.speed.step_log import StepLog
 
 SQUARE = 2048
 SQUARE_FLOPS = 2 * SQUARE**3
@@ -26,7 +26,10 @@ REPETITIONS = 5
 TABLE_ROWS = 21_600_000
 COPIED = 1 << 28  # bytes, many times the caches
 
-app = typer.Typer(help=__doc__)
+app = typer.Typer(
+    add_completion=False,
+    help="The machine's own limits: matrix products, memory bandwidth, random reads; as a report, or as a contender.",
+)
 
 
 def _best_seconds(action: Callable[[], object]) -> float:
@@ -99,7 +102,7 @@ def bounds(measured: dict[str, float]) -> dict[str, float]:
 
 @app.command()
 def report() -> None:
-    """Print what was measured, as JSON."""
+    """Print what was measured, as JSON; in less than a minute."""
     print(json.dumps(measure()))
 
 
@@ -113,7 +116,7 @@ def multiply(
     dtype = torch.bfloat16 if bf16 else torch.float32
     left, right = (torch.randn(SQUARE, SQUARE).to(dtype) for _ in range(2))
     out = torch.empty(SQUARE, SQUARE, dtype=dtype)
-    needed, done, log = batch_size * flops_per_sample(NUM_IDS, NUM_DENSE), 0.0, ProgressLog(progress)
+    needed, done, log = batch_size * flops_per_sample(NUM_IDS, NUM_DENSE), 0.0, StepLog(progress)
     while True:
         torch.mm(left, right, out=out)
         done += SQUARE_FLOPS

@@ -14,6 +14,7 @@ import torch
 import typer
 from torch import nn
 
+from cetnet.benchmarks.command import run_command
 from cetnet.trainer.check_settings import check_scored
 from cetnet.trainer.checkpoint.checkpoints import load_checkpoint
 from cetnet.trainer.console import output
@@ -32,7 +33,10 @@ def main(
     data: Annotated[Path, typer.Argument(help="The dataset of the runs.")],
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs.")],
 ) -> None:
-    """Print the test metrics of each run, with the averages of its checkpoint and with statistics taken anew."""
+    """Print the test metrics of each run, with the averages of its checkpoint and with statistics taken anew.
+
+    Example: python -m cetnet.benchmarks.study.batch_norm data/frappe runs/frappe/dcnv2/seed1
+    """
     with process_group("cpu") as processes:
         for run in runs:
             test = check_scored(run, data, "test")
@@ -73,4 +77,4 @@ def _print(run: Path, what: str, session: Session, test: Dataset, processes: Pro
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command("batch_norm", main)

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from cetnet.models.strict import Strict
 from cetnet.trainer.errors import UserError
-from cetnet.trainer.files import UsablePath
+from cetnet.trainer.files import UsablePath, write_json
 from cetnet.trainer.yaml_files import checked, read_yaml
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$", max_length=100)]
@@ -192,7 +192,7 @@ class Run(NamedTuple):
     def write_settings(self) -> None:
         """Record what the run is made with; to be called before it starts."""
         self.folder.parent.mkdir(parents=True, exist_ok=True)
-        self.settings_file.write_text(json.dumps(self.settings, indent=2))
+        write_json(self.settings_file, self.settings, indent=2)
 
     @property
     def finished(self) -> bool:

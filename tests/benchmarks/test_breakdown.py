@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from cetnet.benchmarks.speed.breakdown import main, phase_of
+from cetnet.benchmarks.speed.breakdown.__main__ import main
+from cetnet.benchmarks.speed.breakdown.phases import phase_of
 from cetnet.models.component import input_shape
 from cetnet.models.dnn import DNN
 from cetnet.trainer.data.dataset import load_schema

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from cetnet.benchmarks.growth import _fitting
+from cetnet.benchmarks.growth.__main__ import _fitting
 from cetnet.benchmarks.growth.axes import AXES, Axis, Point, Ratio, Timing
-from cetnet.benchmarks.growth.report import draw, markdown, result, save
+from cetnet.benchmarks.growth.results import draw, markdown, result, save
 from cetnet.benchmarks.growth.steps import measure, random_batch
 from cetnet.models.schema import Feature, Schema
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from cetnet.benchmarks import hosts
-from cetnet.benchmarks.network import Result, _rate, _report
+from cetnet.benchmarks.network import hosts
+from cetnet.benchmarks.network.__main__ import _rate
+from cetnet.benchmarks.network.results import Result, write_results
 from cetnet.trainer.errors import UserError
 
 WHY_NOT = hosts.unavailable()
@@ -68,7 +69,10 @@ def test_hosts_are_removed_with_their_processes_after_a_failure() -> None:
 @needs_hosts
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_hosts_are_removed_when_the_benchmark_is_stopped(number: signal.Signals) -> None:
-    wait = "import time; from benchmarks.hosts import network\nwith network(2): print(flush=True); time.sleep(60)"
+    wait = (
+        "import time; from cetnet.benchmarks.network.hosts import network\n"
+        "with network(2): print(flush=True); time.sleep(60)"
+    )
     process = subprocess.Popen(
         [sys.executable, "-c", wait], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=Path.cwd()
     )
@@ -130,7 +134,7 @@ def test_report_has_measured_over_estimated(tmp_path: Path) -> None:
         Result(100, "table_wise", "fp32", "16 table_wise", 900.0, 800.0, 4.0, 1000.0),
         Result(None, "planned", "fp16", "9 row_wise, 7 table_wise", 90.0, 20.0, 2.0, 10.0),
     ]
-    _report(results, 2, 0.0, 4096, 20, tmp_path)
+    write_results(results, "2 hosts", "measured here", tmp_path)
     table = (tmp_path / "table.md").read_text().splitlines()
     assert table[2] == "| 100 Mbit/s | table_wise | fp32 | 900 | 800.0 | 4.00 | 200.0 | 1000.0 | 0.80 |"
     assert table[3].startswith(

@@ -1,6 +1,7 @@
 """The driver on contenders that only write lines; the models that are compared are the same."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -14,13 +15,15 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from cetnet.benchmarks.speed import CONFIGS, comparisons, markdown
 from cetnet.benchmarks.speed.alternate import Contender, ContenderError, Line, measure, rate
+from cetnet.benchmarks.speed.comparisons import CONFIGS, comparisons
 from cetnet.benchmarks.speed.data import NUM_DENSE, NUM_IDS, clicks
-from cetnet.benchmarks.speed.memory import read_columns
+from cetnet.benchmarks.speed.peers.columns import read_columns
 from cetnet.benchmarks.speed.peers.dcnv2 import flops_per_sample
+from cetnet.benchmarks.speed.peers.environment import link_cetnet
 from cetnet.benchmarks.speed.peers.plain import PlainDCNv2
 from cetnet.benchmarks.speed.peers.torchrec_loop import BareDCNv2
+from cetnet.benchmarks.speed.results import markdown
 from cetnet.models.component import Inputs
 from cetnet.trainer.config import load_config
 from cetnet.trainer.data.dataset import Dataset, Piece
@@ -122,7 +125,7 @@ def test_contender_that_fails_is_named(tmp_path: Path) -> None:
 
 def test_sigterm_kills_stopped_contenders(tmp_path: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; from benchmarks.speed.alternate import Contender, measure\n"
+        "import sys; from pathlib import Path; from cetnet.benchmarks.speed.alternate import Contender, measure\n"
         "path, fake = Path(sys.argv[1]), sys.argv[2]\n"
         "files = {name: path / f'{name}.jsonl' for name in 'ab'}\n"
         "contenders = [Contender(n, (sys.executable, '-c', fake, str(f), '1'), f, 1) for n, f in files.items()]\n"
@@ -174,6 +177,21 @@ def test_columns_in_memory_are_the_readers(tmp_path: Path) -> None:
         assert columns[feature.name].tolist() == numbers[:150].tolist()
 
 
+def test_an_environment_without_our_libraries_imports_what_its_contender_needs(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "peers")], check=True)
+    link_cetnet(tmp_path / "peers")
+    link_cetnet(tmp_path / "peers")  # it may be there
+    program = (
+        "import importlib.util, sys; from pathlib import Path\n"
+        "from cetnet.benchmarks.speed.step_log import StepLog; StepLog(Path(sys.argv[1])).step()\n"
+        "sys.exit(importlib.util.find_spec('torchrec') is not None)"
+    )
+    python = [str(tmp_path / "peers/bin/python"), "-P", "-c", program, str(tmp_path / "steps.jsonl")]
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    subprocess.run(python, env=env, cwd=tmp_path, check=True)
+    assert json.loads((tmp_path / "steps.jsonl").read_text())["step"] == 1
+
+
 def test_table_says_what_is_reached_and_what_is_missing(tmp_path: Path) -> None:
     every = comparisons(tmp_path)
     peers = next(c for c in every if c.name == "peers-22m")
@@ -220,8 +238,8 @@ def test_every_comparison_names_what_it_has() -> None:
         for ratio in comparison.ratios:
             assert ratio.of(names) > 0
         for contender in comparison.contenders:
-            if contender.command[2] == "cetnet":
-                _, _, _, train, config, *overrides, _, _ = contender.command
+            if contender.command[3] == "cetnet":
+                _, _, _, _, train, config, *overrides, _, _ = contender.command
                 settings = load_config(Path(config), overrides)
                 assert train == "train"
                 assert settings.data.batch_size == contender.rows_per_step

@@ -6,9 +6,9 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator, PercentFormatter
 
-from cetnet.benchmarks.study.report.plots import COLORS, LINES, MARKERS, label_ends
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.plan.report import SweepResult, efficiency, missing_compute
+from cetnet.trainer.plot_style import COLORS, LINES, MARKERS, label_ends
 
 
 def check_plot(path: Path) -> None:

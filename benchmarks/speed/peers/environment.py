@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+import cetnet
+
 FOLDER = Path(".peers")
 REQUIREMENTS = Path(__file__).with_name("requirements.txt")
 
@@ -22,6 +24,7 @@ def peers_python() -> str | None:
     made, python = FOLDER / "made", FOLDER / "bin" / "python"
     wanted = f"torch=={torch.__version__.partition('+')[0]}\n{REQUIREMENTS.read_text()}"
     if made.exists() and made.read_text() == wanted:
+        link_cetnet(FOLDER)
         return str(python)
     find_links = os.environ.get("UV_FIND_LINKS") or os.environ.get("PIP_FIND_LINKS", "")
     env = os.environ | {"UV_FIND_LINKS": find_links, "PIP_FIND_LINKS": find_links}
@@ -42,4 +45,13 @@ def peers_python() -> str | None:
         if subprocess.run(command, env=env, check=False).returncode:
             return None
     made.write_text(wanted)
+    link_cetnet(FOLDER)
     return str(python)
+
+
+def link_cetnet(environment: Path) -> None:
+    """Let an environment of our Python's version import `cetnet`, and nothing else that is installed beside it."""
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    link = environment / "lib" / version / "site-packages" / "cetnet"
+    link.unlink(missing_ok=True)
+    link.symlink_to(Path(cetnet.__file__).parent)

@@ -1,7 +1,8 @@
-"""Contenders: FuxiCTR's DCNv2 and DIN, trained by its own `fit`; runs in the environment of `peers.py`.
+"""Contenders: FuxiCTR's DCNv2 and DIN, trained by its own `fit`; runs in the environment of `environment.py`.
 
-The batches are ready in memory. The wheel has its DIN but not its DCNv2, which is put together here of its layers as
-in its repository. Adam, loss and clipping of gradients are its defaults; regularizers are off, as in its templates.
+Of `cetnet` it imports only what needs no library of ours: TorchRec isn't there. The batches are ready in memory. The
+wheel has its DIN but not its DCNv2, which is put together here of its layers as in its repository. Adam, loss and
+clipping of gradients are its defaults; regularizers are off, as in its templates.
 """
 
 import argparse
@@ -18,8 +19,8 @@ from fuxictr.pytorch.models import BaseModel
 from model_zoo.LongCTR.DIN.DIN import DIN
 from torch import Tensor, nn
 
-from cetnet.benchmarks.speed.memory import Columns, read_columns
-from cetnet.benchmarks.speed.progress import ProgressLog
+from cetnet.benchmarks.speed.peers.columns import Columns, read_columns
+from cetnet.benchmarks.speed.step_log import StepLog
 
 DIM = 16
 SETTINGS: dict[str, Any] = {
@@ -56,7 +57,7 @@ class DCNv2(BaseModel):
 class Batches:
     """Batches without end, each after the first a step done: FuxiCTR's loop asks for the next when it is through."""
 
-    def __init__(self, batches: list[Any], log: ProgressLog) -> None:
+    def __init__(self, batches: list[Any], log: StepLog) -> None:
         self._batches, self._log = batches, log
 
     def __len__(self) -> int:
@@ -130,7 +131,7 @@ def main() -> None:
     build = clicks if arguments.model == "dcnv2" else events
     model, batches = build(tables, columns, arguments.batch_size)
     del columns
-    model.fit(Batches(batches, ProgressLog(arguments.progress)))
+    model.fit(Batches(batches, StepLog(arguments.progress)))
 
 
 if __name__ == "__main__":

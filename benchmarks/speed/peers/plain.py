@@ -7,9 +7,9 @@ import typer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cetnet.benchmarks.speed.memory import read_columns, side_by_side
+from cetnet.benchmarks.speed.peers.columns import read_columns, side_by_side
 from cetnet.benchmarks.speed.peers.dcnv2 import DIM, DenseDCNv2
-from cetnet.benchmarks.speed.progress import ProgressLog
+from cetnet.benchmarks.speed.step_log import StepLog
 from cetnet.models.schema import Schema
 from cetnet.trainer.data.dataset import read_schema
 
@@ -35,7 +35,7 @@ def main(data: Path, progress: Path, batch_size: int = 4096, batches: int = 200)
     label = torch.from_numpy(columns["label"])
     model = PlainDCNv2(read_schema(data / "schema.yaml"))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    log = ProgressLog(progress)
+    log = StepLog(progress)
     while True:
         for batch in torch.arange(len(label)).split(batch_size):
             rows = slice(int(batch[0]), int(batch[-1]) + 1)

@@ -25,9 +25,9 @@ from torchrec.optim.optimizers import in_backward_optimizer_filter
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from cetnet.benchmarks.speed.memory import read_columns, side_by_side
+from cetnet.benchmarks.speed.peers.columns import read_columns, side_by_side
 from cetnet.benchmarks.speed.peers.dcnv2 import DIM, DenseDCNv2
-from cetnet.benchmarks.speed.progress import ProgressLog
+from cetnet.benchmarks.speed.step_log import StepLog
 from cetnet.models.batch import Batch
 from cetnet.models.schema import Schema
 from cetnet.trainer.console import quieten
@@ -86,7 +86,7 @@ def main(
     )
     pipeline = TrainPipelineSparseDist(parallel, optimizer, where)
     ready = itertools.cycle(read_batches(data, schema, batch_size, batches))
-    log = ProgressLog(progress)
+    log = StepLog(progress)
     while True:
         pipeline.progress(ready)
         log.step()

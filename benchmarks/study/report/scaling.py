@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from cetnet.benchmarks.study.definition import Study
 from cetnet.benchmarks.study.report.document import Column
-from cetnet.benchmarks.study.report.plots import COLORS, LINES, MARKERS, SIGNS
+from cetnet.benchmarks.study.report.rows import Row
 from cetnet.benchmarks.study.report.spectra import Spectra, Summary
-from cetnet.benchmarks.study.report.tables import Row, short_number, spread
+from cetnet.benchmarks.study.report.tables import short_number, spread
+from cetnet.trainer.plot_style import COLORS, LINES, MARKERS, SIGNS
 
 SIZE = "embedding parameters"
 

@@ -9,7 +9,8 @@ from matplotlib.text import Annotation
 from sklearn.isotonic import isotonic_regression
 
 from cetnet.benchmarks.study.report.curves import Curve
-from cetnet.benchmarks.study.report.plots import _apart, draw_ne
+from cetnet.benchmarks.study.report.plots import draw_ne
+from cetnet.trainer.plot_style import _apart
 
 
 @given(st.lists(st.floats(0, 10), min_size=1, max_size=12).map(sorted), st.floats(0.01, 1))

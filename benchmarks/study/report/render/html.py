@@ -10,6 +10,7 @@ from markupsafe import Markup
 from matplotlib import rc_context
 
 from cetnet.benchmarks.study.report.document import Document, Plot, Section
+from cetnet.trainer.files import write_text
 
 # What comes from a study file is Markdown without HTML of its own; a picture would be loaded from elsewhere.
 _MARKDOWN = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
@@ -27,7 +28,7 @@ def write_html(document: Document, out: Path) -> None:
     environment.filters |= {"markdown": _markdown, "svg": inline_svg, "anchor": anchor}
     environment.tests["kind"] = lambda block, name: type(block).__name__ == name
     page = environment.get_template("page.html.jinja").render(document=document)
-    (out / "report.html").write_text(page)
+    write_text(out / "report.html", page)
 
 
 def anchor(section: Section) -> str:

@@ -4,6 +4,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from cetnet.benchmarks.study.report.document import Block, Cell, Commands, Document, Folded, Plot, Table, Text
+from cetnet.trainer.files import write_text
 
 
 def write_markdown(document: Document, out: Path) -> None:
@@ -17,7 +18,7 @@ def write_markdown(document: Document, out: Path) -> None:
     for section in document.sections:
         parts.append(f"{'#' * section.level} {section.title}")
         parts += [_block(block, out) for block in section.blocks]
-    (out / "report.md").write_text("\n\n".join(filter(None, parts)) + "\n")
+    write_text(out / "report.md", "\n\n".join(filter(None, parts)) + "\n")
 
 
 def _block(block: Block, out: Path) -> str:

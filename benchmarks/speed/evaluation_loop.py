@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cetnet.benchmarks.speed.progress import ProgressLog
+from cetnet.benchmarks.speed.step_log import StepLog
 from cetnet.trainer.config import load_config
 from cetnet.trainer.console import quieten
 from cetnet.trainer.data.dataset import Dataset
@@ -24,7 +24,7 @@ def main(
     quieten()
     settings = load_config(config, overrides)
     dataset = Dataset(settings.data.path, split)
-    log = ProgressLog(progress)
+    log = StepLog(progress)
     with process_group(settings.training.device) as processes:
         session = build_session(settings, dataset.schema, processes)
         while True:

@@ -1,4 +1,4 @@
-"""What was measured, as a table and a figure of each axis."""
+"""What was measured, as JSON, as a table and as a figure of each axis."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +20,8 @@ from matplotlib.ticker import (
 )
 
 from cetnet.benchmarks.growth.axes import Axis, Ratio, Timing
-from cetnet.benchmarks.study.report.plots import COLORS, LINES, MARKERS
+from cetnet.benchmarks.measured import spread
+from cetnet.trainer.plot_style import COLORS, LINES, MARKERS
 
 _PANELS: Mapping[str, Callable[[Mapping[str, Any]], list[float]]] = {
     "ms a step": lambda point: [1e3 * seconds for seconds in point["seconds"]],
@@ -74,7 +75,7 @@ def markdown(axis: Axis, measured: Mapping[str, Any]) -> str:
         seconds = point["seconds"]
         cells = [point["line"], *([] if axis.bars else [f"{point['x']:,.0f}"])]
         cells += [
-            spread([1e3 * value for value in seconds], "{:.1f}"),
+            spread([1e3 * value for value in seconds], ".1f"),
             f"{point['batch_size'] / median(seconds):,.0f}",
             f"{point['steps'] * len(seconds)}",
         ]
@@ -84,18 +85,12 @@ def markdown(axis: Axis, measured: Mapping[str, Any]) -> str:
     parts = [measured["about"], "\n".join(lines)]
     parts += [
         "\n".join(
-            f"- {ratio['what']}: **{spread(ratio['values'], '{:.2f}')}**"
+            f"- {ratio['what']}: **{spread(ratio['values'], '.2f')}**"
             + (f" (target: at most {ratio['at_most']:g})" if ratio["at_most"] else "")
             for ratio in measured["ratios"]
         )
     ]
     return "\n\n".join(filter(None, parts)) + "\n"
-
-
-def spread(values: Sequence[float], form: str) -> str:
-    """Median, and lowest to highest."""
-    middle, low, high = (form.format(value) for value in (median(values), min(values), max(values)))
-    return f"{middle} ({low} to {high})"
 
 
 def draw(name: str, axis: Axis, measured: Mapping[str, Any]) -> Figure:

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 
-class ProgressLog:
+class StepLog:
     """Appends `{"step": ..., "seconds": ...}`, as a run's `metrics.jsonl` has them; seconds are of a steady clock."""
 
     def __init__(self, path: Path) -> None:
