@@ -21,7 +21,7 @@ from matplotlib.ticker import (
 
 from cetnet.benchmarks.growth.axes import Axis, Ratio, Timing
 from cetnet.benchmarks.measured import spread
-from cetnet.trainer.plot_style import COLORS, LINES, MARKERS
+from cetnet.trainer.plan.plot_style import COLORS, LINES, MARKERS
 
 _PANELS: Mapping[str, Callable[[Mapping[str, Any]], list[float]]] = {
     "ms a step": lambda point: [1e3 * seconds for seconds in point["seconds"]],

@@ -13,7 +13,7 @@ from rich import box
 from rich.table import Table
 
 from cetnet.trainer.files import write_text
-from cetnet.trainer.plot_style import COLORS
+from cetnet.trainer.plan.plot_style import COLORS
 
 PLANS: dict[str, list[str]] = {"table_wise": ["table_wise"], "row_wise": ["row_wise"], "planned": []}
 """The sharding types that each allows; none: all."""

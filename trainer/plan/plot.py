@@ -7,8 +7,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator, PercentFormatter
 
 from cetnet.trainer.errors import UserError
+from cetnet.trainer.plan.plot_style import COLORS, LINES, MARKERS, label_ends
 from cetnet.trainer.plan.report import SweepResult, efficiency, missing_compute
-from cetnet.trainer.plot_style import COLORS, LINES, MARKERS, label_ends
 
 
 def check_plot(path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from cetnet.benchmarks.speed.breakdown.phases import OTHER, PHASES, backward_roots, phase_of, steps_of
-from cetnet.trainer.plot_style import COLORS
+from cetnet.trainer.plan.plot_style import COLORS
 
 SMALLEST = 0.004  # of the whole: what is narrower isn't drawn
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from cetnet.benchmarks.study.report.curves import Curve
-from cetnet.trainer.plot_style import COLORS, LINES, MARKERS, SIGNS, label_ends
+from cetnet.trainer.plan.plot_style import COLORS, LINES, MARKERS, SIGNS, label_ends
 
 WARM_UP = 0.1
 """First share of the examples, left out of a plot's range: NE falls steeply there, and hides the rest."""

@@ -16,7 +16,7 @@ from cetnet.benchmarks.study.report.document import Column
 from cetnet.benchmarks.study.report.rows import Row
 from cetnet.benchmarks.study.report.spectra import Spectra, Summary
 from cetnet.benchmarks.study.report.tables import short_number, spread
-from cetnet.trainer.plot_style import COLORS, LINES, MARKERS, SIGNS
+from cetnet.trainer.plan.plot_style import COLORS, LINES, MARKERS, SIGNS
 
 SIZE = "embedding parameters"
 

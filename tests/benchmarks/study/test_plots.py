@@ -10,7 +10,7 @@ from sklearn.isotonic import isotonic_regression
 
 from cetnet.benchmarks.study.report.curves import Curve
 from cetnet.benchmarks.study.report.plots import draw_ne
-from cetnet.trainer.plot_style import _apart
+from cetnet.trainer.plan.plot_style import _apart
 
 
 @given(st.lists(st.floats(0, 10), min_size=1, max_size=12).map(sorted), st.floats(0.01, 1))
