@@ -5,6 +5,8 @@ Heavy libraries are imported inside the commands, so that `--help` and mistakes 
 
 import os
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,6 +17,7 @@ from cetnet.trainer.console import quieten
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.prepare.cli import app as prepare_app
 from cetnet.trainer.prepare.cli import generate_app
+from cetnet.trainer.versions import check_versions
 
 app = typer.Typer(
     help="Train and compare click-through-rate ensembles on TorchRec.",
@@ -56,18 +59,16 @@ def train(
     with code 75 ("try again"). A second one, 5 seconds later: exit at once.
     What torchrun starts again resumes by itself.
     """
-    from cetnet.trainer.config import load_config
-    from cetnet.trainer.processes.distributed import process_group, world_size
-    from cetnet.trainer.run_folder import restarted
-
-    settings = load_config(config, overrides)
-    resume = resume or restarted(settings.run_dir)
     if nproc > 1 and "RANK" not in os.environ:
-        _check_training(settings, nproc, resume)
-        _launch(["train", str(config), *(overrides or []), *(["--resume"] if resume else [])], nproc)
-    _check_training(settings, world_size(), resume)
+        arguments = ["train", str(config), *(overrides or []), *(["--resume"] if resume else [])]
+        _launch(arguments, nproc, partial(_check_training, config, overrides, nproc, resume))
+    check_versions()
+    settings, resume = _training(config, overrides, resume)
+    from cetnet.trainer.check import check_inputs
+    from cetnet.trainer.processes.distributed import process_group, world_size
     from cetnet.trainer.train import train as run
 
+    check_inputs(settings, world_size(), resume)
     with process_group(settings.training.device, settings.training.timeout_minutes) as processes:
         run(settings, processes, resume)
 
@@ -81,8 +82,9 @@ def evaluate(
 ) -> None:
     """Metrics of a trained model on a split: NE, AUC, gAUC, LogLoss, calibration."""
     if nproc > 1 and "RANK" not in os.environ:
-        _check_scoring(run, data, split)
-        _launch(["evaluate", str(run), str(data), "--split", split], nproc)
+        arguments = ["evaluate", str(run), str(data), "--split", split]
+        _launch(arguments, nproc, partial(_check_scoring, run, data, split))
+    check_versions()
     from cetnet.trainer.evaluate import evaluate_run
 
     evaluate_run(run, data, split)
@@ -98,8 +100,9 @@ def predict(
 ) -> None:
     """Write the probabilities of the fused output and of every component, a row per row of the split."""
     if nproc > 1 and "RANK" not in os.environ:
-        _check_scoring(run, data, split)
-        _launch(["predict", str(run), str(data), "--out", str(out), "--split", split], nproc)
+        arguments = ["predict", str(run), str(data), "--out", str(out), "--split", split]
+        _launch(arguments, nproc, partial(_check_scoring, run, data, split))
+    check_versions()
     from cetnet.trainer.evaluate import predict_run
 
     predict_run(run, data, split, out)
@@ -136,6 +139,7 @@ def plan(
     device: Annotated[Literal["cuda", "cpu"], typer.Option(help="What the ranks compute on.")] = "cuda",
 ) -> None:
     """Where each table would go on a cluster, why, and what a step would cost: estimated here, without it."""
+    check_versions()
     from cetnet.trainer.config import load_config
     from cetnet.trainer.data.dataset import load_schema, read_schema
     from cetnet.trainer.files import check_writable
@@ -192,7 +196,8 @@ def calibrate(
         check_writable(out)
     if nproc > 1 and "RANK" not in os.environ:
         options = ["--embedding-dim", str(embedding_dim), "--megabytes", str(megabytes), "--device", device]
-        _launch(["calibrate", *options, *(["--out", str(out)] if out else [])], nproc)
+        _launch(["calibrate", *options, *(["--out", str(out)] if out else [])], nproc, check_versions)
+    check_versions()
     from cetnet.trainer.processes.distributed import process_group
 
     with process_group(device) as processes:
@@ -253,10 +258,20 @@ def config(
         raise UserError(str(error)) from None
 
 
-def _check_training(settings: Any, world_size: int, resume: bool) -> None:
+def _training(config: Path, overrides: list[str] | None, resume: bool) -> tuple[Any, bool]:
+    """The configuration, and whether to resume."""
+    from cetnet.trainer.config import load_config
+    from cetnet.trainer.run_folder import restarted
+
+    settings = load_config(config, overrides)
+    return settings, resume or restarted(settings.run_dir)
+
+
+def _check_training(config: Path, overrides: list[str] | None, nproc: int, resume: bool) -> None:
     from cetnet.trainer.check import check_inputs
 
-    check_inputs(settings, world_size, resume)
+    settings, resume = _training(config, overrides, resume)
+    check_inputs(settings, nproc, resume)
 
 
 def _check_scoring(run: Path, data: Path, split: str) -> None:
@@ -265,20 +280,16 @@ def _check_scoring(run: Path, data: Path, split: str) -> None:
     check_inputs(run, data, split)
 
 
-def _launch(arguments: list[str], nproc: int) -> None:
+def _launch(arguments: list[str], nproc: int, check: Callable[[], object]) -> None:
     from cetnet.trainer.processes.launcher import launch
 
-    raise typer.Exit(launch(arguments, nproc))
+    raise typer.Exit(launch(arguments, nproc, check))
 
 
 def main() -> None:
     """Entry point of `cetnet`: a user's mistake is one line on stderr and exit code 2."""
     quieten()
-    from cetnet.trainer.versions import check_versions
-
     try:
-        if {"train", "evaluate", "predict", "plan", "calibrate"} & set(sys.argv[1:2]):
-            check_versions()
         app()
     except UserError as error:
         print(f"cetnet: {error}", file=sys.stderr)
