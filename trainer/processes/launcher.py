@@ -83,10 +83,10 @@ def launch(arguments: list[str], nproc: int, check: Callable[[], object]) -> int
     load_libraries()
     from torch.distributed import TCPStore
 
-    pass_on_signals()
     context = get_context("fork")
     with ProcessPoolExecutor(1, context) as pool:  # a fork loses the threads that it starts, or CUDA
         pool.submit(check).result()
+    pass_on_signals()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         host, port = listener.getsockname()
         shared = {
