@@ -53,7 +53,7 @@ def test_bad_base_files(make: Make, base: str, message: str) -> None:
             "paper.numbers.pair.acu: Extra inputs",
         ),
         ({"nproc": 0}, "nproc: Input should be greater than 0"),
-        ({"base": "absent.yaml"}, "absent.yaml: cannot be read: No such file"),
+        ({"base": "absent.yaml"}, "absent.yaml: no such file"),
     ],
 )
 def test_bad_study_files(make: Make, changes: dict[str, Any], message: str) -> None:
@@ -73,5 +73,5 @@ def test_files_that_are_no_study(tmp_path: Path, text: str) -> None:
 
 
 def test_study_that_is_not_there() -> None:
-    with pytest.raises(UserError, match=r"absent\.yaml: cannot be read"):
+    with pytest.raises(UserError, match=r"absent\.yaml: no such file"):
         run_study(Path("absent.yaml"))
