@@ -71,7 +71,7 @@ def run_forked(arguments: list[str]) -> None:
 def launch(arguments: list[str], nproc: int, check: Callable[[], object]) -> int:
     """Run `cetnet ARGUMENTS` in `nproc` processes of this machine, forked from this one; returns the exit code.
 
-    What torchrun describes in the environment, they find there too. This process keeps the store where they meet.
+    Their environment describes them as torchrun's does. This process keeps the store where they meet.
     SIGTERM and SIGUSR1 are passed on to them, whose exit code then says what came of it.
 
     Args:
@@ -97,6 +97,7 @@ def launch(arguments: list[str], nproc: int, check: Callable[[], object]) -> int
             "TORCHELASTIC_RUN_ID": uuid4().hex,
             "TORCHELASTIC_RESTART_COUNT": "0",
             "TORCHELASTIC_USE_AGENT_STORE": "True",
+            "TORCH_NCCL_ASYNC_ERROR_HANDLING": os.environ.get("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1"),
         }
         ranks = [
             context.Process(
