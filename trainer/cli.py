@@ -5,6 +5,8 @@ Heavy libraries are imported inside the commands, so that `--help` and mistakes 
 
 import os
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -94,15 +96,15 @@ def train(
     processes = nproc if is_launcher else world_size()
     dataset = check_settings(settings, processes, resume)
     # From here on torch is needed, which takes seconds to load.
+    if is_launcher:
+        arguments = ["train", str(config), *(overrides or []), *(["--resume"] if resume else [])]
+        _launch(arguments, nproc, partial(_check_training, config, overrides, nproc, resume))
     _check_libraries()
     from cetnet.trainer.check_run import check_model
-
-    run = check_model(load_config(config, overrides), dataset, resume)
-    if is_launcher:
-        _launch(["train", str(config), *(overrides or []), *(["--resume"] if resume else [])], nproc)
     from cetnet.trainer.processes.distributed import process_group
     from cetnet.trainer.train import train
 
+    run = check_model(load_config(config, overrides), dataset, resume)
     with process_group(run.config.training.device, run.config.training.timeout_minutes) as group:
         train(run, group)
 
@@ -118,9 +120,10 @@ def evaluate(
     from cetnet.trainer.check_settings import check_scored
 
     dataset = check_scored(run, data, split)
-    _check_libraries()
     if nproc > 1 and "RANK" not in os.environ:
-        _launch(["evaluate", str(run), str(data), "--split", split], nproc)
+        arguments = ["evaluate", str(run), str(data), "--split", split]
+        _launch(arguments, nproc, partial(_check_trained, run))
+    _check_libraries()
     from cetnet.trainer.evaluate import evaluate_run
 
     evaluate_run(run, dataset)
@@ -140,9 +143,10 @@ def predict(
     if out.is_dir():
         raise UserError(f"{out} is a directory; name the Parquet file to write")
     dataset = check_scored(run, data, split)
-    _check_libraries()
     if nproc > 1 and "RANK" not in os.environ:
-        _launch(["predict", str(run), str(data), "--out", str(out), "--split", split], nproc)
+        arguments = ["predict", str(run), str(data), "--out", str(out), "--split", split]
+        _launch(arguments, nproc, partial(_check_trained, run))
+    _check_libraries()
     from cetnet.trainer.evaluate import predict_run
 
     predict_run(run, dataset, out)
@@ -183,19 +187,23 @@ def plan(
     from cetnet.trainer.data.dataset import load_schema, read_schema
     from cetnet.trainer.files import check_writable
     from cetnet.trainer.plan.clusters import read_cluster, read_sweep
-    from cetnet.trainer.plan.report import plan_cluster, plan_sweep
 
-    settings = load_config(config, overrides)
+    data = load_config(config, overrides, components=False).data
     target = read_cluster(cluster)
     clusters = read_sweep(sweep, target) if sweep else []
     if json:
         check_writable(json)
-    if schema is None and not (settings.data.path / "schema.yaml").exists():
+    if schema is None and not (data.path / "schema.yaml").exists():
         raise UserError(
-            f"{settings.data.path / 'schema.yaml'}: not found; name one with --schema FILE, or make the dataset "
-            "with `cetnet prepare`"
+            f"{data.path / 'schema.yaml'}: not found; name one with --schema FILE, or make the dataset with "
+            "`cetnet prepare`"
         )
-    features = read_schema(schema) if schema else load_schema(settings.data.path)
+    features = read_schema(schema) if schema else load_schema(data.path)
+    # From here on torch is needed, which takes seconds to load.
+    _check_libraries()
+    from cetnet.trainer.plan.report import plan_cluster, plan_sweep
+
+    settings = load_config(config, overrides)
     if clusters:
         from cetnet.trainer.plan.plot import check_plot, plot_sweep
 
@@ -236,6 +244,7 @@ def calibrate(
     if nproc > 1 and "RANK" not in os.environ:
         options = ["--embedding-dim", str(embedding_dim), "--megabytes", str(megabytes), "--device", device]
         _launch(["calibrate", *options, *(["--out", str(out)] if out else [])], nproc)
+    _check_libraries()
     from cetnet.trainer.processes.distributed import process_group
 
     with process_group(device) as processes:
@@ -312,16 +321,29 @@ def examples(
     )
 
 
+def _check_training(config: Path, overrides: list[str] | None, nproc: int, resume: bool) -> None:
+    from cetnet.trainer.check_run import check_run
+    from cetnet.trainer.config import load_config
+
+    check_run(load_config(config, overrides), nproc, resume)
+
+
+def _check_trained(run: Path) -> None:
+    from cetnet.trainer.evaluate import load_trained
+
+    load_trained(run)
+
+
 def _check_libraries() -> None:
     from cetnet.trainer.versions import check_loading
 
     check_loading()
 
 
-def _launch(arguments: list[str], nproc: int) -> None:
+def _launch(arguments: list[str], nproc: int, check: Callable[[], object] | None = None) -> None:
     from cetnet.trainer.processes.launcher import launch
 
-    raise typer.Exit(launch(arguments, nproc))
+    raise typer.Exit(launch(arguments, nproc, check))
 
 
 def main() -> None:

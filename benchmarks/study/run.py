@@ -2,10 +2,9 @@
 
 import os
 import shlex
-import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -15,13 +14,14 @@ from cetnet.benchmarks.study.definition import Run, Study, refuse_changed, runs_
 from cetnet.benchmarks.study.report.compose import write_report
 from cetnet.trainer.console import output
 from cetnet.trainer.errors import UserError
-from cetnet.trainer.processes.launcher import CETNET
+from cetnet.trainer.processes.fork_server import start
+from cetnet.trainer.processes.launcher import run_forked
 
-TRAIN = (*CETNET, "train")
-"""The command that trains one run."""
+Train = Callable[[list[str]], object]
+"""Trains a run, in a process of its own, from the arguments of `cetnet`; it ends with their exit code."""
 
 
-def run_study(path: Path, *, command: Sequence[str] = TRAIN, console: Console | None = None) -> None:
+def run_study(path: Path, *, train: Train = run_forked, console: Console | None = None) -> None:
     """Train every run of the study that is missing, one after the other, then write its report.
 
     A run that was cut short is resumed. Interrupted or failed, the study goes on where it was when it is
@@ -29,7 +29,7 @@ def run_study(path: Path, *, command: Sequence[str] = TRAIN, console: Console | 
 
     Args:
         path: The study file.
-        command: What trains one run, called with the arguments of `cetnet train`.
+        train: What trains one run, a function of a module.
         console: Where progress and the table are printed. Default: the terminal.
 
     Raises:
@@ -48,7 +48,7 @@ def run_study(path: Path, *, command: Sequence[str] = TRAIN, console: Console | 
         elapsed = timedelta(seconds=round(time.monotonic() - started))
         action = "resuming" if run.folder.exists() else "training"
         console.rule(f"{study.name}, {label}: {action} · {elapsed} elapsed")
-        _train(run, command, study.name)
+        _train(run, train, study.name)
     write_report(study, f"cetnet study {shlex.quote(str(path))}", runs, console)
 
 
@@ -65,17 +65,18 @@ def report_study(path: Path, *, console: Console | None = None) -> None:
     write_report(study, f"cetnet study {shlex.quote(str(path))}", runs, console or output)
 
 
-def _train(run: Run, command: Sequence[str], study: str) -> None:
+def _train(run: Run, train: Train, study: str) -> None:
     """Run the child on our own terminal; raises UserError if it does not leave a finished run."""
     resume = ["--resume"] if run.folder.exists() else []
     run.write_settings()
-    with subprocess.Popen([*command, *run.arguments, *resume]) as child:
-        try:
-            code = child.wait()
-        except KeyboardInterrupt:
-            # The terminal sent it to the child as well, which may be saving a checkpoint: don't kill it.
-            child.wait()
-            raise
+    child = start(train, ["train", *run.arguments, *resume], run.nproc)
+    try:
+        child.join()
+    except KeyboardInterrupt:
+        # The terminal sent it to the child as well, which may be saving a checkpoint: don't kill it.
+        child.join()
+        raise
+    code = child.exitcode
     if code == os.EX_TEMPFAIL:  # the run was told to stop, and has said so
         sys.exit(code)
     if code or not run.finished:
@@ -83,5 +84,5 @@ def _train(run: Run, command: Sequence[str], study: str) -> None:
         kept = f", its checkpoints are in {run.checkpoints}" if run.checkpoints else ""
         raise UserError(
             f"study {study}: run {run.variant}, seed {run.seed} failed ({outcome}; its messages are above, "
-            f"its folder is {run.folder}{kept}); mend it and start the study again, which goes on from here"
+            f"its folder is {run.folder}{kept}); fix it and start the study again, which goes on from here"
         )

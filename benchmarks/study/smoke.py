@@ -1,13 +1,12 @@
 """Smoke runs: every variant of a study trained for two steps on random data, to see that it can be trained at all.
 
-A few processes train all variants, because loading TorchRec takes longer than such a run.
+A few processes train all variants, forked with TorchRec loaded, which takes longer than such a run.
 """
 
 import os
 import shutil
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
 from pathlib import Path
 
 from rich.console import Console
@@ -17,6 +16,7 @@ from cetnet.benchmarks.study.report.compose import write_report
 from cetnet.trainer.check_run import check_run
 from cetnet.trainer.console import output
 from cetnet.trainer.errors import UserError
+from cetnet.trainer.processes.fork_server import fork_server
 
 ROWS = 160  # 128 of them train
 MAX_TABLE_ROWS = 500
@@ -57,7 +57,7 @@ def smoke_study(path: Path, console: Console | None = None) -> None:
     )
     runs = runs_of(study, path)
     workers = min(MAX_WORKERS, os.cpu_count() or 1, len(runs))
-    with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (workers,)) as pool:
+    with ProcessPoolExecutor(workers, fork_server(workers), _start_worker, (workers,)) as pool:
         futures = {pool.submit(_train, run): run for run in runs}
         try:
             for number, future in enumerate(as_completed(futures), 1):

@@ -5,11 +5,10 @@ import signal
 import sys
 import time
 from contextlib import AbstractContextManager
+from multiprocessing import active_children
 from threading import Thread
 from types import FrameType
 from typing import Self
-
-import psutil
 
 from cetnet.trainer.console import console
 
@@ -70,8 +69,9 @@ def pass_on_signals() -> None:
 
 
 def _pass_on(number: int, _frame: FrameType | None) -> None:
-    children = psutil.Process().children()
+    children = active_children()
     for child in children:
-        child.send_signal(number)
+        if child.pid:
+            os.kill(child.pid, number)
     if not children:
         sys.exit(128 + number)

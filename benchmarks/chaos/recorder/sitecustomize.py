@@ -20,10 +20,10 @@ def recorded(run_pipeline: Callable[..., Iterable[Any]]) -> Callable[..., Iterat
     """The same, writing down the rows of each step."""
     ledger, hold_at = Path(os.environ["LEDGER"]), int(os.environ.get("HOLD_AT", "0"))
     counts = ("ATTEMPT", "SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
-    attempt = next((os.environ[count] for count in counts if count in os.environ), "0")
-    rank = os.environ.get("RANK", "0")
 
     def record(*arguments: Any) -> Iterator[Any]:
+        attempt = next((os.environ[count] for count in counts if count in os.environ), "0")
+        rank = os.environ.get("RANK", "0")  # of this process, which may be a fork of the one that imports
         with (ledger / f"rows-{attempt}-{rank}").open("a") as file:
             for step, predictions in enumerate(run_pipeline(*arguments), 1):
                 print(json.dumps(predictions.row.tolist()), file=file, flush=True)

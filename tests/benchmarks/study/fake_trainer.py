@@ -17,6 +17,11 @@ import yaml
 ROWS = 4000
 
 
+def train(arguments: list[str]) -> None:
+    assert arguments[0] == "train"
+    sys.exit(main(arguments[1:]))
+
+
 def main(arguments: list[str]) -> int:
     base, rest = Path(arguments[0]), arguments[1:]
     with (base.parent / "calls.txt").open("a") as calls:
@@ -108,7 +113,3 @@ def sigmoid(logit: np.ndarray) -> np.ndarray:
 def cross_entropy(label: np.ndarray, probability: np.ndarray) -> float:
     probability = probability.astype(np.float64)
     return float(-(label * np.log(probability) + (1 - label) * np.log1p(-probability)).mean())
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

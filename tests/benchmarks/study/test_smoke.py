@@ -23,10 +23,10 @@ SCHEMA = {
         {"name": "price", "kind": "dense"},
     ],
 }
-TOWER = {"kind": "dcnv2", "embedding_dim": 4, "hidden_units": [8]}
+COMPONENT = {"kind": "dcnv2", "embedding_dim": 4, "hidden_units": [8]}
 BASE = {
     "data": {"path": "data/absent", "batch_size": 4096},
-    "model": {"components": {"tower": TOWER}},
+    "model": {"components": {"only": COMPONENT}},
     "training": {"epochs": 100},
     "evaluation": {"every_epoch": True, "early_stopping": {"monitor": "auc/fused"}},
 }
@@ -41,7 +41,7 @@ def write_study(folder: Path, **changes: Any) -> Path:
         "seeds": [3, 4],
         "baseline": "single",
         "paper": {"source": "Somebody (2024)", "numbers": {"single": {"auc": 0.7}, "pair": {"auc": 0.8}}},
-        "variants": {"single": {}, "pair": {"model.components": {"tower": TOWER | {"copies": 2}}}},
+        "variants": {"single": {}, "pair": {"model.components": {"only": COMPONENT | {"copies": 2}}}},
     } | changes
     for name, content in (("schema", SCHEMA), ("base", BASE), ("study", study)):
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(content, sort_keys=False))

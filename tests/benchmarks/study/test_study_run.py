@@ -1,0 +1,198 @@
+"""What a study trains, and how it starts, resumes and ends its runs."""
+
+import csv
+import io
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from rich.console import Console
+
+from cetnet.benchmarks.study.definition import Study, runs_of
+from cetnet.benchmarks.study.run import report_study
+from cetnet.trainer.errors import UserError
+from tests.benchmarks.study.studies import PNG, Make, calls, run
+
+
+def test_trains_every_variant_with_every_seed_and_reports(make: Make) -> None:
+    shown = run(make())
+    assert calls() == [
+        ["training.seed=1", "run_dir=runs/small/single/seed1", "--nproc", "2"],
+        ["components=[left, right]", "training.seed=1", "run_dir=runs/small/pair/seed1", "--nproc", "2"],
+        ["training.seed=2", "run_dir=runs/small/single/seed2", "--nproc", "2"],
+        ["components=[left, right]", "training.seed=2", "run_dir=runs/small/pair/seed2", "--nproc", "2"],
+    ]
+    assert "run 4 of 4: pair, seed 2: training" in shown
+    assert max(map(len, shown.splitlines())) <= 100
+
+    out = Path("runs/small")
+    for name in ("ne_curves.png", "gain.png"):
+        assert (out / name).read_bytes().startswith(PNG)
+    with (out / "table.csv").open() as file:
+        table = {(row["variant"], row["component"]): row for row in csv.DictReader(file)}
+    assert list(table) == [("single", ""), ("pair", ""), ("pair", "left"), ("pair", "right")]
+    single, pair = table["single", ""], table["pair", ""]
+    gain = 100 * (float(pair["NE"]) / float(single["NE"]) - 1)
+    assert float(pair["NE gain (%)"]) == pytest.approx(gain, rel=1e-4)
+    assert float(pair["NE gain low (%)"]) < gain < float(pair["NE gain high (%)"])
+    assert single["NE gain (%)"] == ""
+    assert float(single["AUC"]) == pytest.approx(0.7515)
+    assert float(single["AUC std"]) == pytest.approx(0.001 / 2**0.5)
+    assert pair["dense parameters"] == str(2 * 234_567)
+    assert float(pair["NE"]) < float(table["pair", "left"]["NE"])
+
+    # Both variants are worth the same to the fake trainer, but for what is in their predictions.
+    assert float(pair["AUC gain low (pp)"]) < float(pair["AUC gain (pp)"]) < float(pair["AUC gain high (pp)"])
+    assert float(table["pair", "left"]["gAUC gain (pp)"]) == pytest.approx(0)  # the same model as `single`
+
+    report = (out / "report.md").read_text()
+    assert re.search(rf"\| \**{re.escape(f'{gain:+.3f}')}\** \[", report)
+    assert "the spread between seeds" in report
+    assert "| 0.75150 ± 0.00071 |" in report
+    assert "| &emsp;left |" in report
+    assert "cetnet train base.yaml 'components=[left, right]' training.seed=1" in report
+    assert "Bayes" not in report
+    assert str(Path.cwd()) not in report
+
+
+def test_runs_only_what_is_missing_and_resumes_what_was_cut_short(make: Make) -> None:
+    path = make(seeds=[1])
+    run(path)
+    calls()
+    assert "run 2 of 2: pair, seed 1: finished before" in run(path)
+    assert calls() == []
+
+    Path("runs/small/pair/seed1/result.json").unlink()
+    # Neither a new title, nor more seeds, nor another number of processes makes finished runs invalid.
+    run(make(seeds=[1, 2], nproc=1, title="More seeds"))
+    assert [call[call.index("--nproc") - 1 :] for call in calls()] == [
+        ["run_dir=runs/small/pair/seed1", "--nproc", "1", "--resume"],
+        ["run_dir=runs/small/single/seed2", "--nproc", "1"],
+        ["run_dir=runs/small/pair/seed2", "--nproc", "1"],
+    ]
+
+
+def test_more_seeds_of_some_variants(make: Make) -> None:
+    variants = {"single": {}, "pair": {"components": ["left", "right"]}, "third": {"skill": 0.4}}
+    path = make(seeds=[1], more_seeds={"seeds": [5, 3], "variants": ["single", "p*"]}, variants=variants)
+    run(path)
+    seeds = [re.findall(r"run_dir=runs/small/(\w+)/seed(\d)", " ".join(call))[0] for call in calls()]
+    assert seeds == [
+        *[("single", "1"), ("pair", "1"), ("third", "1")],
+        *[("single", "5"), ("pair", "5"), ("single", "3"), ("pair", "3")],
+    ]
+    report = Path("runs/small/report.md").read_text()
+    assert re.search(r"\| variant \| seeds \| NE ", report)
+    assert re.search(r"\| single \| 3 \| [\d.]+ ± ", report)
+    assert re.search(r"\| third \| 1 \| [\d.]+ \|", report)
+    assert re.search(r"\| pair \| 3 \| \**[+-][\d.]+\** \[", report)
+    assert re.search(r"\| third \| 1 \| [+-][\d.]+ \[", report)  # of one seed: not bold, however large
+    assert "A gain over one seed lacks the spread between seeds" in report
+    # Gains are over the seeds that both have.
+    with Path("runs/small/table.csv").open() as file:
+        third = {row["variant"]: row for row in csv.DictReader(file)}["third"]
+    run(make(seeds=[1], variants=variants))
+    with Path("runs/small/table.csv").open() as file:
+        assert {row["variant"]: row for row in csv.DictReader(file)}["third"] == third
+
+
+def test_a_failing_run_is_named(make: Make) -> None:
+    path = make(variants={"single": {}, "bad": {"fail": True}})
+    with pytest.raises(UserError, match=r"^study small: run bad, seed 1 failed \(exit code 3; .*bad/seed1"):
+        run(path)
+    assert len(calls()) == 2
+    # Half of a study has half of a report.
+    report_study(path, console=Console(file=io.StringIO()))
+    report = Path("runs/small/report.md").read_text()
+    assert "3 of 4 runs are not finished: bad (seed 1, 2), single (seed 2)." in report
+    assert re.search(r"\| single \| \d\.", report)
+    Path("runs/small/single/seed1/result.json").unlink()
+    with pytest.raises(UserError, match="none of its 4 runs is finished, first runs/small/single/seed1"):
+        report_study(path)
+
+
+def test_refuses_runs_made_with_other_settings(make: Make) -> None:
+    run(make(seeds=[1]))
+    changed = make(seeds=[1], variants={"single": {}, "pair": {"components": ["left", "middle"]}})
+    for action in (run, report_study):
+        with pytest.raises(
+            UserError, match=r"^runs/small/pair/seed1: made with other settings .*delete"
+        ) as raised:
+            action(changed)
+        assert "\n" not in str(raised.value)
+
+    path = make(seeds=[1])
+    Path("base.yaml").write_text("skill: 0.6\n")
+    with pytest.raises(UserError, match=r"^runs/small/single/seed1: made with other settings"):
+        run(path)
+
+    path = make(seeds=[1])
+    Path("runs/small/pair/seed1.settings.json").unlink()
+    with pytest.raises(UserError, match=r"^runs/small/pair/seed1: not made by this study"):
+        run(path)
+
+
+def test_common_keys_and_variants_of_a_file(make: Make) -> None:
+    Path("variants.yaml").write_text("single: {}\npair: {components: [left, right], skill: 0.4}\n")
+    run(make(seeds=[1], variants="variants.yaml", common={"skill": 0.6, "extra": 1}))
+    assert [call[:-3] for call in calls()] == [
+        ["skill=0.6", "extra=1", "training.seed=1"],
+        ["skill=0.4", "extra=1", "components=[left, right]", "training.seed=1"],
+    ]
+    with pytest.raises(UserError, match=r"runs/small/single/seed1: made with other settings"):
+        run(make(seeds=[1], variants="variants.yaml", common={"skill": 0.6}))
+    with pytest.raises(UserError, match=r"absent\.yaml: no such file"):
+        run(make(variants="absent.yaml"))
+
+
+def test_each_run_has_a_place_of_its_own_for_checkpoints(make: Make) -> None:
+    path = make(seeds=[1])
+    assert [run.checkpoints for run in runs_of(Study.load(path), path)] == [None, None]
+    Path("base.yaml").write_text("checkpoint: {path: 's3://bucket/all'}\n")
+    runs = runs_of(Study.load(path), path)
+    assert [run.checkpoints for run in runs] == ["s3://bucket/all/single/seed1", "s3://bucket/all/pair/seed1"]
+    assert all(f"checkpoint.path={run.checkpoints}" in run.arguments for run in runs)
+
+    # Whichever way it is set, the last one holds.
+    variants = {
+        "single": {"checkpoint": {"path": "kept"}},
+        "pair": {"checkpoint.path": None},
+        "third": {"checkpoint": {"keep": 1}},
+    }
+    path = make(seeds=[1], common={"checkpoint.path": "all"}, variants=variants)
+    Path("base.yaml").write_text("checkpoint: {path: below}\n")
+    runs = runs_of(Study.load(path), path)
+    assert [run.checkpoints for run in runs] == ["kept/single/seed1", None, None]
+    assert runs[0].overrides[-2:] == ["checkpoint.path=kept/single/seed1", "run_dir=runs/small/single/seed1"]
+    assert "checkpoint.path=null" in runs[1].overrides
+
+    runs[0].folder.mkdir(parents=True)
+    runs[0].settings_file.write_text("{}")
+    with pytest.raises(
+        UserError, match="delete the folder and its checkpoints in kept/single/seed1 to repeat"
+    ):
+        run(path)
+
+
+def test_values_reach_the_trainer_as_they_were_written(make: Make) -> None:
+    values = {
+        "a.components": {"z": {"kind": "z", "layers": [1, 2]}, "a": {"rate": 1e-5}},
+        "a.rate": 1e-05,
+        "a.text": "it's: [odd] #" + "long " * 50,
+        "a.digits": "007",
+        "a.nothing": None,
+        "a.flag": False,
+    }
+    run(make(seeds=[1], variants={"single": values}))
+    (arguments,) = calls()
+    received = {key: yaml.safe_load(value) for key, value in (item.split("=", 1) for item in arguments[:-3])}
+    assert received == values | {"training.seed": 1}
+    assert list(received["a.components"]) == ["z", "a"]
+
+
+def test_does_not_import_torch() -> None:
+    code = "import sys, cetnet.benchmarks.study.run; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
