@@ -11,7 +11,6 @@ from pathlib import Path
 from rich.console import Console
 
 from cetnet.benchmarks.study.definition import Run, Study, refuse_changed, runs_of
-from cetnet.benchmarks.study.report.compose import write_report
 from cetnet.trainer.console import output
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.processes.fork_server import start
@@ -49,6 +48,8 @@ def run_study(path: Path, *, train: Train = run_forked, console: Console | None 
         action = "resuming" if run.folder.exists() else "training"
         console.rule(f"{study.name}, {label}: {action} · {elapsed} elapsed")
         _train(run, train, study.name)
+    from cetnet.benchmarks.study.report.compose import write_report  # draws plots: heavy
+
     write_report(study, f"cetnet study {shlex.quote(str(path))}", runs, console)
 
 
@@ -62,6 +63,8 @@ def report_study(path: Path, *, console: Console | None = None) -> None:
             f"study {study.name}: none of its {len(runs)} runs is finished, first {runs[0].folder}; "
             "run the study to train them"
         )
+    from cetnet.benchmarks.study.report.compose import write_report  # draws plots: heavy
+
     write_report(study, f"cetnet study {shlex.quote(str(path))}", runs, console or output)
 
 
