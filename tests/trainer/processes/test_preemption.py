@@ -35,6 +35,7 @@ from tests.trainer.checkpoint.test_resume import rows_of, train_with_ledger
 
 ROWS, STEPS, HOLD_AT = 3190, 50, 25
 CETNET, TORCHRUN = ["-P", "-m", "cetnet"], ["-m", "torch.distributed.run", "--standalone"]
+UNDER_TORCHRUN = ["--no-python", str(Path(sys.executable).with_name("cetnet"))]
 
 
 def until(condition: Callable[[], Any], what: str, seconds: float = 400) -> None:
@@ -55,7 +56,12 @@ class Job:
     def wait_until_held(self, *ranks: int) -> list[int]:
         """Process ids of the ranks, which are in the midst of training."""
         held = [self.ledger / f"held-{rank}" for rank in ranks]
-        until(lambda: all(file.exists() and file.read_text() for file in held), f"held: {self.log}")
+
+        def are_held() -> bool:
+            assert self.process.poll() is None, self.log
+            return all(file.exists() and file.read_text() for file in held)
+
+        until(are_held, "held")
         # A checkpoint is written in the background.
         until((self.folder / "run/checkpoints/step-000000020").exists, "checkpoint of step 20")
         return [int(file.read_text()) for file in held]
@@ -189,7 +195,7 @@ def test_told_to_stop_it_tries_a_save_that_has_failed_once_more(start: Callable[
 def test_a_lost_process_is_started_again_and_resumes_by_itself(
     start: Callable[..., Job], whole: dict[str, Any]
 ) -> None:
-    command = ["--nproc-per-node", "2", "--max-restarts", "2", *CETNET, "train", "train.yaml"]
+    command = ["--nproc-per-node", "2", "--max-restarts", "2", *UNDER_TORCHRUN, "train", "train.yaml"]
     job = start(*TORCHRUN, *command)
     _, second = job.wait_until_held(0, 1)
     job.release()
@@ -209,7 +215,7 @@ def test_a_node_joins_and_is_lost(start: Callable[..., Job], whole: dict[str, An
     node = [
         *("-m", "torch.distributed.run", "--nnodes", "1:2", "--nproc-per-node", "1", "--max-restarts", "3"),
         *("--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--rdzv-id", "elastic", "--rdzv-conf", conf),
-        *("--local-addr", "localhost", *CETNET, "train", "train.yaml"),
+        *("--local-addr", "localhost", *UNDER_TORCHRUN, "train", "train.yaml"),
     ]
     together = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "300"}
     first = start(*node, **together)
