@@ -186,7 +186,7 @@ def plan(
     from cetnet.trainer.config import load_config
     from cetnet.trainer.data.dataset import load_schema, read_schema
     from cetnet.trainer.files import check_writable
-    from cetnet.trainer.plan.clusters import read_cluster, read_sweep
+    from cetnet.trainer.plan.cluster_options import read_cluster, read_sweep
 
     data = load_config(config, overrides, components=False).data
     target = read_cluster(cluster)

@@ -210,7 +210,7 @@ def _estimate(
     config: Path, hosts: int, tables: dict[str, str], precision: str, cluster: dict[str, float]
 ) -> float:
     """Planner's estimate of the fullest rank, ms, for tables of these sharding types."""
-    from cetnet.sharding.estimate import sum_by_rank  # these import TorchRec, for which --help need not wait
+    from cetnet.sharding.rank_load import sum_by_rank  # these import TorchRec, for which --help need not wait
     from cetnet.trainer.session import build_model, plan_model
 
     overrides = _overrides({table: [kind] for table, kind in tables.items()}, precision, cluster)

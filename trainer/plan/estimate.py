@@ -10,11 +10,11 @@ from cetnet.models.rules import indivisible
 from cetnet.models.schema import Schema
 from cetnet.sharding.cluster import Cluster
 from cetnet.sharding.config import ShardingConfig
-from cetnet.sharding.estimate import Load, sum_by_rank
 from cetnet.sharding.planner import Plan
+from cetnet.sharding.rank_load import Load, sum_by_rank
 from cetnet.trainer.config import RunConfig
 from cetnet.trainer.errors import DoesNotFit, UserError
-from cetnet.trainer.plan.clusters import on_cluster
+from cetnet.trainer.plan.cluster_options import on_cluster
 from cetnet.trainer.plan.dense_cost import DenseCost, dense_cost
 from cetnet.trainer.session import build_model, plan_model
 

@@ -8,7 +8,7 @@ from cetnet.sharding.cluster import Cluster
 from cetnet.sharding.planner import host_memory_gb
 from cetnet.trainer.config import RunConfig
 from cetnet.trainer.errors import DoesNotFit
-from cetnet.trainer.plan.clusters import on_cluster
+from cetnet.trainer.plan.cluster_options import on_cluster
 from cetnet.trainer.plan.estimate import Estimate, estimate
 from cetnet.trainer.session import build_model
 

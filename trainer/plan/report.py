@@ -16,7 +16,7 @@ from cetnet.trainer.config import RunConfig
 from cetnet.trainer.console import console, output
 from cetnet.trainer.errors import DoesNotFit, UserError
 from cetnet.trainer.files import write_json
-from cetnet.trainer.plan.clusters import on_cluster
+from cetnet.trainer.plan.cluster_options import on_cluster
 from cetnet.trainer.plan.dense_cost import UTILISATION
 from cetnet.trainer.plan.estimate import Estimate, estimate, refusal, sweep
 from cetnet.trainer.plan.remedies import Remedy, remedies

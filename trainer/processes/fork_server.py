@@ -17,7 +17,7 @@ def fork_server(nproc: int) -> ForkServerContext:
         nproc: How many processes are to share the machine's cores; the first call's holds.
     """
     context = get_context("forkserver")
-    context.set_forkserver_preload(["cetnet.trainer.processes.loaded"])
+    context.set_forkserver_preload(["cetnet.trainer.processes.preload"])
     # As with `-P`, nothing is imported from the folder one stands in.
     with _environment({"PYTHONSAFEPATH": "1"} | share_cores(nproc)):
         forkserver.ensure_running()

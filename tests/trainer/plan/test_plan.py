@@ -13,7 +13,7 @@ from cetnet.models.schema import Feature, Schema
 from cetnet.sharding.cluster import Cluster, parse_cluster
 from cetnet.trainer.cli import main
 from cetnet.trainer.config import DataConfig, RunConfig, load_config
-from cetnet.trainer.plan.clusters import on_cluster, read_cluster
+from cetnet.trainer.plan.cluster_options import on_cluster, read_cluster
 from cetnet.trainer.plan.estimate import estimate, refusal, single_models, sweep
 from cetnet.trainer.plan.remedies import remedies
 from cetnet.trainer.yaml_files import save_yaml
