@@ -84,7 +84,7 @@ class Quarantine:
     def _check(self, count: int) -> None:
         if count > self.limit:
             raise UserError(
-                f"{self._folder}: more than data.bad_rows_limit={self.limit} bad rows; mend the data and prepare "
+                f"{self._folder}: more than data.bad_rows_limit={self.limit} bad rows; fix the data and prepare "
                 "it again, or raise the limit and --resume"
             )
 

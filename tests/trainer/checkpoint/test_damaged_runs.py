@@ -175,7 +175,7 @@ def test_malicious_files_with_a_manifest_that_agrees(
 def test_no_component_of_a_checkpoint_is_imported(
     folder: Path, run: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.syspath_prepend(folder)  # as `python -m cetnet.trainer.cli` has the working directory there
+    monkeypatch.syspath_prepend(folder)  # as `python -m` has the working directory there
     marker, checkpoint = Path("marker"), Path("run/checkpoints/step-000000006")
     (checkpoint / "evil.py").write_text("open('marker', 'w').close()")
     module = ".".join((*checkpoint.parts, "evil"))

@@ -6,7 +6,6 @@ import json
 import math
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from cetnet.trainer.prepare.sources.criteo import (
     prepare_criteo,
     prepare_criteo_1tb,
 )
+from cetnet.trainer.processes.launcher import CETNET
 from tests.paths import SCHEMAS
 from tests.trainer.prepare.slow import by_split, check_like, check_prepared
 from tests.trainer.prepare.test_folds import folds_of_0_19
@@ -290,9 +290,7 @@ def test_mistaken_days(tmp_path: Path) -> None:
 def test_command(tmp_path: Path) -> None:
     generate_criteo(tmp_path / "raw", 2_000)
     command = [
-        sys.executable,
-        "-m",
-        "cetnet.trainer.cli",
+        *CETNET,
         "prepare",
         "criteo",
         "--raw",

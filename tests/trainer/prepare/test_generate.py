@@ -3,7 +3,6 @@
 import csv
 import gzip
 import subprocess
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from sklearn.metrics import roc_auc_score
 
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.prepare.generate import avazu, criteo, draw, movielens, sequences
+from cetnet.trainer.processes.launcher import CETNET
 
 CRITEO_COLUMNS = [f"I{i}" for i in range(1, 14)] + [f"C{i}" for i in range(1, 27)]
 AVAZU_COLUMNS = [
@@ -215,9 +215,7 @@ def test_labels_depend_on_the_ids(name: str, features: list[int], tmp_path: Path
 
 def test_command(tmp_path: Path) -> None:
     command = [
-        sys.executable,
-        "-m",
-        "cetnet.trainer.cli",
+        *CETNET,
         "generate",
         "criteo",
         "--rows",
