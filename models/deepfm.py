@@ -1,17 +1,15 @@
 """DeepFM (Guo et al., "DeepFM: A Factorization-Machine based Neural Network", arXiv 1703.04247)."""
 
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
 
-from cetnet.models.component import Component, ExtraTable, Inputs, InputShape, Output
+from cetnet.models.component import Inputs, InputShape, Output
 from cetnet.models.layers.config import FieldModelConfig
-from cetnet.models.layers.linear_part import LinearPart, weight_tables
+from cetnet.models.layers.linear_part import ComponentWithLinearPart, LinearPart
 from cetnet.models.layers.mlp import LogitLinear
 from cetnet.models.layers.products import PairwiseInteraction
 from cetnet.models.layers.tokens import DenseTokens
-from cetnet.models.schema import Feature
 
 
 class DeepFMConfig(FieldModelConfig):
@@ -20,18 +18,13 @@ class DeepFMConfig(FieldModelConfig):
     kind: Literal["deepfm"] = "deepfm"
 
 
-class DeepFM(Component):
+class DeepFM(ComponentWithLinearPart):
     """A factorization machine and an MLP on the same embeddings, added up; histories enter as their means.
 
     The output embedding is concat[pairwise interaction before its sum over d, last hidden layer].
     """
 
     Config = DeepFMConfig
-
-    @classmethod
-    def extra_tables(cls, config: DeepFMConfig, features: Sequence[Feature]) -> list[ExtraTable]:  # noqa: ARG003
-        """A weight for every id."""
-        return weight_tables(features)
 
     def __init__(self, shape: InputShape, config: DeepFMConfig) -> None:
         super().__init__()

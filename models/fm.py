@@ -1,20 +1,18 @@
 """FM (Rendle, "Factorization Machines", ICDM 2010)."""
 
-from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import nn
 
-from cetnet.models.component import Component, ExtraTable, Inputs, InputShape, Output
+from cetnet.models.component import Inputs, InputShape, Output
 from cetnet.models.component_config import ComponentConfig
 from cetnet.models.layers.config import DenseMode
-from cetnet.models.layers.linear_part import LinearPart, weight_tables
+from cetnet.models.layers.linear_part import ComponentWithLinearPart, LinearPart
 from cetnet.models.layers.mlp import Activation
 from cetnet.models.layers.products import PairwiseInteraction
 from cetnet.models.layers.tokens import DenseTokens
-from cetnet.models.schema import Feature
 
 
 class FMConfig(ComponentConfig):
@@ -31,18 +29,13 @@ class FMConfig(ComponentConfig):
     """Of that MLP; not a key."""
 
 
-class FM(Component):
+class FM(ComponentWithLinearPart):
     """Bias, linear part and the inner products of all pairs of embeddings, added up (eq. 1).
 
     The output embedding is the pairwise interaction before its sum over d: the model has no other.
     """
 
     Config = FMConfig
-
-    @classmethod
-    def extra_tables(cls, config: FMConfig, features: Sequence[Feature]) -> list[ExtraTable]:  # noqa: ARG003
-        """A weight for every id."""
-        return weight_tables(features)
 
     def __init__(self, shape: InputShape, config: FMConfig) -> None:
         super().__init__()

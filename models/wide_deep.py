@@ -1,14 +1,12 @@
 """Wide & Deep (Cheng et al., "Wide & Deep Learning for Recommender Systems", arXiv 1606.07792)."""
 
-from collections.abc import Sequence
 from typing import Literal
 
-from cetnet.models.component import Component, ExtraTable, Inputs, InputShape, Output
+from cetnet.models.component import Inputs, InputShape, Output
 from cetnet.models.layers.config import FieldModelConfig
-from cetnet.models.layers.linear_part import LinearPart, weight_tables
+from cetnet.models.layers.linear_part import ComponentWithLinearPart, LinearPart
 from cetnet.models.layers.mlp import LogitLinear
 from cetnet.models.layers.tokens import DenseTokens
-from cetnet.models.schema import Feature
 
 
 class WideDeepConfig(FieldModelConfig):
@@ -17,7 +15,7 @@ class WideDeepConfig(FieldModelConfig):
     kind: Literal["wide_deep"] = "wide_deep"
 
 
-class WideDeep(Component):
+class WideDeep(ComponentWithLinearPart):
     """A linear part and an MLP, added up; histories enter as their means.
 
     The paper's hand-made cross products are not there: a schema can hold them as features. The output
@@ -25,11 +23,6 @@ class WideDeep(Component):
     """
 
     Config = WideDeepConfig
-
-    @classmethod
-    def extra_tables(cls, config: WideDeepConfig, features: Sequence[Feature]) -> list[ExtraTable]:  # noqa: ARG003
-        """A weight for every id."""
-        return weight_tables(features)
 
     def __init__(self, shape: InputShape, config: WideDeepConfig) -> None:
         super().__init__()

@@ -7,12 +7,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from cetnet.models.component import Component, ExtraTable, Inputs, InputShape, Output
+from cetnet.models.component import Inputs, InputShape, Output
 from cetnet.models.layers.config import FieldModelConfig
-from cetnet.models.layers.linear_part import LinearPart, weight_tables
+from cetnet.models.layers.linear_part import ComponentWithLinearPart, LinearPart
 from cetnet.models.layers.mlp import LogitLinear, linear
 from cetnet.models.layers.tokens import DenseTokens
-from cetnet.models.schema import Feature
 
 
 class XDeepFMConfig(FieldModelConfig):
@@ -53,18 +52,13 @@ class CompressedInteraction(nn.Module):
         return torch.cat(pooled, dim=1)
 
 
-class XDeepFM(Component):
+class XDeepFM(ComponentWithLinearPart):
     """A linear part, a compressed interaction network and an MLP, added up; histories enter as their means.
 
     The output embedding is concat[the CIN's pooled maps, last hidden layer]; the linear part is only in the logit.
     """
 
     Config = XDeepFMConfig
-
-    @classmethod
-    def extra_tables(cls, config: XDeepFMConfig, features: Sequence[Feature]) -> list[ExtraTable]:  # noqa: ARG003
-        """A weight for every id."""
-        return weight_tables(features)
 
     def __init__(self, shape: InputShape, config: XDeepFMConfig) -> None:
         super().__init__()

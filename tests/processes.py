@@ -53,6 +53,17 @@ def train_all(processes: Processes, settings: list[dict[str, Any]], resume: bool
         train(check_run(RunConfig.model_validate(setting), processes.world_size, resume), processes)
 
 
+INTERFORMER = {
+    "kind": "interformer",
+    "embedding_dim": 8,
+    "num_layers": 1,
+    "num_heads": 2,
+    "hidden_units": [16],
+    "dot_hidden_units": [8],
+}
+TRAINING = {"log_every": 1, "seed": 7, "ne_window_steps": 10, "device": "cpu"}
+
+
 def run_settings(data: Path, run_dir: Path, **sections: Any) -> dict[str, Any]:
     """A small CETNet run of all three kinds of component; `sections` replace whole sections."""
     return {
@@ -60,14 +71,7 @@ def run_settings(data: Path, run_dir: Path, **sections: Any) -> dict[str, Any]:
         "data": {"path": str(data), "batch_size": 64, "lanes": 4, "shuffle_rows": 100},
         "model": {
             "components": {
-                "interformer": {
-                    "kind": "interformer",
-                    "embedding_dim": 8,
-                    "num_layers": 1,
-                    "num_heads": 2,
-                    "hidden_units": [16],
-                    "dot_hidden_units": [8],
-                },
+                "interformer": INTERFORMER,
                 "dhen": {
                     "kind": "dhen",
                     "embedding_dim": 4,
@@ -79,7 +83,25 @@ def run_settings(data: Path, run_dir: Path, **sections: Any) -> dict[str, Any]:
             },
             "collaboration": {"weight": 0.5},
         },
-        "training": {"log_every": 1, "seed": 7, "ne_window_steps": 10, "device": "cpu"},
+        "training": TRAINING,
         "evaluation": {"splits": ["test"]},
         **sections,
     }
+
+
+def early_stopping_settings(data: Path, run_dir: Path, **sections: Any) -> dict[str, Any]:
+    """The same, for six epochs at a rate at which the validation split's NE soon rises."""
+    return run_settings(
+        data,
+        run_dir,
+        **{
+            "optimizer": {"dense": {"kind": "adam", "lr": 0.05}},
+            "training": {"epochs": 6, "seed": 7, "device": "cpu"},
+            "evaluation": {
+                "splits": ["test"],
+                "every_epoch": True,
+                "early_stopping": {"monitor": "ne/fused", "patience": 2},
+            },
+            **sections,
+        },
+    )

@@ -23,6 +23,7 @@ import yaml
 from tests.data import write_dataset
 from tests.paths import ROOT
 from tests.processes import run_settings
+from tests.waiting import until
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 
@@ -44,13 +45,6 @@ def call(*command: str | Path, cwd: Path, **env: str) -> str:
     )
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
-
-
-def until(condition: Callable[[], Any], what: str, seconds: float = 300) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"after {seconds} seconds still not: {what}"
-        time.sleep(0.5)
 
 
 @dataclass

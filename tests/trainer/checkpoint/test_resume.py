@@ -18,7 +18,7 @@ from cetnet.models.cetnet import Predictions
 from cetnet.trainer.processes.distributed import Processes
 from cetnet.trainer.session import Session, run_pipeline
 from tests.data import write_dataset
-from tests.processes import run_processes, run_settings, train_all
+from tests.processes import early_stopping_settings, run_processes, run_settings, train_all
 
 ROWS = 3190
 KILLED_AT = 33
@@ -94,18 +94,7 @@ def test_early_stopping_goes_on_where_it_was(tmp_path: Path) -> None:
     write_dataset(data, {"train": 640, "validation": 200, "test": 200}, row_group_size=150)
 
     def settings(run: str) -> dict[str, Any]:
-        return run_settings(
-            data,
-            tmp_path / run,
-            checkpoint={"every_steps": 10},
-            optimizer={"dense": {"kind": "adam", "lr": 0.05}},
-            training={"epochs": 6, "seed": 7, "device": "cpu"},
-            evaluation={
-                "splits": ["test"],
-                "every_epoch": True,
-                "early_stopping": {"monitor": "ne/fused", "patience": 2},
-            },
-        )
+        return early_stopping_settings(data, tmp_path / run, checkpoint={"every_steps": 10})
 
     (tmp_path / "ledger").mkdir()
     run_processes(train_all, 1, [settings("whole")])

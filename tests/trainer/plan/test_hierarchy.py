@@ -11,19 +11,12 @@ import torch.distributed.checkpoint as dcp
 from cetnet.trainer.checkpoint.checkpoints import SavedTables, latest_checkpoint
 from cetnet.trainer.checkpoint.store import CHECKPOINTS
 from tests.data import make_schema, write_dataset
-from tests.processes import run_processes, run_settings, train_all
+from tests.processes import INTERFORMER, TRAINING, run_processes, run_settings, train_all
 
 # Column shards are at least 128 wide: a grid over two hosts needs 256.
 MODEL = {
     "components": {
-        "interformer": {
-            "kind": "interformer",
-            "embedding_dim": 8,
-            "num_layers": 1,
-            "num_heads": 2,
-            "hidden_units": [16],
-            "dot_hidden_units": [8],
-        },
+        "interformer": INTERFORMER,
         "dhen": {
             "kind": "dhen",
             "embedding_dim": 256,
@@ -34,7 +27,6 @@ MODEL = {
         },
     }
 }
-TRAINING = {"log_every": 1, "seed": 7, "ne_window_steps": 10, "device": "cpu"}
 
 
 def constraints(kind: str, *patterns: str) -> dict:

@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -30,19 +29,13 @@ from cetnet.trainer.session import Session, run_pipeline
 from cetnet.trainer.train import train
 from tests.data import write_dataset
 from tests.paths import ROOT
-from tests.processes import run_processes, run_settings
+from tests.processes import early_stopping_settings, run_processes, run_settings
 from tests.trainer.checkpoint.test_resume import rows_of, train_with_ledger
+from tests.waiting import until
 
 ROWS, STEPS, HOLD_AT = 3190, 50, 25
 CETNET, TORCHRUN = ["-P", "-m", "cetnet"], ["-m", "torch.distributed.run", "--standalone"]
 UNDER_TORCHRUN = ["--no-python", str(Path(sys.executable).with_name("cetnet"))]
-
-
-def until(condition: Callable[[], Any], what: str, seconds: float = 400) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"after {seconds} seconds still not: {what}"
-        time.sleep(0.1)
 
 
 @dataclass
@@ -288,17 +281,9 @@ def test_an_evaluation_that_was_left_comes_first(tmp_path: Path) -> None:
     write_dataset(data, {"train": 640, "validation": 256, "test": 200}, row_group_size=150)
 
     def run(name: str) -> dict[str, Any]:
-        return settings(
-            data,
-            tmp_path / name,
-            optimizer={"dense": {"kind": "adam", "lr": 0.05}},
-            training={"epochs": 6, "seed": 7, "device": "cpu"},
-            evaluation={
-                "splits": ["test"],
-                "every_epoch": True,
-                "early_stopping": {"monitor": "ne/fused", "patience": 2},
-            },
-        )
+        few = settings(data, tmp_path / name)
+        kept = {key: few[key] for key in ("model", "checkpoint")}
+        return early_stopping_settings(data, tmp_path / name, **kept)
 
     run_processes(train_and_leave_an_evaluation, 1, run("whole"), run("cut"))
     whole, cut = (json.loads((tmp_path / run / "result.json").read_text()) for run in ("whole", "cut"))
