@@ -79,8 +79,11 @@ def test_small_gradients_survive_fp16() -> None:
 
 
 def test_bf16_on_the_cpu_is_refused_in_one_line(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "data", {"train": 64, "test": 64})
     settings = run_settings(
-        tmp_path, tmp_path / "run", sharding={"communication": {"forward": "fp16", "backward": "bf16"}}
+        tmp_path / "data",
+        tmp_path / "run",
+        sharding={"communication": {"forward": "fp16", "backward": "bf16"}},
     )
     with pytest.raises(UserError, match=r"sharding\.communication\.backward=bf16 runs on CUDA only"):
         check_run(RunConfig.model_validate(settings), 1, False)
