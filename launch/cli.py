@@ -194,7 +194,7 @@ def _job(
     for nodes in range(least, most + 1):
         if complaint := indivisible(
             batch_size=data.batch_size,
-            lanes=data.lanes if data.order == "shuffled" else None,
+            lanes=data.shuffled_lanes,
             world_size=nodes * nproc,
             ranks=f"{nodes} x {nproc} processes",
         ):

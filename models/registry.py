@@ -56,7 +56,7 @@ def component_class(kind: str) -> type["Component"]:
         raise ValueError(f"component kind {kind!r} cannot be imported: {error}") from None
     if not (isinstance(cls, type) and issubclass(cls, Component) and hasattr(cls, "Config")):
         raise ValueError(
-            f"component kind {kind!r} is not a subclass of models.component.Component with a Config"
+            f"component kind {kind!r} is not a subclass of cetnet.models.component.Component with a Config"
         )
     return cls
 

@@ -23,7 +23,7 @@ def check_settings(config: RunConfig, world_size: int, resume: bool) -> Dataset:
         )
     if complaint := indivisible(
         batch_size=config.data.batch_size,
-        lanes=config.data.lanes if config.data.order == "shuffled" else None,
+        lanes=config.data.shuffled_lanes,
         world_size=world_size,
     ):
         raise UserError(complaint)
@@ -38,7 +38,7 @@ def check_settings(config: RunConfig, world_size: int, resume: bool) -> Dataset:
 
 def check_scored(run: Path, data: Path, split: str) -> Dataset:
     """The split that a run is to score; raises UserError if this is no run, or the data isn't as the run's."""
-    _, schema = load_run(run, components=False)
+    _, schema = load_run(run, resolve=False)
     dataset = Dataset(data, split)
     _check_same(schema, dataset.schema, data)
     return dataset

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -18,7 +18,7 @@ from cetnet.trainer.console import quieten
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.prepare.cli import app as prepare_app
 from cetnet.trainer.prepare.generate.cli import app as generate_app
-from cetnet.trainer.versions import check_versions
+from cetnet.trainer.versions import check_loading, check_versions
 
 app = typer.Typer(
     help="Train and compare click-through-rate ensembles on TorchRec.",
@@ -86,11 +86,12 @@ def train(
     What torchrun starts again resumes by itself.
     """
     from cetnet.trainer.check_settings import check_settings
-    from cetnet.trainer.config import load_config
+    from cetnet.trainer.config import parse_config, read_settings
     from cetnet.trainer.processes.launcher import world_size
     from cetnet.trainer.run_folder import restarted
 
-    settings = load_config(config, overrides, components=False)
+    content = read_settings(config, overrides)
+    settings = parse_config(content, config, resolve=False)
     resume = resume or restarted(settings.run_dir)
     is_launcher = nproc > 1 and "RANK" not in os.environ
     processes = nproc if is_launcher else world_size()
@@ -98,13 +99,13 @@ def train(
     # From here on torch is needed, which takes seconds to load.
     if is_launcher:
         arguments = ["train", str(config), *(overrides or []), *(["--resume"] if resume else [])]
-        _launch(arguments, nproc, partial(_check_training, config, overrides, nproc, resume))
-    _check_libraries()
+        _launch(arguments, nproc, partial(_check_training, content, config, nproc, resume))
+    check_loading()
     from cetnet.trainer.check_run import check_model
     from cetnet.trainer.processes.distributed import process_group
     from cetnet.trainer.train import train
 
-    run = check_model(load_config(config, overrides), dataset, resume)
+    run = check_model(parse_config(content, config), dataset, resume)
     with process_group(run.config.training.device, run.config.training.timeout_minutes) as group:
         train(run, group)
 
@@ -123,7 +124,7 @@ def evaluate(
     if nproc > 1 and "RANK" not in os.environ:
         arguments = ["evaluate", str(run), str(data), "--split", split]
         _launch(arguments, nproc, partial(_check_trained, run))
-    _check_libraries()
+    check_loading()
     from cetnet.trainer.evaluate import evaluate_run
 
     evaluate_run(run, dataset)
@@ -139,14 +140,16 @@ def predict(
 ) -> None:
     """Write the probabilities of the fused output and of every component, a row per row of the split."""
     from cetnet.trainer.check_settings import check_scored
+    from cetnet.trainer.files import check_writable
 
     if out.is_dir():
         raise UserError(f"{out} is a directory; name the Parquet file to write")
+    check_writable(out)
     dataset = check_scored(run, data, split)
     if nproc > 1 and "RANK" not in os.environ:
         arguments = ["predict", str(run), str(data), "--out", str(out), "--split", split]
         _launch(arguments, nproc, partial(_check_trained, run))
-    _check_libraries()
+    check_loading()
     from cetnet.trainer.evaluate import predict_run
 
     predict_run(run, dataset, out)
@@ -183,12 +186,13 @@ def plan(
     device: Annotated[Literal["cuda", "cpu"], typer.Option(help="What the ranks compute on.")] = "cuda",
 ) -> None:
     """Where each table would go on a cluster, why, and what a step would cost: estimated here, without it."""
-    from cetnet.trainer.config import load_config
+    from cetnet.trainer.config import parse_config, read_settings
     from cetnet.trainer.data.dataset import load_schema, read_schema
     from cetnet.trainer.files import check_writable
     from cetnet.trainer.plan.cluster_options import read_cluster, read_sweep
 
-    data = load_config(config, overrides, components=False).data
+    content = read_settings(config, overrides)
+    data = parse_config(content, config, resolve=False).data
     target = read_cluster(cluster)
     clusters = read_sweep(sweep, target) if sweep else []
     if json:
@@ -200,10 +204,10 @@ def plan(
         )
     features = read_schema(schema) if schema else load_schema(data.path)
     # From here on torch is needed, which takes seconds to load.
-    _check_libraries()
+    check_loading()
     from cetnet.trainer.plan.report import plan_cluster, plan_sweep
 
-    settings = load_config(config, overrides)
+    settings = parse_config(content, config)
     if clusters:
         from cetnet.trainer.plan.plot import check_plot, plot_sweep
 
@@ -244,7 +248,7 @@ def calibrate(
     if nproc > 1 and "RANK" not in os.environ:
         options = ["--embedding-dim", str(embedding_dim), "--megabytes", str(megabytes), "--device", device]
         _launch(["calibrate", *options, *(["--out", str(out)] if out else [])], nproc)
-    _check_libraries()
+    check_loading()
     from cetnet.trainer.processes.distributed import process_group
 
     with process_group(device) as processes:
@@ -294,7 +298,6 @@ def config(
     from cetnet.trainer.config import RunConfig
     from cetnet.trainer.config_keys import component_table, reference_table
     from cetnet.trainer.console import output
-    from cetnet.trainer.errors import UserError
 
     if component is None:
         output.print(*reference_table(RunConfig), sep="\n")
@@ -321,23 +324,17 @@ def examples(
     )
 
 
-def _check_training(config: Path, overrides: list[str] | None, nproc: int, resume: bool) -> None:
+def _check_training(content: dict[str, Any], config: Path, nproc: int, resume: bool) -> None:
     from cetnet.trainer.check_run import check_run
-    from cetnet.trainer.config import load_config
+    from cetnet.trainer.config import parse_config
 
-    check_run(load_config(config, overrides), nproc, resume)
+    check_run(parse_config(content, config), nproc, resume)
 
 
 def _check_trained(run: Path) -> None:
     from cetnet.trainer.evaluate import load_trained
 
     load_trained(run)
-
-
-def _check_libraries() -> None:
-    from cetnet.trainer.versions import check_loading
-
-    check_loading()
 
 
 def _launch(arguments: list[str], nproc: int, check: Callable[[], object] | None = None) -> None:

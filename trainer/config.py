@@ -52,6 +52,11 @@ class DataConfig(Strict):
         1000, ge=0, description="More quarantined rows end the run; every epoch counts them anew."
     )
 
+    @property
+    def shuffled_lanes(self) -> int | None:
+        """`lanes`, if the order has any."""
+        return self.lanes if self.order == "shuffled" else None
+
 
 class SparseOptimizerConfig(Strict):
     """Optimizer of the sharded tables, fused into the backward pass; touches only the rows looked up."""
@@ -188,8 +193,7 @@ class RunConfig(Strict):
 
     @model_validator(mode="after")
     def _check(self) -> "RunConfig":
-        lanes = self.data.lanes if self.data.order == "shuffled" else None
-        if complaint := indivisible(batch_size=self.data.batch_size, lanes=lanes):
+        if complaint := indivisible(batch_size=self.data.batch_size, lanes=self.data.shuffled_lanes):
             raise ValueError(complaint)
         stopping = self.evaluation.early_stopping
         if stopping and not (self.evaluation.every_epoch or self.evaluation.every_steps):
@@ -199,10 +203,13 @@ class RunConfig(Strict):
         return self
 
 
-def load_config(path: Path, overrides: list[str] | None = None, *, components: bool = True) -> RunConfig:
-    """Read an experiment file and apply `key=value` overrides to it.
+def load_config(path: Path, overrides: list[str] | None = None, *, resolve: bool = True) -> RunConfig:
+    """Read an experiment file and apply `key=value` overrides to it; see `read_settings` and `parse_config`."""
+    return parse_config(read_settings(path, overrides), path, resolve=resolve)
 
-    Without `components`, those are left as they are written, and torch, which their classes need, is not loaded.
+
+def read_settings(path: Path, overrides: list[str] | None = None) -> dict[str, Any]:
+    """What an experiment file says, with `key=value` overrides applied; not checked yet.
 
     An override's key is dotted (`training.seed=7`), its value is YAML and replaces what the file has there.
     Paths are relative to the working directory.
@@ -213,12 +220,16 @@ def load_config(path: Path, overrides: list[str] | None = None, *, components: b
     settings = read_yaml(path)
     for override in overrides or []:
         _override(settings, override)
-    return parse_config(settings, path, components=components)
+    return settings
 
 
-def parse_config(settings: Any, source: object, *, components: bool = True) -> RunConfig:
-    """The configuration of settings from somewhere, which the UserError names that says what is wrong with them."""
-    return checked(settings, RunConfig, source, {"components": components})
+def parse_config(settings: Any, source: object, *, resolve: bool = True) -> RunConfig:
+    """The configuration of settings from somewhere, which the UserError names that says what is wrong with them.
+
+    Unless `resolve`, components stay as they are written, mappings: their classes need torch, which takes seconds
+    to load.
+    """
+    return checked(settings, RunConfig, source, {"components": resolve})
 
 
 def _override(settings: dict[str, Any], override: str) -> None:

@@ -11,13 +11,12 @@ from cetnet.trainer.config import RunConfig
 from cetnet.trainer.console import output
 from cetnet.trainer.data.dataset import Dataset
 from cetnet.trainer.errors import UserError
+from cetnet.trainer.metrics import LABELS
 from cetnet.trainer.processes.distributed import process_group
 from cetnet.trainer.processes.hang_detector import LOADING
 from cetnet.trainer.run_folder import load_run
 from cetnet.trainer.scoring import Scores, score
 from cetnet.trainer.session import build_session
-
-METRICS = {"ne": "NE", "auc": "AUC", "gauc": "gAUC", "logloss": "LogLoss", "calibration": "calibration"}
 
 
 def evaluate_run(run: Path, dataset: Dataset) -> None:
@@ -30,7 +29,7 @@ def evaluate_run(run: Path, dataset: Dataset) -> None:
         title=f"{run} on {dataset.split} of {dataset.path}: {metrics['rows']:,} rows", title_justify="left"
     )
     table.add_column("output")
-    shown = {key: name for key, name in METRICS.items() if f"{key}/fused" in metrics}
+    shown = {key: name for key, name in LABELS.items() if f"{key}/fused" in metrics}
     for name in shown.values():
         table.add_column(name, justify="right")
     for name in scores.probability:

@@ -1,5 +1,6 @@
 """Files that are whole or absent, folders of one process, and what a disk refuses said in one line."""
 
+import errno
 import json
 import math
 import os
@@ -65,21 +66,42 @@ def locked(folder: Path, lock: str, taken: str) -> Iterator[None]:
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    held = FileLock(folder / lock, timeout=0)
     try:
-        held.acquire()
-    except Timeout:
-        raise UserError(f"{folder}: {taken}") from None
-    except (OSError, NotImplementedError) as error:  # a file system without locks
-        console.print(f"{folder}: not kept from other processes ({error})", highlight=False)
-    try:
-        yield
+        with lock_held(folder / lock, f"{folder}: {taken}"):
+            try:
+                yield
+            finally:
+                (folder / lock).unlink(missing_ok=True)
     finally:
-        (folder / lock).unlink(missing_ok=True)
-        held.release()
         with suppress(OSError):  # not empty: something was written
             for path in made:
                 path.rmdir()
+
+
+@contextmanager
+def lock_held(file: Path, taken: str) -> Iterator[None]:
+    """Hold a lock on a file, made as needed; raises UserError, which says `taken`, if another process has it."""
+    lock = FileLock(file, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UserError(taken) from None
+    except NotImplementedError as error:
+        _say_unlocked(file, error)
+    except OSError as error:
+        if isinstance(error, PermissionError) and file.exists():  # another user's
+            raise UserError(taken) from None
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise UserError(f"{file}: cannot be locked ({error.strerror}); name another folder") from error
+        _say_unlocked(file, error)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _say_unlocked(file: Path, error: Exception) -> None:
+    console.print(f"{file.parent}: not kept from other processes ({error})", highlight=False)
 
 
 def check_writable(path: Path) -> None:

@@ -3,6 +3,9 @@
 import numpy as np
 from numpy.typing import NDArray
 
+LABELS = {"ne": "NE", "auc": "AUC", "gauc": "gAUC", "logloss": "LogLoss", "calibration": "calibration"}
+"""What people call them."""
+
 
 def binary_metrics(
     label: NDArray, probability: NDArray, weight: NDArray, group: NDArray | None = None

@@ -77,13 +77,13 @@ def restarted(folder: Path) -> bool:
         return False
 
 
-def load_run(folder: Path, components: bool = True) -> tuple[RunConfig, Schema]:
+def load_run(folder: Path, resolve: bool = True) -> tuple[RunConfig, Schema]:
     """Configuration, its components resolved or not, and schema of a run; UserError if this is no run folder."""
     if not (folder / "config.yaml").exists():
         raise UserError(
             f"{folder}: no config.yaml here; name the folder of a run (the run_dir of `cetnet train`)"
         )
-    return load_config(folder / "config.yaml", components=components), load_schema(folder)
+    return load_config(folder / "config.yaml", resolve=resolve), load_schema(folder)
 
 
 def _what_is_learned(config: RunConfig) -> dict[str, Any]:

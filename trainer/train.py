@@ -1,4 +1,4 @@
-"""The training loop: one epoch, every batch scored before it is learned from."""
+"""The training loop: every batch is scored before it is learned from, and comes once an epoch."""
 
 import math
 import os
@@ -35,6 +35,7 @@ from cetnet.trainer.divergence import Divergence
 from cetnet.trainer.early_stopping import take_in
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.files import disk_errors
+from cetnet.trainer.metrics import LABELS
 from cetnet.trainer.nonfinite import FaultPolicy, check_parameters
 from cetnet.trainer.optimizers import set_fused_step
 from cetnet.trainer.processes.distributed import Processes, on_every_rank
@@ -311,9 +312,8 @@ def _evaluate(trainer: Trainer, split: str, write: bool) -> dict[str, float]:
 
 def describe(metrics: dict[str, float]) -> str:
     """The fused output's metrics in a line."""
-    names = {"ne": "NE", "auc": "AUC", "gauc": "gAUC", "logloss": "LogLoss", "calibration": "calibration"}
     parts = [
-        f"{label} {metrics[f'{key}/fused']:.5f}" for key, label in names.items() if f"{key}/fused" in metrics
+        f"{label} {metrics[f'{key}/fused']:.5f}" for key, label in LABELS.items() if f"{key}/fused" in metrics
     ]
     return f"{metrics['rows']:,} rows, " + ", ".join(parts)
 

@@ -15,6 +15,7 @@ from cetnet.trainer.console import output
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.processes.fork_server import start
 from cetnet.trainer.processes.launcher import run_forked
+from cetnet.trainer.processes.signals import SIGNALS
 
 Train = Callable[[list[str]], object]
 """Trains a run, in a process of its own, from the arguments of `cetnet`; it ends with their exit code."""
@@ -82,6 +83,8 @@ def _train(run: Run, train: Train, study: str) -> None:
     code = child.exitcode
     if code == os.EX_TEMPFAIL:  # the run was told to stop, and has said so
         sys.exit(code)
+    if code is not None and -code in SIGNALS:  # before it could have said so
+        sys.exit(128 - code)
     if code or not run.finished:
         outcome = f"exit code {code}" if code else "no result.json"
         kept = f", its checkpoints are in {run.checkpoints}" if run.checkpoints else ""

@@ -5,8 +5,11 @@ A few processes train all variants, forked with TorchRec loaded, which takes lon
 
 import os
 import shutil
+import signal
+import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import active_children
 from pathlib import Path
 
 from rich.console import Console
@@ -16,7 +19,7 @@ from cetnet.benchmarks.study.report.compose import write_report
 from cetnet.trainer.check_run import check_run
 from cetnet.trainer.console import output
 from cetnet.trainer.errors import UserError
-from cetnet.trainer.processes.fork_server import fork_server
+from cetnet.trainer.processes.fork_server import default_signals, fork_server
 
 ROWS = 160  # 128 of them train
 MAX_TABLE_ROWS = 500
@@ -57,6 +60,7 @@ def smoke_study(path: Path, console: Console | None = None) -> None:
     )
     runs = runs_of(study, path)
     workers = min(MAX_WORKERS, os.cpu_count() or 1, len(runs))
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # not without ending the workers
     with ProcessPoolExecutor(workers, fork_server(workers), _start_worker, (workers,)) as pool:
         futures = {pool.submit(_train, run): run for run in runs}
         try:
@@ -67,6 +71,8 @@ def smoke_study(path: Path, console: Console | None = None) -> None:
                 )
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            for worker in active_children():
+                worker.terminate()
             raise
     write_report(study, f"cetnet study {path} --smoke", runs, console)
 
@@ -82,6 +88,7 @@ def _start_worker(workers: int) -> None:
 
     from cetnet.trainer.console import console, quieten
 
+    default_signals()
     quieten()
     console.quiet = True
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))

@@ -78,7 +78,7 @@ def test_a_bug_in_its_constructor_is_no_mistake_of_the_configuration(tmp_path: P
     [
         ("no_such_package.Class", "cannot be imported: No module named 'no_such_package'"),
         ("cetnet.models.component.Missing", "cannot be imported"),
-        ("cetnet.models.config.CETNetConfig", "not a subclass of models.component.Component"),
+        ("cetnet.models.config.CETNetConfig", "not a subclass of cetnet.models.component.Component"),
         ("os.system", "not a subclass"),
         ("cetnet.models.component.Component", "with a Config"),
         ("..x", "cannot be imported"),

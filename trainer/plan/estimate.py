@@ -76,7 +76,7 @@ def refusal(config: RunConfig, cluster: Cluster) -> str | None:
     gpus = cluster.world_size
     complaint = indivisible(
         batch_size=config.data.batch_size,
-        lanes=config.data.lanes if config.data.order == "shuffled" else None,
+        lanes=config.data.shuffled_lanes,
         world_size=gpus,
         ranks=f"the {gpus:,} GPUs",
     )

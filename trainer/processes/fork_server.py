@@ -1,13 +1,16 @@
 """Processes that begin with the libraries loaded: forks of a server that does nothing but load them."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+import signal
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing import forkserver, get_context
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 
-from cetnet.trainer.processes.launcher import share_cores
+from cetnet.trainer.processes.launcher import FROM_TERMINAL, share_cores, signals_blocked
+from cetnet.trainer.processes.signals import SIGNALS
 
 
 def fork_server(nproc: int) -> ForkServerContext:
@@ -25,13 +28,37 @@ def fork_server(nproc: int) -> ForkServerContext:
 
 
 def start(function: Callable[[list[str]], object], arguments: list[str], nproc: int) -> BaseProcess:
-    """Call a module's function in a fork that has our terminal, working directory and environment."""
-    process = fork_server(nproc).Process(target=_call, args=(function, arguments, dict(os.environ)))
-    process.start()
+    """Call a module's function in a fork that has our terminal, working directory, environment and signals.
+
+    Raises SystemExit if a signal ends the wait for the server.
+    """
+    context = fork_server(nproc)
+    # A server that still loads would fork only then, also for one who is gone by that time.
+    first = context.Process(target=default_signals)
+    first.start()
+    first.join()
+    if first.exitcode:
+        sys.exit(128 - first.exitcode if first.exitcode < 0 else first.exitcode)
+    ignored = [n for n in (*SIGNALS, *FROM_TERMINAL) if signal.getsignal(n) is signal.SIG_IGN]
+    process = context.Process(target=_call, args=(function, arguments, dict(os.environ), ignored))
+    with signals_blocked():
+        process.start()
     return process
 
 
-def _call(function: Callable[[list[str]], object], arguments: list[str], environment: dict[str, str]) -> None:
+def default_signals(ignored: Collection[signal.Signals] = ()) -> None:
+    """Be ended by the signals that the server ignores, but for those that are to be ignored."""
+    for number in {*SIGNALS, *FROM_TERMINAL} - set(ignored):
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+
+def _call(
+    function: Callable[[list[str]], object],
+    arguments: list[str],
+    environment: dict[str, str],
+    ignored: list[signal.Signals],
+) -> None:
+    default_signals(ignored)
     os.environ.clear()
     os.environ |= environment
     function(arguments)

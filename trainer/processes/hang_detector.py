@@ -93,7 +93,7 @@ class HangDetector:
             self._say(self._store)  # once the ranks have found each other, every one's sign is there
 
     def start(self) -> None:
-        """HangDetector from now on."""
+        """Look from now on."""
         if self._size > 1:
             self._thread.start()
 

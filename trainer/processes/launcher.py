@@ -1,25 +1,29 @@
 """Start `cetnet` again: as a command, or in forks of a process that has the libraries loaded."""
 
 import atexit
+import ctypes
 import importlib
 import os
-import runpy
 import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from multiprocessing import get_context
-from multiprocessing.context import ForkProcess
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkContext, ForkProcess
 from types import FrameType
 from uuid import uuid4
 
+from cetnet.trainer.errors import UserError
 from cetnet.trainer.processes.signals import SIGNALS, pass_on_signals
 from cetnet.trainer.versions import check_loading, check_versions
 
 CETNET = (sys.executable, "-P", "-m", "cetnet")
 """The command line in this interpreter. `-P`: nothing is imported from the folder one stands in."""
+
+FROM_TERMINAL = (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
 _LIBRARIES = (
     "cetnet.trainer.cli",
@@ -27,8 +31,8 @@ _LIBRARIES = (
     "cetnet.trainer.train",
     "cetnet.trainer.evaluate",
 )
-_FROM_TERMINAL = (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 _GRACE = 30.0  # seconds in which the ranks end once one has failed, before they are killed
+_PR_SET_PDEATHSIG = 1
 
 
 def world_size() -> int:
@@ -40,7 +44,7 @@ def share_cores(nproc: int) -> dict[str, str]:
     """The environment that gives each of `nproc` processes its cores; it is read while the libraries are loaded."""
     if nproc == 1 or "OMP_NUM_THREADS" in os.environ:
         return {}
-    return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // nproc))}
+    return {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // nproc))}
 
 
 def load_libraries() -> None:
@@ -67,11 +71,13 @@ def run_forked(arguments: list[str]) -> None:
     """Be `cetnet ARGUMENTS` in a process forked for it: with the exit code, output and end of a new one."""
     import torch
 
+    from cetnet.trainer.cli import main
+
     if torch.cuda._is_in_bad_fork():  # CUDA was used before the fork
         os.execv(CETNET[0], [*CETNET, *arguments])
     sys.argv = ["cetnet", *arguments]
     try:
-        runpy.run_module("cetnet", run_name="__main__", alter_sys=True)
+        main()
     except Exception:
         sys.excepthook(*sys.exc_info())
         sys.exit(1)
@@ -79,26 +85,36 @@ def run_forked(arguments: list[str]) -> None:
         atexit._run_exitfuncs()  # multiprocessing doesn't
 
 
+@contextmanager
+def signals_blocked() -> Iterator[None]:
+    """Let signals wait while processes are forked, so that none comes to a process that isn't known yet."""
+    numbers = {*SIGNALS, *FROM_TERMINAL}
+    signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
+
+
 def launch(arguments: list[str], nproc: int, check: Callable[[], object] | None = None) -> int:
     """Run `cetnet ARGUMENTS` in `nproc` processes of this machine, forked from this one; returns the exit code.
 
     Their environment describes them as torchrun's does. This process keeps the store where they meet.
-    SIGTERM and SIGUSR1 are passed on to them, whose exit code then says what came of it.
+    SIGTERM and SIGUSR1 are passed on to them, whose exit code then says what came of it. If this process is killed,
+    they are told to stop.
 
     Args:
         arguments: Of the command line.
         nproc: Number of processes.
-        check: Called before, once, in a process of its own, to which it is sent; what it raises is raised here.
+        check: Called before, once, in a process of its own; a UserError that it raises is raised here.
     """
     os.environ |= share_cores(nproc)
     load_libraries()
     from torch.distributed import TCPStore
 
     context = get_context("fork")
-    if check is not None:
-        with ProcessPoolExecutor(1, context) as pool:  # a fork loses the threads that it starts, or CUDA
-            pool.submit(check).result()
-    pass_on_signals()
+    if check is not None and (code := _check_apart(check, context)):
+        return code
     with socket.create_server(("127.0.0.1", 0)) as listener:
         host, port = listener.getsockname()
         shared = {
@@ -111,63 +127,123 @@ def launch(arguments: list[str], nproc: int, check: Callable[[], object] | None 
             "TORCHELASTIC_USE_AGENT_STORE": "True",
             "TORCH_NCCL_ASYNC_ERROR_HANDLING": os.environ.get("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1"),
         }
-        ranks = [
-            context.Process(
-                target=_be_rank,
-                args=(arguments, shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, listener),
+        ranks: list[ForkProcess] = []
+        try:
+            with signals_blocked():
+                for rank in range(nproc):
+                    own = shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+                    ranks.append(context.Process(target=_be_rank, args=(arguments, own, listener)))
+                    ranks[-1].start()
+                told = _pass_on_from_terminal(ranks)
+                pass_on_signals()
+            # Last, as it starts threads.
+            store = TCPStore(
+                host, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
             )
-            for rank in range(nproc)
-        ]
-        for rank in ranks:
-            rank.start()
-        # Last, as it starts threads.
-        store = TCPStore(
-            host, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
-        )
-    code = _wait(ranks)
+            code = _wait(ranks, told)
+        finally:
+            for process in ranks:
+                if process.pid and process.exitcode is None:
+                    process.kill()
     del store
     return code
 
 
+def _check_apart(check: Callable[[], object], context: ForkContext) -> int:
+    """Call `check` in a fork, which loses with it the threads that it starts, or CUDA; 0 if it found nothing."""
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_check_and_tell, args=(check, sender))
+    process.start()
+    sender.close()
+    mistake = None
+    with suppress(EOFError):
+        mistake = receiver.recv()
+    process.join()
+    if mistake is not None:
+        raise mistake
+    return _exit_code(process, "the check before the start")
+
+
+def _check_and_tell(check: Callable[[], object], sender: Connection) -> None:
+    end_with_parent(signal.SIGKILL)
+    try:
+        check()
+    except UserError as error:
+        sender.send(error)
+    except Exception:
+        sys.excepthook(*sys.exc_info())
+        sys.exit(1)
+
+
+def end_with_parent(number: signal.Signals) -> None:
+    """Have this process sent a signal when the thread that forked it is gone."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(number))
+
+
 def _be_rank(arguments: list[str], environment: dict[str, str], listener: socket.socket) -> None:
+    end_with_parent(signal.SIGTERM)
     listener.close()
     os.setsid()  # the terminal's signals go to the launcher, which passes them on
     for number in SIGNALS:
         signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {*SIGNALS, *FROM_TERMINAL})
     os.environ |= environment
     run_forked(arguments)
 
 
-def _wait(ranks: list[ForkProcess]) -> int:
-    """Wait for the ranks, ending all once one has failed; the exit code that tells what happened."""
+def _pass_on_from_terminal(ranks: list[ForkProcess]) -> list[int]:
+    """Pass the terminal's signals on, but those that are ignored (nohup); the list that those seen go to."""
     told: list[int] = []
 
     def pass_on(number: int, _frame: FrameType | None) -> None:
         told.append(number)
         for rank in ranks:
-            if rank.is_alive() and rank.pid:
-                os.kill(rank.pid, number)
+            with suppress(ProcessLookupError):
+                if rank.pid and rank.exitcode is None:
+                    os.kill(rank.pid, number)
 
-    for number in _FROM_TERMINAL:
-        signal.signal(number, pass_on)
-    while not told and not any(rank.exitcode for rank in ranks) and any(rank.is_alive() for rank in ranks):
+    for number in FROM_TERMINAL:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, pass_on)
+    return told
+
+
+def _wait(ranks: list[ForkProcess], told: list[int]) -> int:
+    """Wait for the ranks, ending all once one has failed; the exit code that tells what happened."""
+
+    def running() -> list[int]:
+        return [number for number, rank in enumerate(ranks) if rank.exitcode is None]
+
+    while not told and running() and not any(rank.exitcode for rank in ranks):
         time.sleep(0.1)
-    first = next((number for number, rank in enumerate(ranks) if rank.exitcode), None)
-    if not told:
-        for rank in ranks:
-            rank.terminate()
+    first = next((rank for rank in ranks if rank.exitcode), None)
+    if not told and first is not None:
+        for number in running():
+            ranks[number].terminate()
     deadline = time.monotonic() + _GRACE
-    for rank in ranks:
-        rank.join(max(0.0, deadline - time.monotonic()))
-        rank.kill()
-        rank.join()
+    while running() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    if left := running():
+        print(
+            f"cetnet: process {', '.join(map(str, left))} did not end within {_GRACE:.0f} s, and is killed",
+            file=sys.stderr,
+        )
+        for number in left:
+            ranks[number].kill()
+            ranks[number].join()
     if told:
         return 128 + told[0]
     if said := [rank.exitcode for rank in ranks if rank.exitcode and rank.exitcode > 0]:
         return said[0]  # a process that was not killed has said why it ended, or who is gone
-    if first is None:
-        return 0
-    killed_by = signal.Signals(-(ranks[first].exitcode or 0))
+    return 0 if first is None else _exit_code(first, f"process {ranks.index(first)}")
+
+
+def _exit_code(process: ForkProcess, name: str) -> int:
+    """The exit code that tells how a process ended; says so if it was killed."""
+    code = process.exitcode or 0
+    if code >= 0:
+        return code
+    killed_by = signal.Signals(-code)
     guess = "; out of memory?" if killed_by == signal.SIGKILL else ""
-    print(f"cetnet: process {first} was killed by {killed_by.name}{guess}", file=sys.stderr)
+    print(f"cetnet: {name} was killed by {killed_by.name}{guess}", file=sys.stderr)
     return 128 + killed_by

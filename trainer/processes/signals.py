@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 import time
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from multiprocessing import active_children
 from threading import Thread
 from types import FrameType
@@ -71,7 +71,8 @@ def pass_on_signals() -> None:
 def _pass_on(number: int, _frame: FrameType | None) -> None:
     children = active_children()
     for child in children:
-        if child.pid:
-            os.kill(child.pid, number)
+        with suppress(ProcessLookupError):
+            if child.pid:
+                os.kill(child.pid, number)
     if not children:
         sys.exit(128 + number)

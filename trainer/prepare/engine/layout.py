@@ -17,7 +17,6 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -33,6 +32,7 @@ from rich.text import Text
 from cetnet.models.schema import Feature, Schema
 from cetnet.trainer.data.hashing import mix64
 from cetnet.trainer.errors import UserError
+from cetnet.trainer.files import lock_held
 from cetnet.trainer.prepare.engine.card import Card, SplitStatistics, write_card
 from cetnet.trainer.yaml_files import save_yaml
 
@@ -157,18 +157,12 @@ def _beside(out: Path, kind: str) -> Path:
 def locked_folder(out: Path, kind: Literal["work", "tmp"]) -> Iterator[Path]:
     """The folder `.NAME.kind` beside `out`, made if need be, for one process at a time; UserError for another."""
     folder = _beside(out, kind)
-    lock = FileLock(folder / "lock")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UserError(f"{out} is being prepared by another process: wait for it") from None
     except OSError as error:
         raise UserError(f"cannot write beside {out}: {error.strerror}; give a writable directory") from error
-    try:
+    with lock_held(folder / "lock", f"{out} is being prepared by another process: wait for it"):
         yield folder
-    finally:
-        lock.release()
 
 
 def publish(staged: Path, out: Path) -> None:
