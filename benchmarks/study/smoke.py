@@ -9,8 +9,8 @@ import signal
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import active_children
 from pathlib import Path
+from types import FrameType
 
 from rich.console import Console
 
@@ -60,8 +60,14 @@ def smoke_study(path: Path, console: Console | None = None) -> None:
     )
     runs = runs_of(study, path)
     workers = min(MAX_WORKERS, os.cpu_count() or 1, len(runs))
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # not without ending the workers
     with ProcessPoolExecutor(workers, fork_server(workers), _start_worker, (workers,)) as pool:
+
+        def stop(number: int, _: FrameType | None) -> None:
+            for worker in list((pool._processes or {}).values()):
+                worker.terminate()
+            sys.exit(128 + number)
+
+        before = signal.signal(signal.SIGTERM, stop)
         futures = {pool.submit(_train, run): run for run in runs}
         try:
             for number, future in enumerate(as_completed(futures), 1):
@@ -71,9 +77,9 @@ def smoke_study(path: Path, console: Console | None = None) -> None:
                 )
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
-            for worker in active_children():
-                worker.terminate()
             raise
+        finally:
+            signal.signal(signal.SIGTERM, before)
     write_report(study, f"cetnet study {path} --smoke", runs, console)
 
 

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from cetnet.models.component import Inputs
+from cetnet.models.component_config import ComponentConfig
 from cetnet.models.dcn import CrossNet
 from cetnet.models.dcnv2 import CrossNetV2, LowRankCrossNet, MixtureCrossNet
-from cetnet.models.layers.linear_part import LinearPart, weight_tables
+from cetnet.models.layers.linear_part import ComponentWithLinearPart, LinearPart
 from cetnet.models.layers.products import InnerProducts, PairwiseInteraction
 from cetnet.models.xdeepfm import CompressedInteraction
 from tests.models.inputs import small_schema
@@ -117,7 +118,9 @@ def test_inner_products_and_their_sum(n: int) -> None:
 
 
 def test_linear_part_adds_a_weight_for_every_id_and_every_number() -> None:
-    tables = weight_tables(small_schema(2, 1, 2).features)
+    tables = ComponentWithLinearPart.extra_tables(
+        ComponentConfig(embedding_dim=4), small_schema(2, 1, 2).features
+    )
     assert [(table.feature, table.dim, table.pooling) for table in tables] == [
         ("c0", 1, "sum"),
         ("c1", 1, "sum"),

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,12 @@ VARIANTS = {
     "single": {},
     "pair": {"model.components": {"left": COMPONENT, "right": COMPONENT}},
 }
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_server() -> None:
+    """There is one fork server a process, and another test's may have loaded something else."""
+    forkserver._forkserver._stop()
 
 
 @pytest.fixture(scope="module")
@@ -113,9 +120,10 @@ def test_a_run_that_fails_says_why(write: Callable[..., Path]) -> None:
     )
 
 
-@pytest.mark.parametrize("nproc", [1, 2])
+# What a scheduler tells is the study, or, as `timeout` and `tini -g` do, its whole group.
+@pytest.mark.parametrize(("nproc", "tell"), [(1, os.kill), (2, os.killpg)])
 def test_told_to_stop_it_ends_with_75_and_goes_on_when_it_is_started_again(
-    write: Callable[..., Path], tmp_path: Path, nproc: int
+    write: Callable[..., Path], tmp_path: Path, nproc: int, tell: Callable[[int, int], None]
 ) -> None:
     path = write(nproc, variants={"single": {}})
     ledger = tmp_path / "ledger"
@@ -125,11 +133,11 @@ def test_told_to_stop_it_ends_with_75_and_goes_on_when_it_is_started_again(
     command = [*CETNET, "study", str(path)]
     with (
         Path("log.txt").open("w") as log,
-        subprocess.Popen(command, env=environment, stdout=log, stderr=log) as study,
+        subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True) as study,
     ):
         try:
             until(lambda: len(list(ledger.glob("held-*"))) == nproc)
-            study.send_signal(signal.SIGTERM)
+            tell(study.pid, signal.SIGTERM)
             until(lambda: "SIGTERM: stopping after this step" in Path("log.txt").read_text())
             (ledger / "release").touch()
             assert study.wait(SECONDS) == os.EX_TEMPFAIL
