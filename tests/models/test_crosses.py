@@ -119,7 +119,7 @@ def test_inner_products_and_their_sum(n: int) -> None:
 
 def test_linear_part_adds_a_weight_for_every_id_and_every_number() -> None:
     tables = ComponentWithLinearPart.extra_tables(
-        ComponentConfig(embedding_dim=4), small_schema(2, 1, 2).features
+        ComponentConfig(kind="fm", embedding_dim=4), small_schema(2, 1, 2).features
     )
     assert [(table.feature, table.dim, table.pooling) for table in tables] == [
         ("c0", 1, "sum"),
