@@ -71,13 +71,11 @@ def run_forked(arguments: list[str]) -> None:
     """Be `cetnet ARGUMENTS` in a process forked for it: with the exit code, output and end of a new one."""
     import torch
 
-    from cetnet.trainer.cli import main
-
     if torch.cuda._is_in_bad_fork():  # CUDA was used before the fork
         os.execv(CETNET[0], [*CETNET, *arguments])
     sys.argv = ["cetnet", *arguments]
     try:
-        main()
+        importlib.import_module("cetnet.trainer.cli").main()  # by name, as CETNET has it
     except Exception:
         sys.excepthook(*sys.exc_info())
         sys.exit(1)
