@@ -285,7 +285,10 @@ def study(
     from cetnet.trainer.processes.signals import pass_on_signals
 
     pass_on_signals()
-    (report_study if report_only else run_study)(file)
+    if report_only:
+        report_study(file)
+    else:
+        run_study(file, run_in_fork)
 
 
 @app.command()
@@ -340,7 +343,14 @@ def _check_trained(run: Path) -> None:
 def _launch(arguments: list[str], nproc: int, check: Callable[[], object] | None = None) -> None:
     from cetnet.trainer.processes.launcher import launch
 
-    raise typer.Exit(launch(arguments, nproc, check))
+    raise typer.Exit(launch(main, arguments, nproc, check))
+
+
+def run_in_fork(arguments: list[str]) -> None:
+    """Be `cetnet ARGUMENTS` in a process forked for it, as a study's runs are."""
+    from cetnet.trainer.processes.launcher import run_forked
+
+    run_forked(main, arguments)
 
 
 def main() -> None:

@@ -14,14 +14,13 @@ from cetnet.benchmarks.study.definition import Run, Study, refuse_changed, runs_
 from cetnet.trainer.console import output
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.processes.fork_server import start
-from cetnet.trainer.processes.launcher import run_forked
 from cetnet.trainer.processes.signals import SIGNALS
 
 Train = Callable[[list[str]], object]
 """Trains a run, in a process of its own, from the arguments of `cetnet`; it ends with their exit code."""
 
 
-def run_study(path: Path, *, train: Train = run_forked, console: Console | None = None) -> None:
+def run_study(path: Path, train: Train, *, console: Console | None = None) -> None:
     """Train every run of the study that is missing, one after the other, then write its report.
 
     A run that was cut short is resumed. Interrupted or failed, the study goes on where it was when it is
@@ -29,7 +28,7 @@ def run_study(path: Path, *, train: Train = run_forked, console: Console | None 
 
     Args:
         path: The study file.
-        train: What trains one run, a function of a module.
+        train: What trains one run, a function of a module: the command line has one.
         console: Where progress and the table are printed. Default: the terminal.
 
     Raises:

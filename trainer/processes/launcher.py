@@ -25,12 +25,7 @@ CETNET = (sys.executable, "-P", "-m", "cetnet")
 
 FROM_TERMINAL = (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
-_LIBRARIES = (
-    "cetnet.trainer.cli",
-    "cetnet.trainer.check_run",
-    "cetnet.trainer.train",
-    "cetnet.trainer.evaluate",
-)
+_LIBRARIES = ("cetnet.trainer.check_run", "cetnet.trainer.train", "cetnet.trainer.evaluate")
 _GRACE = 30.0  # seconds in which the ranks end once one has failed, before they are killed
 _PR_SET_PDEATHSIG = 1
 
@@ -67,15 +62,18 @@ def load_libraries() -> None:
             os.environ[check] = before
 
 
-def run_forked(arguments: list[str]) -> None:
-    """Be `cetnet ARGUMENTS` in a process forked for it: with the exit code, output and end of a new one."""
+def run_forked(main: Callable[[], object], arguments: list[str]) -> None:
+    """Be `cetnet ARGUMENTS` in a process forked for it: with the exit code, output and end of a new one.
+
+    `main` is the command line, which imports this and not the other way round.
+    """
     import torch
 
     if torch.cuda._is_in_bad_fork():  # CUDA was used before the fork
         os.execv(CETNET[0], [*CETNET, *arguments])
     sys.argv = ["cetnet", *arguments]
     try:
-        importlib.import_module("cetnet.trainer.cli").main()  # by name, as CETNET has it
+        main()
     except Exception:
         sys.excepthook(*sys.exc_info())
         sys.exit(1)
@@ -94,7 +92,9 @@ def signals_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
 
 
-def launch(arguments: list[str], nproc: int, check: Callable[[], object] | None = None) -> int:
+def launch(
+    main: Callable[[], object], arguments: list[str], nproc: int, check: Callable[[], object] | None = None
+) -> int:
     """Run `cetnet ARGUMENTS` in `nproc` processes of this machine, forked from this one; returns the exit code.
 
     Their environment describes them as torchrun's does. This process keeps the store where they meet.
@@ -102,7 +102,8 @@ def launch(arguments: list[str], nproc: int, check: Callable[[], object] | None 
     they are told to stop.
 
     Args:
-        arguments: Of the command line.
+        main: The command line; as `run_forked` has it.
+        arguments: Its arguments.
         nproc: Number of processes.
         check: Called before, once, in a process of its own; a UserError that it raises is raised here.
     """
@@ -130,7 +131,7 @@ def launch(arguments: list[str], nproc: int, check: Callable[[], object] | None 
             with signals_blocked():
                 for rank in range(nproc):
                     own = shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-                    ranks.append(context.Process(target=_be_rank, args=(arguments, own, listener)))
+                    ranks.append(context.Process(target=_be_rank, args=(main, arguments, own, listener)))
                     ranks[-1].start()
                 told = _pass_on_from_terminal(ranks)
                 pass_on_signals()
@@ -178,7 +179,9 @@ def end_with_parent(number: signal.Signals) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(number))
 
 
-def _be_rank(arguments: list[str], environment: dict[str, str], listener: socket.socket) -> None:
+def _be_rank(
+    main: Callable[[], object], arguments: list[str], environment: dict[str, str], listener: socket.socket
+) -> None:
     end_with_parent(signal.SIGTERM)
     listener.close()
     os.setsid()  # the terminal's signals go to the launcher, which passes them on
@@ -186,7 +189,7 @@ def _be_rank(arguments: list[str], environment: dict[str, str], listener: socket
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {*SIGNALS, *FROM_TERMINAL})
     os.environ |= environment
-    run_forked(arguments)
+    run_forked(main, arguments)
 
 
 def _pass_on_from_terminal(ranks: list[ForkProcess]) -> list[int]:

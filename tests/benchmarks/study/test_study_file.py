@@ -8,6 +8,7 @@ import pytest
 
 from cetnet.benchmarks.study.run import run_study
 from cetnet.trainer.errors import UserError
+from tests.benchmarks.study import fake_trainer
 from tests.benchmarks.study.studies import Make, calls, run
 
 
@@ -68,10 +69,10 @@ def test_files_that_are_no_study(tmp_path: Path, text: str) -> None:
     path = tmp_path / "study.yaml"
     path.write_text(text)
     with pytest.raises(UserError, match=re.escape(str(path))) as raised:
-        run_study(path)
+        run_study(path, fake_trainer.train)
     assert "\n" not in str(raised.value)
 
 
 def test_study_that_is_not_there() -> None:
     with pytest.raises(UserError, match=r"absent\.yaml: no such file"):
-        run_study(Path("absent.yaml"))
+        run_study(Path("absent.yaml"), fake_trainer.train)

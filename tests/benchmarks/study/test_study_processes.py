@@ -16,7 +16,8 @@ import pytest
 import yaml
 
 from cetnet.benchmarks.study.run import run_study
-from cetnet.trainer.processes.launcher import CETNET, run_forked
+from cetnet.trainer.cli import run_in_fork
+from cetnet.trainer.processes.launcher import CETNET
 from tests.data import write_dataset
 from tests.paths import ROOT
 
@@ -70,7 +71,7 @@ def train_and_tell(arguments: list[str]) -> None:
     told = {"process": os.getpid(), "parent": os.getppid(), "loaded": sorted(sys.modules), "path": sys.path}
     with Path("told.txt").open("a") as file:
         file.write(json.dumps(told) + "\n")
-    run_forked(arguments)
+    run_in_fork(arguments)
 
 
 def test_runs_are_forks_of_one_process_that_has_the_libraries(write: Callable[..., Path]) -> None:
