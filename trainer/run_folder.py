@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from cetnet.models.schema import Schema
-from cetnet.trainer.checkpoint.object_path import Place
 from cetnet.trainer.config import RunConfig, load_config
 from cetnet.trainer.data.dataset import load_schema
 from cetnet.trainer.errors import UserError
@@ -44,7 +43,7 @@ def check_resumable(config: RunConfig) -> None:
             )
 
 
-def check_same_run(before: RunConfig, now: RunConfig, place: Place) -> None:
+def check_same_run(before: RunConfig, now: RunConfig, place: object) -> None:
     """Raise UserError if a configuration can't go on with what another one began in a place."""
     if changed := first_difference(_what_is_learned(before), _what_is_learned(now)):
         raise UserError(f"{place}: cannot resume, {changed}; use the same configuration or another run_dir")
