@@ -209,7 +209,7 @@ def kubernetes_manifests(
             "--mount CLAIM:/PATH and a run_dir=... on it"
         )
     metadata = {"name": job.name, "labels": _labels(job)}
-    config = {_CONFIG.name: Path(job.arguments[0]).read_text()}
+    config = {_CONFIG.name: Path(job.arguments[0]).read_text(encoding="utf-8")}
     documents = [
         {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": config},
         _service(job, metadata),

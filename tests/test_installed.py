@@ -102,7 +102,7 @@ def test_a_source_archive_makes_the_same_wheel(source: Path, wheel: ZipFile, tmp
 
 @pytest.mark.parametrize("file", sorted((ROOT / "constraints").glob("*.txt")), ids=lambda file: file.stem)
 def test_a_release_that_is_named_belongs_together(file: Path) -> None:
-    lines = [line for line in file.read_text().splitlines() if not line.startswith("#")]
+    lines = [line for line in file.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
     versions = dict(line.split("==") for line in lines)
     assert versions.pop("fbgemm-gpu-cpu") == versions["fbgemm-gpu"]
     assert version_problem(versions) is None

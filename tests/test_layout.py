@@ -20,7 +20,7 @@ def python_files(*folders: str) -> list[Path]:
 
 @cache
 def parsed(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(), str(path))
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
 
 
 def imports(path: Path) -> Iterator[tuple[str, bool]]:

@@ -112,14 +112,14 @@ def check_writable(path: Path) -> None:
         with TemporaryFile(dir=next(parent for parent in path.absolute().parents if parent.exists())):
             pass
         if path.exists():
-            path.open("a").close()
+            path.open("a", encoding="utf-8").close()
     except OSError as error:
         raise UserError(f"{path} can't be written: {error.strerror}; name another place") from None
 
 
 def drop_lines_after(file: Path, step: int) -> int:
     """Drop the lines of later steps from a file of JSON lines; returns how many are left."""
-    lines = file.read_text().splitlines(keepends=True)
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
     # A line cut short by a crash has no newline; it is dropped like those beyond the step.
     kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
     write_text(file, "".join(kept))

@@ -15,7 +15,7 @@ Model = TypeVar("Model", bound=BaseModel)
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file that holds a mapping; raises UserError otherwise."""
     try:
-        content = read_strict_yaml(path.read_text())
+        content = read_strict_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
     except (OSError, ValueError, yaml.YAMLError) as error:
@@ -43,4 +43,6 @@ def checked(content: Any, model: type[Model], source: object, context: dict[str,
 
 def save_yaml(path: Path, content: BaseModel) -> None:
     """Write a model as YAML, keys in the order of their definition."""
-    path.write_text(yaml.safe_dump(content.model_dump(mode="json", exclude_none=True), sort_keys=False))
+    path.write_text(
+        yaml.safe_dump(content.model_dump(mode="json", exclude_none=True), sort_keys=False), encoding="utf-8"
+    )

@@ -115,7 +115,7 @@ def _fitting(points: Sequence[Point]) -> list[bool]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        results: dict[str, Any] = json.loads(path.read_text())
+        results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except ValueError as error:

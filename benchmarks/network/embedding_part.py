@@ -25,7 +25,7 @@ from cetnet.trainer.session import build_session
 
 def main(jobs: Path) -> None:
     """Time each of `jobs` (JSON: configuration, steps, warm_up, name -> overrides); results go to its `out`."""
-    settings = json.loads(jobs.read_text())
+    settings = json.loads(jobs.read_text(encoding="utf-8"))
     results = {}
     with process_group("cpu") as processes:
         for name, overrides in settings["variants"].items():
@@ -33,7 +33,7 @@ def main(jobs: Path) -> None:
                 processes, Path(settings["config"]), overrides, settings["warm_up"], settings["steps"]
             )
         if processes.is_main:
-            Path(settings["out"]).write_text(json.dumps(results))
+            Path(settings["out"]).write_text(json.dumps(results), encoding="utf-8")
 
 
 def _measure(processes: Processes, path: Path, overrides: list[str], warm_up: int, steps: int) -> dict:

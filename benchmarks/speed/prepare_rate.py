@@ -103,7 +103,7 @@ def main(
     """
     options = dict(pairwise(command))
     seconds, peak = measure(command)
-    card = json.loads(Path(options["--out"], "card.json").read_text())
+    card = json.loads(Path(options["--out"], "card.json").read_text(encoding="utf-8"))
     _print("cetnet prepare", sum(split["rows"] for split in card["splits"].values()), seconds, peak)
     if pandas_rows:
         with tempfile.TemporaryDirectory() as folder:

@@ -19,7 +19,9 @@ from cetnet.trainer.files import write_json, write_text
 def describe_machine() -> dict[str, str]:
     """What the numbers were measured on, and when."""
     models = [
-        line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")
+        line
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        if line.startswith("model name")
     ]
     return {
         "cpu": models[0].partition(": ")[2] if models else platform.processor(),

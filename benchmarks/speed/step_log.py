@@ -9,7 +9,7 @@ class StepLog:
     """Appends `{"step": ..., "seconds": ...}`, as a run's `metrics.jsonl` has them; seconds are of a steady clock."""
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("a", buffering=1)
+        self._file = path.open("a", encoding="utf-8", buffering=1)
         self._step = 0
 
     def step(self) -> None:

@@ -226,7 +226,7 @@ def test_documented_commands(command: str, tmp_path: Path, monkeypatch: pytest.M
     result = CliRunner().invoke(app, shlex.split(command)[2:], catch_exceptions=False)
     assert result.exit_code == 0
     if "--out" in command:
-        assert "#SBATCH --nodes=4" in Path("job.sh").read_text()
+        assert "#SBATCH --nodes=4" in Path("job.sh").read_text(encoding="utf-8")
     else:
         assert "parallelism: 4" in result.stdout
 

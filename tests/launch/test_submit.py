@@ -45,7 +45,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: Callable[[st
         "baseline": "single",
         "variants": {"single": {}, "pair": {"components": ["left", "right"]}},
     }
-    Path("study.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    Path("study.yaml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     return Path("study.yaml")
 
 
@@ -63,26 +63,26 @@ def test_each_run_is_a_job_that_is_submitted_once(study: Path) -> None:
     assert not Path("runs").exists()
 
     launch("--retries", "2", "--cpu", "8")
-    jobs = [Path(f"queue/{number}").read_text() for number in range(1, 5)]
+    jobs = [Path(f"queue/{number}").read_text(encoding="utf-8") for number in range(1, 5)]
     runs = [(variant, seed) for seed in (1, 2) for variant in ("single", "pair")]
     for (variant, seed), job in zip(runs, jobs, strict=True):
         assert f"run_dir=runs/small/{variant}/seed{seed} --resume" in job
         assert "--nproc_per_node 4" in job
         assert re.search(r"#SBATCH.*--partition=main --time=60.*--cpus-per-task=8\n", job)
-        assert json.loads(Path(f"runs/small/{variant}/seed{seed}.settings.json").read_text())
-    assert Path("runs/small/pair/seed2.job").read_text() == "slurm://torchx/4\n"
+        assert json.loads(Path(f"runs/small/{variant}/seed{seed}.settings.json").read_text(encoding="utf-8"))
+    assert Path("runs/small/pair/seed2.job").read_text(encoding="utf-8") == "slurm://torchx/4\n"
 
-    Path("state").write_text("RUNNING")
+    Path("state").write_text("RUNNING", encoding="utf-8")
     launch()
     assert len(list(Path("queue").iterdir())) == 4
 
     # Runs 1 and 2 finish, the others fail: those are submitted again.
     for variant in ("single", "pair"):
         finish(variant, 1)
-    Path("state").write_text("FAILED")
+    Path("state").write_text("FAILED", encoding="utf-8")
     launch()
     assert [file.name for file in sorted(Path("queue").iterdir())] == ["1", "2", "3", "4", "5", "6"]
-    assert "single/seed2" in Path("queue/5").read_text()
+    assert "single/seed2" in Path("queue/5").read_text(encoding="utf-8")
     for variant in ("single", "pair"):
         finish(variant, 2)
     report_study(study)

@@ -38,7 +38,7 @@ def write_config(sections: dict[str, Any]) -> None:
         "model": MODEL,
         "training": {"device": "cpu"},
     }
-    Path("experiment.yaml").write_text(yaml.safe_dump(settings | sections))
+    Path("experiment.yaml").write_text(yaml.safe_dump(settings | sections), encoding="utf-8")
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ def test_wrong_configurations(overrides: list[str], named: list[str], stderr_of:
 
 @pytest.mark.usefixtures("folder")
 def test_a_missing_key(stderr_of: Callable[..., str]) -> None:
-    Path("experiment.yaml").write_text("data: {path: data}")
+    Path("experiment.yaml").write_text("data: {path: data}", encoding="utf-8")
     assert_one_line(stderr_of("train", "experiment.yaml"), "experiment.yaml", "model: is missing")
 
 
@@ -144,7 +144,9 @@ def test_unreadable_experiment_files(
 
 def edit_schema(**changes: Any) -> None:
     file = Path("data/schema.yaml")
-    file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | changes))
+    file.write_text(
+        yaml.safe_dump(yaml.safe_load(file.read_text(encoding="utf-8")) | changes), encoding="utf-8"
+    )
 
 
 def edit_table(change: Callable[[pa.Table], pa.Table]) -> None:
@@ -179,8 +181,11 @@ def empty(file: Path) -> None:
     ("damage", "named"),
     [
         (lambda: Path("data/schema.yaml").unlink(), ["data/schema.yaml", "cetnet prepare"]),
-        (lambda: Path("data/schema.yaml").write_text("a: [b"), ["data/schema.yaml", "YAML"]),
-        (lambda: Path("data/schema.yaml").write_text(""), ["data/schema.yaml"]),
+        (
+            lambda: Path("data/schema.yaml").write_text("a: [b", encoding="utf-8"),
+            ["data/schema.yaml", "YAML"],
+        ),
+        (lambda: Path("data/schema.yaml").write_text("", encoding="utf-8"), ["data/schema.yaml"]),
         (lambda: edit_schema(colour="red"), ["data/schema.yaml", "colour"]),
         (lambda: edit_schema(tables={"user": 50}), ["data/schema.yaml", "'item'", "not in tables"]),
         (
@@ -204,7 +209,7 @@ def empty(file: Path) -> None:
         (lambda: truncate(Path("data/train/part-00001.parquet")), ["train/part-00001.parquet", "Parquet"]),
         (lambda: truncate(Path("data/test/part-00000.parquet")), ["test/part-00000.parquet", "Parquet"]),
         (
-            lambda: Path("data/train/part-00001.parquet").write_text(""),
+            lambda: Path("data/train/part-00001.parquet").write_text("", encoding="utf-8"),
             ["train/part-00001.parquet", "Parquet"],
         ),
         (lambda: [empty(file) for file in Path("data/test").iterdir()], ["data/test", "no rows"]),
@@ -292,7 +297,7 @@ def test_a_checkpoint_under_way_becomes_whole(stderr_of: Callable[..., str]) -> 
 @pytest.mark.usefixtures("folder")
 def test_a_taken_run_folder_is_not_touched(stderr_of: Callable[..., str]) -> None:
     Path("run").mkdir()
-    Path("run/notes.txt").write_text("mine")
+    Path("run/notes.txt").write_text("mine", encoding="utf-8")
     assert_one_line(stderr_of("train", "experiment.yaml"), "run exists", "--resume", "run_dir")
     assert [path.name for path in Path("run").iterdir()] == ["notes.txt"]
 
@@ -333,14 +338,14 @@ def test_scoring_data_of_another_schema(
     with pytest.raises(SystemExit, match="0"):
         main()
     capfd.readouterr()
-    schema = yaml.safe_load(Path("data/schema.yaml").read_text())
+    schema = yaml.safe_load(Path("data/schema.yaml").read_text(encoding="utf-8"))
     features = schema["features"]
     for changes, named in (
         ({"tables": schema["tables"] | {"user": 51}}, "table 'user'"),
         ({"features": features[:-1]}, "feature 'age'"),
         ({"features": features[::-1]}, "another order"),
     ):
-        Path("data/schema.yaml").write_text(yaml.safe_dump(schema | changes))
+        Path("data/schema.yaml").write_text(yaml.safe_dump(schema | changes), encoding="utf-8")
         assert_one_line(stderr_of("evaluate", "run", "data"), "data", named)
     assert_one_line(stderr_of("train", "experiment.yaml", "--resume"), "run", "finished")
 

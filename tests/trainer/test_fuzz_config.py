@@ -308,7 +308,7 @@ def test_files_of_variants(variants: Any) -> None:
     baseline = next(iter(variants), "") if isinstance(variants, dict) else ""
     file = Path("benchmarks/studies/study.yaml")
     study = {"name": "s", "base": "../../configs/demo.yaml", "nproc": 1, "seeds": [1], "baseline": baseline}
-    file.write_text(yaml.dump(study | {"variants": "../../variants.yaml"}))
+    file.write_text(yaml.dump(study | {"variants": "../../variants.yaml"}), encoding="utf-8")
     loaded(lambda: runs_of(Study.load(file), file))
 
 

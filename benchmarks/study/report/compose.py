@@ -332,7 +332,7 @@ def _read_all_spectra(study: Study, runs: Sequence[Run], console: Console) -> di
 
 def _write_spectra(spectra: Mapping[str, Mapping[int, Spectra]], path: Path) -> None:
     """A line per table, and per feature for an ensemble's tables side by side (no component)."""
-    with path.open("w", newline="") as file:
+    with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         header = ("variant", "seed", "component", "table", "values", "width")
         writer.writerow([*header, "information abundance", "effective rank"])

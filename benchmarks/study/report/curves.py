@@ -33,7 +33,7 @@ def _read_series(path: Path, key: str) -> dict[int, float]:
     """Number of examples -> value, from the training records; of a step done twice (resumed), the last."""
     series = {}
     try:
-        for line in path.read_text().splitlines():
+        for line in path.read_text(encoding="utf-8").splitlines():
             record = json.loads(line)
             value = record.get(key)
             if record["kind"] == "train" and value is not None and math.isfinite(value):

@@ -237,7 +237,7 @@ def read_result(folder: Path, split: str) -> dict[str, Any]:
 def read_json(path: Path) -> dict[str, Any]:
     """A file of a finished run; raises UserError if it can't be read."""
     try:
-        content: dict[str, Any] = json.loads(path.read_text())
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}); repeat the run") from None
     return content

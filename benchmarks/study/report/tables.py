@@ -144,7 +144,7 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
     header += [f"{title}{suffix}" for title in METRICS for suffix in ("", " std")]
     header += [title.replace(" (", f"{bound} (") for title in GAINS for bound in ("", " low", " high")]
     header += [f"paper {title}" for title in (*METRICS, *GAINS)]
-    with path.open("w", newline="") as file:
+    with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow([*header, *COSTS])
         for row in rows:

@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> int:
     base, rest = Path(arguments[0]), arguments[1:]
     with (base.parent / "calls.txt").open("a") as calls:
         calls.write(json.dumps(rest) + "\n")
-    config = yaml.safe_load(base.read_text())
+    config = yaml.safe_load(base.read_text(encoding="utf-8"))
     config |= {
         key: yaml.safe_load(value) for key, value in (item.split("=", 1) for item in rest if "=" in item)
     }

@@ -26,6 +26,6 @@ def run(path: Path) -> str:
 def calls() -> list[list[str]]:
     """Arguments of the fake trainer's calls since the last time it was asked."""
     log = Path("calls.txt")
-    lines = log.read_text().splitlines() if log.exists() else []
+    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
     log.unlink(missing_ok=True)
     return [json.loads(line) for line in lines]

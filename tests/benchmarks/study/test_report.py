@@ -74,11 +74,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "embeddings": True,
             "paper": {"source": f"A <b>{EVIL}", "numbers": {"b_2x": {"auc": 0.7}}},
         }
-        Path("base.yaml").write_text("{}")
-        Path("study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
+        Path("base.yaml").write_text("{}", encoding="utf-8")
+        Path("study.yaml").write_text(yaml.safe_dump(study, sort_keys=False), encoding="utf-8")
         make_runs(study)
         environment = Path("runs/small/c/seed1/environment.json")
-        environment.write_text(environment.read_text().replace('"abc"', '"def"'))
+        environment.write_text(
+            environment.read_text(encoding="utf-8").replace('"abc"', '"def"'), encoding="utf-8"
+        )
         report_study(Path("study.yaml"), console=Console(file=io.StringIO()))
     return here / "runs/small"
 

@@ -206,8 +206,8 @@ def test_report_has_the_tables(checkpoint: Path, tmp_path: Path, monkeypatch: py
         "variants": {"a": {}, "b": {}},
         "embeddings": True,
     }
-    Path("base.yaml").write_text("{}")
-    Path("study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
+    Path("base.yaml").write_text("{}", encoding="utf-8")
+    Path("study.yaml").write_text(yaml.safe_dump(study, sort_keys=False), encoding="utf-8")
     for run in runs_of(Study.load(Path("study.yaml")), Path("study.yaml")):
         run.write_settings()
         (run.folder / "predictions").mkdir(parents=True)
@@ -216,7 +216,7 @@ def test_report_has_the_tables(checkpoint: Path, tmp_path: Path, monkeypatch: py
         shutil.copytree(checkpoint, run.folder / "checkpoints" / checkpoint.name)
         spectra = read_spectra(run)
     report_study(Path("study.yaml"), console=Console(file=io.StringIO()))
-    report = Path("runs/small/report.md").read_text()
+    report = Path("runs/small/report.md").read_text(encoding="utf-8")
     assert spectra
     tables = wide_enough([spectra])
     assert sorted(tables) == ["item", "query", "user"]  # `tag` has 11 values and 24 numbers for each
@@ -229,6 +229,6 @@ def test_report_has_the_tables(checkpoint: Path, tmp_path: Path, monkeypatch: py
     )
     assert "(3 of 4: `" in report
     assert "All runs were made in the same environment." in report
-    lines = Path("runs/small/embeddings.csv").read_text().splitlines()
+    lines = Path("runs/small/embeddings.csv").read_text(encoding="utf-8").splitlines()
     assert len(lines) == 1 + 2 * 20
     assert lines[0] == "variant,seed,component,table,values,width,information abundance,effective rank"

@@ -23,7 +23,7 @@ from tests.benchmarks.study.studies import Make, calls, run
 )
 def test_bad_base_files(make: Make, base: str, message: str) -> None:
     path = make()
-    Path("base.yaml").write_text(base)
+    Path("base.yaml").write_text(base, encoding="utf-8")
     with pytest.raises(UserError, match=re.escape(message)):
         run(path)
 

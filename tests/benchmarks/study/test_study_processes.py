@@ -55,8 +55,10 @@ def write(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callab
             "evaluation": {"splits": ["test"]},
         }
         study = {"name": "real", "base": "base.yaml", "nproc": nproc, "seeds": [1], "baseline": "single"}
-        Path("base.yaml").write_text(yaml.safe_dump(base))
-        Path("study.yaml").write_text(yaml.safe_dump(study | {"variants": variants}, sort_keys=False))
+        Path("base.yaml").write_text(yaml.safe_dump(base), encoding="utf-8")
+        Path("study.yaml").write_text(
+            yaml.safe_dump(study | {"variants": variants}, sort_keys=False), encoding="utf-8"
+        )
         return Path("study.yaml")
 
     return write
@@ -69,14 +71,14 @@ def read(run: Path, file: str = "result.json") -> dict[str, Any]:
 def train_and_tell(arguments: list[str]) -> None:
     """As a study trains; tells its process, its parent, and what was loaded before it began."""
     told = {"process": os.getpid(), "parent": os.getppid(), "loaded": sorted(sys.modules), "path": sys.path}
-    with Path("told.txt").open("a") as file:
+    with Path("told.txt").open("a", encoding="utf-8") as file:
         file.write(json.dumps(told) + "\n")
     run_in_fork(arguments)
 
 
 def test_runs_are_forks_of_one_process_that_has_the_libraries(write: Callable[..., Path]) -> None:
     run_study(write(max_steps=3), train=train_and_tell)
-    first, second = map(json.loads, Path("told.txt").read_text().splitlines())
+    first, second = map(json.loads, Path("told.txt").read_text(encoding="utf-8").splitlines())
     assert first["process"] != second["process"]
     assert first["parent"] == second["parent"]
     assert first["parent"] not in (os.getpid(), first["process"])
@@ -93,7 +95,9 @@ def test_results_are_those_of_the_command_to_the_last_digit(
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     # Modules of the folder one stands in, which nothing may import.
     for name in ("torch", "cetnet", "multiprocessing"):
-        Path(f"{name}.py").write_text("raise SystemExit('imported from the working directory')")
+        Path(f"{name}.py").write_text(
+            "raise SystemExit('imported from the working directory')", encoding="utf-8"
+        )
     path = write(nproc, max_steps=5)
     command = [*CETNET, "study", str(path)]
     subprocess.run(command, check=True, timeout=SECONDS)
@@ -133,19 +137,19 @@ def test_told_to_stop_it_ends_with_75_and_goes_on_when_it_is_started_again(
     environment = os.environ | {"PYTHONPATH": recorder, "LEDGER": str(ledger), "HOLD_AT": "5"}
     command = [*CETNET, "study", str(path)]
     with (
-        Path("log.txt").open("w") as log,
+        Path("log.txt").open("w", encoding="utf-8") as log,
         subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True) as study,
     ):
         try:
             until(lambda: len(list(ledger.glob("held-*"))) == nproc)
             tell(study.pid, signal.SIGTERM)
-            until(lambda: "SIGTERM: stopping after this step" in Path("log.txt").read_text())
+            until(lambda: "SIGTERM: stopping after this step" in Path("log.txt").read_text(encoding="utf-8"))
             (ledger / "release").touch()
             assert study.wait(SECONDS) == os.EX_TEMPFAIL
         finally:
             (ledger / "release").touch()
             study.terminate()
-    assert "Traceback" not in Path("log.txt").read_text()
+    assert "Traceback" not in Path("log.txt").read_text(encoding="utf-8")
     assert not Path("runs/real/single/seed1/result.json").exists()
     again = subprocess.run(command, check=True, timeout=SECONDS, capture_output=True, text=True)
     assert "resumed at step" in again.stdout + again.stderr
@@ -155,5 +159,5 @@ def test_told_to_stop_it_ends_with_75_and_goes_on_when_it_is_started_again(
 def until(condition: Callable[[], Any]) -> None:
     end = time.monotonic() + SECONDS
     while not condition():
-        assert time.monotonic() < end, Path("log.txt").read_text()
+        assert time.monotonic() < end, Path("log.txt").read_text(encoding="utf-8")
         time.sleep(0.1)

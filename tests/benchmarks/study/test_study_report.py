@@ -23,7 +23,7 @@ def test_variants_that_are_finished_before_their_baseline_have_no_gains(make: Ma
     Path("runs/small/single/seed1/result.json").unlink()
     shown = io.StringIO()
     report_study(path, console=Console(file=shown, width=100))
-    report = Path("runs/small/report.md").read_text()
+    report = Path("runs/small/report.md").read_text(encoding="utf-8")
     assert "1 of 2 runs are not finished: single (seed 1)." in report
     assert re.search(r"\| pair \| \d\.", report)
     assert "NE gain" not in report + shown.getvalue()
@@ -34,11 +34,11 @@ def test_report_is_rebuilt_without_training(make: Make) -> None:
     run(path)
     calls()
     report = Path("runs/small/report.md")
-    first = report.read_text()
+    first = report.read_text(encoding="utf-8")
     report.unlink()
     shown = io.StringIO()
     report_study(path, console=Console(file=shown, width=100))
-    assert report.read_text() == first
+    assert report.read_text(encoding="utf-8") == first
     assert calls() == []
     assert "±" not in first.replace("mean ± standard", "")  # one seed has no deviation
 
@@ -47,24 +47,25 @@ def test_report_of_runs_with_sparse_or_repeated_records(make: Make) -> None:
     path = make(seeds=[1])
     run(path)
     log = Path("runs/small/pair/seed1/metrics.jsonl")
-    first = json.loads(log.read_text().splitlines()[0])
+    first = json.loads(log.read_text(encoding="utf-8").splitlines()[0])
     unknown = {"ne/window/fused": None, "ne/lifetime/fused": float("nan")}
     log.write_text(
-        "".join(json.dumps(record) + "\n" for record in (first, first, first | {"rows": 9} | unknown))
+        "".join(json.dumps(record) + "\n" for record in (first, first, first | {"rows": 9} | unknown)),
+        encoding="utf-8",
     )
     report_study(path, console=Console(file=io.StringIO()))
-    log.write_text("")  # a run shorter than training.log_every
+    log.write_text("", encoding="utf-8")  # a run shorter than training.log_every
     report_study(path, console=Console(file=io.StringIO()))
-    log.write_text('{"kind": "tr')
+    log.write_text('{"kind": "tr', encoding="utf-8")
     with pytest.raises(UserError, match=r"pair/seed1/metrics\.jsonl: cannot be read"):
         report_study(path, console=Console(file=io.StringIO()))
 
 
 def test_bayes_optimum_is_the_best_row_where_the_truth_is_known(make: Make) -> None:
     path = make(seeds=[1])
-    Path("base.yaml").write_text("skill: 0.5\ntruth: true\n")
+    Path("base.yaml").write_text("skill: 0.5\ntruth: true\n", encoding="utf-8")
     run(path)
-    with Path("runs/small/table.csv").open() as file:
+    with Path("runs/small/table.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert rows[-1]["variant"] == "Bayes optimum"
     assert all(float(rows[-1]["LogLoss"]) < float(row["LogLoss"]) for row in rows[:-1])
@@ -77,7 +78,7 @@ def test_several_baselines_each_head_their_section(make: Make) -> None:
     assert Study.load(path).sections == {"a": ["a", "b"], "c": ["c", "d"]}
     shown = run(path)
     assert max(map(len, shown.splitlines())) <= 100
-    with Path("runs/small/table.csv").open() as file:
+    with Path("runs/small/table.csv").open(encoding="utf-8") as file:
         rows = {row["variant"]: row for row in csv.DictReader(file)}
     assert list(rows) == ["a", "b", "c", "d"]  # d's components are not listed
     for baseline, variant in (("a", "b"), ("c", "d")):
@@ -86,7 +87,7 @@ def test_several_baselines_each_head_their_section(make: Make) -> None:
         assert rows[baseline]["NE gain (%)"] == ""
         for plot in ("ne_curves", "gain"):
             assert Path(f"runs/small/{plot}_{baseline}.png").read_bytes().startswith(PNG)
-    report = Path("runs/small/report.md").read_text()
+    report = Path("runs/small/report.md").read_text(encoding="utf-8")
     assert "each section's baseline (`a`, `c`)" in report
     assert re.findall(r"### Compared with (\w)\n\n.*\n.*\n\| (\w) .*\n\| (\w) ", report) == [
         ("a", "a", "b"),
@@ -100,12 +101,16 @@ def test_gains_since_the_start_of_training_have_an_interval_over_the_seeds(make:
     ends = {}
     for variant in ("single", "pair"):
         for seed in (1, 2, 3):
-            lines = Path(f"runs/small/{variant}/seed{seed}/metrics.jsonl").read_text().splitlines()
+            lines = (
+                Path(f"runs/small/{variant}/seed{seed}/metrics.jsonl")
+                .read_text(encoding="utf-8")
+                .splitlines()
+            )
             train = [json.loads(line) for line in lines if '"train"' in line]
             ends[variant, seed] = train[-1]["ne/lifetime/fused"]
     gains = [100 * (ends["pair", seed] / ends["single", seed] - 1) for seed in (1, 2, 3)]
     low, high = stats.t.interval(0.95, 2, np.mean(gains), stats.sem(gains))
-    report = Path("runs/small/report.md").read_text()
+    report = Path("runs/small/report.md").read_text(encoding="utf-8")
     line = re.search(
         r"NE since the start \| NE gain since.*\n.*\n\| single .*\| – \|\n\| pair (.*)\n", report
     )
@@ -122,14 +127,14 @@ def test_gains_since_the_start_are_of_the_seeds_that_the_baseline_has(make: Make
     )
     run(path)
     records = {
-        variant: Path(f"runs/small/{variant}/seed1/metrics.jsonl").read_text().splitlines()
+        variant: Path(f"runs/small/{variant}/seed1/metrics.jsonl").read_text(encoding="utf-8").splitlines()
         for variant in ("single", "pair")
     }
     ends = {
         variant: [json.loads(line) for line in lines if '"train"' in line][-1]["ne/lifetime/fused"]
         for variant, lines in records.items()
     }
-    report = Path("runs/small/report.md").read_text()
+    report = Path("runs/small/report.md").read_text(encoding="utf-8")
     gain = 100 * (ends["pair"] / ends["single"] - 1)
     assert f"| single | 1 | 4,096,000 | {ends['single']:.5f} | – |" in report
     assert f"| pair | 1 | 4,096,000 | {ends['pair']:.5f} | {gain:+.3f} |" in report
@@ -148,7 +153,7 @@ def test_published_numbers_stand_beside_ours(make: Make) -> None:
     variants = {"single": {}, "pair": {"components": ["left", "right"]}, "third": {}}
     shown = run(make(variants=variants, paper=paper))
     assert max(map(len, shown.splitlines())) <= 100
-    with Path("runs/small/table.csv").open() as file:
+    with Path("runs/small/table.csv").open(encoding="utf-8") as file:
         rows = {(row["variant"], row["component"]): row for row in csv.DictReader(file)}
     pair = rows["pair", ""]
     assert [float(pair[f"paper {title}"]) for title in ("AUC", "gAUC", "LogLoss")] == [0.74565, 0.67, 0.4349]
@@ -159,7 +164,7 @@ def test_published_numbers_stand_beside_ours(make: Make) -> None:
     assert float(rows["third", ""]["paper NE gain (%)"]) == -0.062
     assert rows["single", ""]["paper NE gain (%)"] == rows["pair", "right"]["paper AUC"] == ""
 
-    lines = Path("runs/small/report.md").read_text().splitlines()
+    lines = Path("runs/small/report.md").read_text(encoding="utf-8").splitlines()
     table = next(index for index, line in enumerate(lines) if line.startswith("| variant | NE |"))
     assert "| AUC | paper | gAUC | paper | LogLoss | paper | embedding parameters |" in lines[table]
     assert "| 0.74565 | 0.70000 ± 0.00000 | 0.6700 |" in lines[table + 3]
@@ -175,7 +180,7 @@ def test_metrics_that_nobody_knows_have_no_column(make: Make) -> None:
         result.write_text(re.sub(r'"gauc/\w+": [0-9.]+', '"gauc/none": null', result.read_text()))
     shown = io.StringIO()
     report_study(path, console=Console(file=shown, width=100))
-    assert "| AUC | LogLoss |" in Path("runs/small/report.md").read_text()
+    assert "| AUC | LogLoss |" in Path("runs/small/report.md").read_text(encoding="utf-8")
 
 
 def test_runs_on_other_data_are_not_compared(make: Make) -> None:

@@ -84,7 +84,7 @@ def test_more_seeds_of_some_variants(make: Make) -> None:
         *[("single", "1"), ("pair", "1"), ("third", "1")],
         *[("single", "5"), ("pair", "5"), ("single", "3"), ("pair", "3")],
     ]
-    report = Path("runs/small/report.md").read_text()
+    report = Path("runs/small/report.md").read_text(encoding="utf-8")
     assert re.search(r"\| variant \| seeds \| NE ", report)
     assert re.search(r"\| single \| 3 \| [\d.]+ ± ", report)
     assert re.search(r"\| third \| 1 \| [\d.]+ \|", report)
@@ -92,10 +92,10 @@ def test_more_seeds_of_some_variants(make: Make) -> None:
     assert re.search(r"\| third \| 1 \| [+-][\d.]+ \[", report)  # of one seed: not bold, however large
     assert "A gain over one seed lacks the spread between seeds" in report
     # Gains are over the seeds that both have.
-    with Path("runs/small/table.csv").open() as file:
+    with Path("runs/small/table.csv").open(encoding="utf-8") as file:
         third = {row["variant"]: row for row in csv.DictReader(file)}["third"]
     run(make(seeds=[1], variants=variants))
-    with Path("runs/small/table.csv").open() as file:
+    with Path("runs/small/table.csv").open(encoding="utf-8") as file:
         assert {row["variant"]: row for row in csv.DictReader(file)}["third"] == third
 
 
@@ -106,7 +106,7 @@ def test_a_failing_run_is_named(make: Make) -> None:
     assert len(calls()) == 2
     # Half of a study has half of a report.
     report_study(path, console=Console(file=io.StringIO()))
-    report = Path("runs/small/report.md").read_text()
+    report = Path("runs/small/report.md").read_text(encoding="utf-8")
     assert "3 of 4 runs are not finished: bad (seed 1, 2), single (seed 2)." in report
     assert re.search(r"\| single \| \d\.", report)
     Path("runs/small/single/seed1/result.json").unlink()
@@ -125,7 +125,7 @@ def test_refuses_runs_made_with_other_settings(make: Make) -> None:
         assert "\n" not in str(raised.value)
 
     path = make(seeds=[1])
-    Path("base.yaml").write_text("skill: 0.6\n")
+    Path("base.yaml").write_text("skill: 0.6\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"^runs/small/single/seed1: made with other settings"):
         run(path)
 
@@ -136,7 +136,9 @@ def test_refuses_runs_made_with_other_settings(make: Make) -> None:
 
 
 def test_common_keys_and_variants_of_a_file(make: Make) -> None:
-    Path("variants.yaml").write_text("single: {}\npair: {components: [left, right], skill: 0.4}\n")
+    Path("variants.yaml").write_text(
+        "single: {}\npair: {components: [left, right], skill: 0.4}\n", encoding="utf-8"
+    )
     run(make(seeds=[1], variants="variants.yaml", common={"skill": 0.6, "extra": 1}))
     assert [call[:-3] for call in calls()] == [
         ["skill=0.6", "extra=1", "training.seed=1"],
@@ -151,7 +153,7 @@ def test_common_keys_and_variants_of_a_file(make: Make) -> None:
 def test_each_run_has_a_place_of_its_own_for_checkpoints(make: Make) -> None:
     path = make(seeds=[1])
     assert [run.checkpoints for run in runs_of(Study.load(path), path)] == [None, None]
-    Path("base.yaml").write_text("checkpoint: {path: 's3://bucket/all'}\n")
+    Path("base.yaml").write_text("checkpoint: {path: 's3://bucket/all'}\n", encoding="utf-8")
     runs = runs_of(Study.load(path), path)
     assert [run.checkpoints for run in runs] == ["s3://bucket/all/single/seed1", "s3://bucket/all/pair/seed1"]
     assert all(f"checkpoint.path={run.checkpoints}" in run.arguments for run in runs)
@@ -163,7 +165,7 @@ def test_each_run_has_a_place_of_its_own_for_checkpoints(make: Make) -> None:
         "third": {"checkpoint": {"keep": 1}},
     }
     path = make(seeds=[1], common={"checkpoint.path": "all"}, variants=variants)
-    Path("base.yaml").write_text("checkpoint: {path: below}\n")
+    Path("base.yaml").write_text("checkpoint: {path: below}\n", encoding="utf-8")
     runs = runs_of(Study.load(path), path)
     assert [run.checkpoints for run in runs] == ["kept/single/seed1", None, None]
     assert runs[0].overrides[-2:] == ["checkpoint.path=kept/single/seed1", "run_dir=runs/small/single/seed1"]

@@ -125,7 +125,7 @@ def test_checkpoints_are_not_looked_for_where_they_were_not_kept(run: Callable[.
 def test_the_best_checkpoint_is_looked_at_before_it_is_needed(
     folder: Path, run: Callable[..., tuple[int, str]]
 ) -> None:
-    experiment = yaml.safe_load(Path("experiment.yaml").read_text()) | {
+    experiment = yaml.safe_load(Path("experiment.yaml").read_text(encoding="utf-8")) | {
         "run_dir": "stopping",
         "training": {"device": "cpu", "epochs": 2},
         "evaluation": {

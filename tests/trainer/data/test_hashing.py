@@ -235,7 +235,7 @@ def test_training_evaluating_and_predicting_from_raw_files(
             "training": {"device": "cpu"},
             "evaluation": {"splits": ["test"]},
         }
-        Path("experiment.yaml").write_text(yaml.safe_dump(settings))
+        Path("experiment.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
         assert run("train", "experiment.yaml")[0] == 0
         assert run("evaluate", f"run_{folder}", folder)[0] == 0
         assert run("predict", f"run_{folder}", folder, "--out", f"{folder}.parquet")[0] == 0

@@ -274,7 +274,7 @@ def test_the_command_needs_no_data(cetnet: Callable[..., tuple[int, str, str]]) 
     assert all(len(line) <= 120 for line in out.splitlines()[2:])
     for text in ("a__user", "table rows", "forward: lookup", "rows/s", "imbalance", "why"):
         assert text in out
-    saved = json.loads(Path("plan.json").read_text())
+    saved = json.loads(Path("plan.json").read_text(encoding="utf-8"))
     assert {table["table"] for table in saved["tables"]} == {
         f"{c}__{t}" for c in ("a", "b") for t in SCHEMA.tables
     }
@@ -321,10 +321,10 @@ def test_what_does_not_fit_is_answered_with_what_does(cetnet: Callable[..., tupl
 def test_mistakes_are_one_line(
     cetnet: Callable[..., tuple[int, str, str]], arguments: list[str], named: list[str]
 ) -> None:
-    Path("list.yaml").write_text("- a\n- b\n")
-    Path("typo.yaml").write_text("{nodes: 1, gpus_per_node: 8, hbm_bg: 80}")
-    Path("short.yaml").write_text("nodes: 4")
-    Path("infinite.yaml").write_text("{nodes: 4, gpus_per_node: 1, hbm_gb: .inf}")
+    Path("list.yaml").write_text("- a\n- b\n", encoding="utf-8")
+    Path("typo.yaml").write_text("{nodes: 1, gpus_per_node: 8, hbm_bg: 80}", encoding="utf-8")
+    Path("short.yaml").write_text("nodes: 4", encoding="utf-8")
+    Path("infinite.yaml").write_text("{nodes: 4, gpus_per_node: 1, hbm_gb: .inf}", encoding="utf-8")
     code, out, err = cetnet(*arguments)
     assert code == 2
     assert not out

@@ -20,7 +20,7 @@ FILES = {"train": "train.csv", "validation": "valid.csv", "test": "test.csv"}
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    with path.open(newline="") as file:
+    with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cetnet.trainer.errors import UserError
-from cetnet.trainer.prepare.engine.chunks import line_cuts
+from cetnet.trainer.prepare.engine.csv_frames import line_cuts
 from cetnet.trainer.prepare.engine.tabular import prepare_tabular
 from tests.trainer.prepare.test_tabular import write_schema
 
@@ -31,7 +31,7 @@ def test_cuts_are_between_records(records: list[tuple[str, str]], chunk_bytes: i
         writer.writerow(record)
     path = Path(tempfile.gettempdir(), f"cuts-{os.getpid()}.csv")
     try:
-        path.write_text(file.getvalue(), newline="")
+        path.write_text(file.getvalue(), encoding="utf-8", newline="")
         cuts = line_cuts(path, chunk_bytes, '"')
     finally:
         path.unlink()

@@ -53,7 +53,7 @@ def x4_bucket(text: str) -> str | None:
 
 def slow_rows(path: Path, label: str, study: bool) -> list[dict[str, Any]]:
     rows = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines():
         values = line.split("\t" if path.suffix == ".txt" else ",")
         if values[0] == label:
             continue

@@ -45,7 +45,7 @@ ROWS = 40_000
 
 
 def write_schema(path: Path, **changes: Any) -> Path:
-    path.write_text(yaml.safe_dump(SCHEMA | changes))
+    path.write_text(yaml.safe_dump(SCHEMA | changes), encoding="utf-8")
     return path
 
 

@@ -38,7 +38,7 @@ FILES = {"train": "train.csv", "validation": "valid.csv", "test": "test.csv"}
 
 
 def read(path: Path) -> Rows:
-    with path.open(newline="") as file:
+    with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 

@@ -56,14 +56,14 @@ def records(rows: int = 300) -> list[dict[str, Any]]:
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
+    with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(row | {"history": "|".join(row["history"])} for row in rows)
 
 
 def write_schema(path: Path, **changes: Any) -> Path:
-    path.write_text(yaml.safe_dump(SCHEMA | changes))
+    path.write_text(yaml.safe_dump(SCHEMA | changes), encoding="utf-8")
     return path
 
 

@@ -27,7 +27,8 @@ from typing import Any, NamedTuple
 from cetnet.models.schema import Schema
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.prepare.engine.card import SplitStatistics
-from cetnet.trainer.prepare.engine.chunks import BadValue, Format, Unit, is_compressed, units
+from cetnet.trainer.prepare.engine.chunks import units
+from cetnet.trainer.prepare.engine.csv_frames import is_compressed
 from cetnet.trainer.prepare.engine.encoded import (
     Encoding,
     Numbered,
@@ -49,6 +50,7 @@ from cetnet.trainer.prepare.engine.typed import (
     find_cuts,
     type_rows,
 )
+from cetnet.trainer.prepare.engine.units import BadValue, Format, Unit
 from cetnet.trainer.prepare.engine.vectors import write_vectors
 from cetnet.trainer.prepare.engine.vocabulary import Keys, count_values, number_values
 from cetnet.trainer.prepare.engine.workplace import Workplace

@@ -14,13 +14,13 @@ import polars as pl
 from cetnet.models.schema import Schema
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.prepare.engine.card import Card
-from cetnet.trainer.prepare.engine.chunks import Format
 from cetnet.trainer.prepare.engine.layout import SPLITS, check_out, finish_dataset, publish
 from cetnet.trainer.prepare.engine.preparation import Preparation, Vocabulary
 from cetnet.trainer.prepare.engine.raw import RawSchema
 from cetnet.trainer.prepare.engine.splits import Split, parse_split
 from cetnet.trainer.prepare.engine.tasks import executor, identity, read_facts
 from cetnet.trainer.prepare.engine.typed import Chunk, Transform
+from cetnet.trainer.prepare.engine.units import Format
 from cetnet.trainer.prepare.engine.vectors import open_vectors
 from cetnet.trainer.prepare.engine.vocabulary import split_rows
 from cetnet.trainer.prepare.engine.workplace import workplace

@@ -15,10 +15,12 @@ import pyarrow as pa
 
 from cetnet.trainer.data.hashing import mix64
 from cetnet.trainer.prepare.engine.arrow_files import IPC_OPTIONS, read_batch
-from cetnet.trainer.prepare.engine.chunks import BadValue, Format, Unit, frames, line_cuts
+from cetnet.trainer.prepare.engine.chunks import frames
+from cetnet.trainer.prepare.engine.csv_frames import line_cuts
 from cetnet.trainer.prepare.engine.layout import list_column
 from cetnet.trainer.prepare.engine.raw import Mistake, RawFeature, RawSchema, columns, hash_ids
 from cetnet.trainer.prepare.engine.tasks import TaskSizes, write_facts
+from cetnet.trainer.prepare.engine.units import BadValue, Format, Unit
 
 Transform = Callable[[pl.DataFrame], pl.DataFrame]
 

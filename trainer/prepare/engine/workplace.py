@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cetnet.trainer.errors import UserError
-from cetnet.trainer.prepare.engine.chunks import is_compressed
+from cetnet.trainer.prepare.engine.csv_frames import is_compressed
 from cetnet.trainer.prepare.engine.tasks import (
     Resources,
     Task,

@@ -115,5 +115,9 @@ def _code(seed: int, number: int, prefix: str, length: int) -> str:
 
 
 def _write(path: Path, lines: Iterator[str]) -> None:
-    with gzip.open(path, "wt", compresslevel=1) if path.suffix == ".gz" else path.open("w") as file:
+    with (
+        gzip.open(path, "wt", compresslevel=1)
+        if path.suffix == ".gz"
+        else path.open("w", encoding="utf-8") as file
+    ):
         file.writelines(f"{line}\n" for line in lines)

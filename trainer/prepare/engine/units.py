@@ -1,0 +1,39 @@
+"""What one task reads of a raw file, and a value in it that is not what the schema says."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from cetnet.trainer.errors import UserError
+
+Format = Literal["csv", "parquet"]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What one task reads: bytes of a CSV file (all of a gz file), or row groups of a Parquet file.
+
+    Attributes:
+        path: the file.
+        file: its number among all files.
+        split: index into SPLITS, where files are given by split.
+        start, stop: of bytes, or of row groups.
+        size: bytes, for progress.
+        columns: names of the columns of CSV.
+    """
+
+    path: Path
+    file: int
+    split: int | None
+    start: int
+    stop: int
+    size: int
+    columns: tuple[str, ...] = ()
+
+
+class BadValue(UserError):
+    """A value that is not what the schema says. Args: unit, column, row (from 1, of the unit), expected."""
+
+    def __str__(self) -> str:
+        unit, column, row, expected = self.args
+        return f"{unit.path}: column {column!r}, row {row}: expected {expected}"
