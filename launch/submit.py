@@ -64,10 +64,10 @@ def submit_study(path: Path, scheduler: str, options: str, resources: Resources,
         for number, run in enumerate(runs):
             label = f"{run.variant}, seed {run.seed}"
             if run.finished:
-                output.print(f"{label}: finished", highlight=False)
+                output.print(f"{label}: finished")
                 continue
             if state := _under_way(runner, run):
-                output.print(f"{label}: {state}", highlight=False)
+                output.print(f"{label}: {state}")
                 continue
             try:
                 app = _app(study, run, resources, port=29500 + number % 1000)
@@ -87,12 +87,11 @@ def submit_study(path: Path, scheduler: str, options: str, resources: Resources,
                     run.settings_file.unlink()
                 raise UserError(f"{scheduler} did not take the job of {label}: {_one_line(error)}") from None
             _job_file(run).write_text(f"{handle}\n")
-            output.print(f"{label}: {handle}", highlight=False)
+            output.print(f"{label}: {handle}")
     if submitted and not dryrun:
         output.print(
             f"{submitted} of {len(runs)} runs submitted. When they are finished: "
             f"cetnet study {shlex.quote(str(path))} --report-only",
-            highlight=False,
         )
 
 

@@ -112,3 +112,13 @@ def test_no_file_and_no_function_is_too_long() -> None:
                 if lines > MAX_FUNCTION_LINES:
                     long.append(f"{name}: {node.name} has {lines} lines")
     assert long == []
+
+
+def test_no_console_takes_texts_for_markup() -> None:
+    consoles = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in python_files(*ROOMS, "tests")
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] == "Console"
+    ]
+    assert consoles == []

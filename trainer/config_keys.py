@@ -7,7 +7,6 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 from rich import box
-from rich.markup import escape
 from rich.table import Table
 
 from cetnet.models.registry import COMPONENTS, component_class, component_summary
@@ -29,7 +28,7 @@ def component_table(kind: str) -> Table:
 def _table(title: str, model: type[BaseModel]) -> Table:
     table = Table("key", "default", "meaning", title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for key, default, meaning in _fields(model):
-        table.add_row(*map(escape, (key, default, meaning)))
+        table.add_row(key, default, meaning)
     return table
 
 

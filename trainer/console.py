@@ -8,9 +8,33 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from cetnet.trainer.errors import printable
+
+
+class PlainConsole(Console):
+    """A console that shows every text as it is, since a path or a name may be in it.
+
+    No text is markup, holds codes of emoji or is coloured by what it looks like; styles are given as arguments.
+    What is text alone is wrapped by the terminal, if at all.
+    """
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Text that isn't looked into."""
+        return super().render_str(
+            printable(text), **options | {"markup": False, "emoji": False, "highlight": False}
+        )
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print texts, each on as many lines as it has, or tables."""
+        if all(isinstance(each, str) for each in objects):
+            options.setdefault("soft_wrap", True)
+        super().print(*objects, **options)
+
 
 # Progress goes to stderr, results to stdout; where that is a file, tables keep their full width.
-console, output = Console(stderr=True), Console()
+console, output = PlainConsole(stderr=True), PlainConsole()
 for _console in (console, output):
     if not _console.is_terminal:
         _console.width = 120
@@ -33,7 +57,7 @@ class TrainingProgress(AbstractContextManager["TrainingProgress"]):
                 TextColumn("step"),
                 MofNCompleteColumn(),
                 BarColumn(bar_width=20),
-                TextColumn("{task.fields[status]}"),
+                TextColumn("{task.fields[status]}", markup=False),
                 TextColumn("left"),
                 TimeRemainingColumn(),
                 console=console,
@@ -56,19 +80,17 @@ class TrainingProgress(AbstractContextManager["TrainingProgress"]):
             self._bar.update(self._task, completed=step, status=status)
         elif self._enabled:
             left = (self._total - step) * values["seconds_per_step"]
-            console.print(
-                f"step {step}/{self._total} | {status} | {left:.0f} s left", highlight=False, soft_wrap=True
-            )
+            console.print(f"step {step}/{self._total} | {status} | {left:.0f} s left")
 
     def say(self, message: str) -> None:
         """Print a line above the bar."""
         if self._enabled:
-            console.print(message, highlight=False, soft_wrap=True)
+            console.print(message)
 
     def warn(self, message: str) -> None:
         """Print a line that stands out."""
         if self._enabled:
-            console.print(message, style="bold red", highlight=False, soft_wrap=True)
+            console.print(message, style="bold red")
 
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:

@@ -1,10 +1,18 @@
 """The one exception that means "the user can fix this"."""
 
+import re
 import reprlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
+
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """Text that any terminal and file takes: control characters, and a path's bytes that are no text, as escapes."""
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 class UserError(ValueError):
@@ -15,7 +23,9 @@ class UserError(ValueError):
     """
 
     def __str__(self) -> str:
-        line = " ".join(super().__str__().splitlines())  # a name in it may hold a line break, or be very long
+        line = printable(
+            " ".join(super().__str__().splitlines())
+        )  # a name in it may hold a line break, or be long
         return line if len(line) <= 1500 else f"{line[:1000]} ... {line[-400:]}"
 
 

@@ -42,7 +42,7 @@ def predict_run(run: Path, dataset: Dataset, out: Path) -> None:
     scores = _score_run(run, dataset)
     if scores is not None:
         scores.write(out)
-        output.print(f"{out}: {scores.dataset.num_rows:,} rows", highlight=False)
+        output.print(f"{out}: {scores.dataset.num_rows:,} rows")
 
 
 def load_trained(run: Path) -> tuple[RunConfig, Place]:

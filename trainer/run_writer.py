@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from torch.utils.tensorboard import SummaryWriter
 
 from cetnet import __version__
@@ -19,6 +18,7 @@ from cetnet.models.schema import Schema
 from cetnet.sharding.plan_table import plan_dict, plan_table
 from cetnet.sharding.planner import Plan
 from cetnet.trainer.config import RunConfig
+from cetnet.trainer.console import PlainConsole
 from cetnet.trainer.files import disk_errors, drop_lines_after, without_nonfinite, write_json
 from cetnet.trainer.run_folder import RESULT, TORCHRUN_JOB
 from cetnet.trainer.versions import installed_versions
@@ -48,8 +48,8 @@ class RunWriter:
                 aside.mkdir(parents=True, exist_ok=True)
                 save_yaml(aside / "config.yaml", config)
                 save_yaml(aside / "schema.yaml", schema)
-                with (aside / "plan.txt").open("w") as file:
-                    Console(file=file, width=140).print(plan_table(plan, world_size))
+                with (aside / "plan.txt").open("w", encoding="utf-8") as file:
+                    PlainConsole(file=file, width=140).print(plan_table(plan, world_size))
                 write_json(aside / "plan.json", plan_dict(plan, world_size))
                 write_json(aside / "environment.json", _environment(world_size))
                 for path in aside.iterdir():

@@ -100,7 +100,6 @@ def train_through(run: RestartedRun, faults: list[str], elastic: bool, total: in
             progress.console.print(
                 f"attempt {attempt.number} on {world_size}: from step {attempt.first}, "
                 f"{fault or 'finished'} at step {attempt.step()}",
-                highlight=False,
             )
 
 
@@ -156,7 +155,7 @@ def main(
     try:
         disturbed, total, verdicts = run_chaos(out, kinds, seed, nproc, elastic)
     except ChaosError as error:
-        output.print(f"FAILS: {error}", highlight=False, soft_wrap=True)
+        output.print(f"FAILS: {error}")
         raise typer.Exit(1) from None
     table = Table("fault", "times", title=f"{total} steps of {BATCH_SIZE} rows, seed {seed}")
     for fault in FAULTS:
@@ -170,10 +169,9 @@ def main(
     output.print(
         f"full disk: {disk}\n{disturbed.attempts} starts, {disturbed.trained - total} steps trained again, "
         f"{time.monotonic() - start:.0f} s",
-        highlight=False,
     )
     for what, holds, found in verdicts:
-        output.print(f"{'holds' if holds else 'FAILS'}: {what} ({found})", highlight=False)
+        output.print(f"{'holds' if holds else 'FAILS'}: {what} ({found})")
     if not all(verdict.holds for verdict in verdicts):
         raise typer.Exit(1)
 

@@ -65,7 +65,7 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     for name in dict.fromkeys(only or AXES):
         axis, start = AXES[name](), time.perf_counter()
-        console.print(f"{name}: {len(axis.points)} points", highlight=False)
+        console.print(f"{name}: {len(axis.points)} points")
         measured = result(axis, _measure(axis, rounds, device))
         results[name] = {
             **measured,
@@ -74,9 +74,9 @@ def main(
         }
         save(draw(name, axis, measured), out / name)
         _write(out, results)
-        console.print(f"{name}: done in {time.perf_counter() - start:.0f} s", highlight=False)
+        console.print(f"{name}: done in {time.perf_counter() - start:.0f} s")
         output.print(Markdown(markdown(axis, measured)))
-    output.print(f"{out}: growth.json, growth.md, and a figure of each axis, .svg and .png", highlight=False)
+    output.print(f"{out}: growth.json, growth.md, and a figure of each axis, .svg and .png")
 
 
 def _measure(axis: Axis, rounds: int, device: str) -> list[Timing | None]:
@@ -98,8 +98,8 @@ def _measure(axis: Axis, rounds: int, device: str) -> list[Timing | None]:
             said = "left out: too little memory is free"
             if timing:
                 said = f"{spread([1e3 * seconds for seconds in timing.seconds], '.1f')} ms a step"
-            console.print(f"  {name}: {said}", highlight=False)
-        console.print(f"  in {time.perf_counter() - start:.0f} s", highlight=False)
+            console.print(f"  {name}: {said}")
+        console.print(f"  in {time.perf_counter() - start:.0f} s")
     return timings
 
 

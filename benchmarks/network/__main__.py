@@ -98,7 +98,7 @@ def main(
             # After each bandwidth, so that a long run that is stopped has not been for nothing.
             write_results(results, title, about, out)
     output.print(table(results, title))
-    output.print(f"{out}: table.md, table.csv, plot.png, calibration-*.yaml", highlight=False)
+    output.print(f"{out}: table.md, table.csv, plot.png, calibration-*.yaml")
 
 
 def _measure(
@@ -113,11 +113,11 @@ def _measure(
     name = rate_name(mbit).replace(" ", "").replace("/", "p")
     logs = out / "logs" / name
     calibration = out / f"calibration-{name}.yaml"
-    console.print(f"{rate_name(mbit)}: calibrating", highlight=False)
+    console.print(f"{rate_name(mbit)}: calibrating")
     _cetnet(made, ["calibrate", "--out", str(calibration)], logs / "calibrate.log")
     cluster = yaml.safe_load(calibration.read_text())
     overrides = {f"{p}-{c}": _overrides({"*": PLANS[p]} if PLANS[p] else {}, c, cluster) for p, c in variants}
-    console.print(f"{rate_name(mbit)}: timing the embeddings alone", highlight=False)
+    console.print(f"{rate_name(mbit)}: timing the embeddings alone")
     jobs, answer = logs / "embeddings.json", logs / "embeddings-result.json"
     job = {
         "config": str(config),
@@ -158,7 +158,6 @@ def _measure(
         console.print(
             f"{rate_name(mbit)}, {p}, {c}: {result.step:.0f} ms a step; embeddings alone {result.embeddings:.0f} ms"
             f" (estimates: default {default:.1f} ms, calibrated {calibrated:.0f} ms)",
-            highlight=False,
         )
     return results
 

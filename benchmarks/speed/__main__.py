@@ -72,7 +72,7 @@ def main(
         "comparisons": {},
     }
     if ROOFLINE in chosen:
-        console.print("roofline", highlight=False)
+        console.print("roofline")
         results["roofline"] = roofline()
         write_results(out, results, every)
     if READER in chosen:
@@ -81,11 +81,11 @@ def main(
     failed = False
     for comparison in every:
         if comparison.name in chosen:
-            console.print(f"{comparison.name}: {comparison.about}", highlight=False)
+            console.print(f"{comparison.name}: {comparison.about}")
             try:
                 result = run(comparison, rounds, seconds, logs / comparison.name)
             except ContenderError as error:
-                console.print(f"  {error}", highlight=False)
+                console.print(f"  {error}")
                 result, failed = {"rates": {}, "missing": {comparison.name: str(error)}}, True
             finally:
                 shutil.rmtree(work, ignore_errors=True)
@@ -107,9 +107,7 @@ def run(comparison: Comparison, rounds: int, seconds: float, logs: Path) -> dict
     if any(c.name.startswith(FUXICTR) for c in contenders) and peers_python() is None:
         contenders = tuple(c for c in contenders if not c.name.startswith(FUXICTR))
         missing = {FUXICTR: "could not be installed"}
-    rates = measure(
-        contenders, rounds, seconds, logs, lambda text: console.print(f"  {text}", highlight=False)
-    )
+    rates = measure(contenders, rounds, seconds, logs, lambda text: console.print(f"  {text}"))
     return {"rates": rates, "missing": missing}
 
 

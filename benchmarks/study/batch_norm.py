@@ -73,7 +73,7 @@ def _print(run: Path, what: str, session: Session, test: Dataset, processes: Pro
     assert scores is not None
     metrics = scores.metrics()
     shown = ", ".join(f"{name} {metrics[f'{name}/fused']:.4f}" for name in ("ne", "auc", "calibration"))
-    output.print(f"{run}, {what}: {shown}", highlight=False, soft_wrap=True)
+    output.print(f"{run}, {what}: {shown}")
 
 
 if __name__ == "__main__":

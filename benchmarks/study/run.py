@@ -42,7 +42,7 @@ def run_study(path: Path, train: Train, *, console: Console | None = None) -> No
     for number, run in enumerate(runs, 1):
         label = f"run {number} of {len(runs)}: {run.variant}, seed {run.seed}"
         if run.finished:
-            console.print(f"{label}: finished before", highlight=False)
+            console.print(f"{label}: finished before")
             continue
         elapsed = timedelta(seconds=round(time.monotonic() - started))
         action = "resuming" if run.folder.exists() else "training"

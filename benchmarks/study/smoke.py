@@ -73,7 +73,6 @@ def smoke_study(path: Path, console: Console | None = None) -> None:
             for number, future in enumerate(as_completed(futures), 1):
                 console.print(
                     f"{number}/{len(runs)} {futures[future].variant}: {future.result():.1f} s",
-                    highlight=False,
                 )
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)

@@ -4,12 +4,12 @@ import io
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from cetnet.models.schema import Feature, Schema
 from cetnet.sharding.plan_table import human_bytes, plan_table
 from cetnet.sharding.planner import Plan
 from cetnet.trainer.config import RunConfig
+from cetnet.trainer.console import PlainConsole
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.session import build_model, count_parameters, plan_model
 from tests.processes import run_settings
@@ -70,7 +70,7 @@ def test_what_does_not_fit_is_one_line_that_says_so() -> None:
 def test_report_names_every_table_and_the_fullest_rank() -> None:
     result = plan()
     file = io.StringIO()
-    Console(width=140, file=file).print(plan_table(result, 64))
+    PlainConsole(width=140, file=file).print(plan_table(result, 64))
     text = file.getvalue()
     assert all(placement.table in text for placement in result.placements)
     assert human_bytes(max(result.bytes_per_rank(64))) in text

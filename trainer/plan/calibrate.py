@@ -108,15 +108,13 @@ def report(
     output.print(table)
     text = f"# `cetnet calibrate`, {title}, {datetime.now(UTC):%Y-%m-%d}; GB/s as the planner counts bytes\n"
     text += "".join(f"{key}: {value:g}\n" for key, value in cluster.model_dump(exclude_none=True).items())
-    output.print(text, highlight=False, soft_wrap=True)
+    output.print(text)
     if out is None:
         return
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(text)
     output.print(
         f'{out}: written; use it with `cetnet train FILE "sharding.cluster=$(cat {out})"`',
-        highlight=False,
-        soft_wrap=True,
     )
 
 
@@ -211,4 +209,4 @@ def _time(processes: Processes, call: Callable[[], object], seconds: float) -> f
 
 def _say(processes: Processes, what: str) -> None:
     if processes.is_main:
-        console.print(f"measuring {what} ...", highlight=False)
+        console.print(f"measuring {what} ...")

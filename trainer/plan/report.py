@@ -46,7 +46,7 @@ def plan_cluster(
         tried = []
         for remedy in remedies(config, schema, cluster, device, batch_per_gpu):
             if console.is_terminal:
-                console.print(f"tried: {remedy.what}", highlight=False, style="dim")
+                console.print(f"tried: {remedy.what}", style="dim")
             tried.append(remedy)
         output.print(remedy_table(tried))
         fits = [remedy.how for remedy in tried if remedy.estimate]
@@ -54,10 +54,10 @@ def plan_cluster(
             f"no sharding plan: the tables don't fit {cluster}; "
             + (f"what does: {'; '.join(fits)}" if fits else "nothing that was tried helps")
         ) from None
-    output.print(header(result), highlight=False, soft_wrap=True)
+    output.print(header(result))
     output.print(placement_table(result), memory_table(result), time_table(result), sep="\n")
     for warning in warnings(result):
-        output.print(warning, style="bold red", highlight=False, soft_wrap=True)
+        output.print(warning, style="bold red")
     if json:
         json.parent.mkdir(parents=True, exist_ok=True)
         write_json(json, plan_dict(result.plan, cluster.world_size) | {"estimate": estimate_json(result)})
@@ -75,7 +75,7 @@ def plan_sweep(
     results = []
     for name, cluster, result in sweep(config, schema, clusters, device, batch_per_gpu):
         outcome = f"{result.step_ms:.2f} ms a step" if result else "does not fit"
-        console.print(f"{name} on {cluster}: {outcome}", highlight=False, style="dim")
+        console.print(f"{name} on {cluster}: {outcome}", style="dim")
         results.append((name, cluster, result))
     if not any(result for _, _, result in results):
         raise UserError(f"no sharding plan on any of {clusters[0]} to {clusters[-1]}; add hosts")
@@ -85,7 +85,7 @@ def plan_sweep(
         others = (
             f" (other shapes that it refuses: {', '.join(list(refused)[:-1])})" if len(refused) > 1 else ""
         )
-        output.print(list(refused.values())[-1] + others, style="bold red", highlight=False, soft_wrap=True)
+        output.print(list(refused.values())[-1] + others, style="bold red")
     if json:
         rows = [
             {

@@ -97,7 +97,7 @@ def write_report(study: Study, command: str, runs: Sequence[Run], console: Conso
     )
     write_markdown(document, out)
     write_html(document, out)
-    console.print(f"report: {out / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"report: {out / 'report.html'}")
 
 
 def _table(rows: Sequence[Row], columns: Sequence[Column]) -> Table:

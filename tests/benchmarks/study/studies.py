@@ -5,9 +5,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from rich.console import Console
-
 from cetnet.benchmarks.study.run import run_study
+from cetnet.trainer.console import PlainConsole
 from tests.benchmarks.study import fake_trainer
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -19,7 +18,7 @@ Make = Callable[..., Path]
 def run(path: Path) -> str:
     """Run with the fake trainer; returns what a terminal of 100 columns shows."""
     shown = io.StringIO()
-    run_study(path, train=fake_trainer.train, console=Console(file=shown, width=100))
+    run_study(path, train=fake_trainer.train, console=PlainConsole(file=shown, width=100))
     return shown.getvalue()
 
 

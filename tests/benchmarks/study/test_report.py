@@ -11,10 +11,10 @@ from urllib.parse import unquote
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from rich.console import Console
 from sklearn.metrics import log_loss
 
 from cetnet.benchmarks.study.run import report_study
+from cetnet.trainer.console import PlainConsole
 from tests.benchmarks.study.fake_trainer import write_run
 
 EVIL = "<script>alert('x')</script>"
@@ -81,7 +81,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         environment.write_text(
             environment.read_text(encoding="utf-8").replace('"abc"', '"def"'), encoding="utf-8"
         )
-        report_study(Path("study.yaml"), console=Console(file=io.StringIO()))
+        report_study(Path("study.yaml"), console=PlainConsole(file=io.StringIO()))
     return here / "runs/small"
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import yaml
-from rich.console import Console
 
 from cetnet.benchmarks.study.smoke import smoke_study
+from cetnet.trainer.console import PlainConsole
 from cetnet.trainer.errors import UserError
 
 SCHEMA = {
@@ -53,7 +53,7 @@ def test_every_variant_is_trained_and_reported(tmp_path: Path, monkeypatch: pyte
     path = write_study(tmp_path)
     for _ in range(2):  # the second replaces the first
         shown = io.StringIO()
-        smoke_study(path, Console(file=shown, width=100))
+        smoke_study(path, PlainConsole(file=shown, width=100))
     assert "2/2 " in shown.getvalue()
     folder = Path("runs/smoke/small")
     report = (folder / "report.md").read_text()
@@ -75,4 +75,4 @@ def test_mistakes_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         smoke_study(write_study(tmp_path, schema=None))
     variants = {"single": {}, "bad": {"model.fusion.mode": "sum"}}
     with pytest.raises(UserError, match=r"bad: .*base\.yaml: model\.fusion\.mode"):
-        smoke_study(write_study(tmp_path, variants=variants, paper=None), Console(file=io.StringIO()))
+        smoke_study(write_study(tmp_path, variants=variants, paper=None), PlainConsole(file=io.StringIO()))

@@ -13,7 +13,6 @@ import torch.distributed.checkpoint as dcp
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.console import Console
 from torch.distributed.checkpoint import FileSystemReader
 
 from cetnet.benchmarks.study.definition import Run, Study, runs_of
@@ -29,6 +28,7 @@ from cetnet.benchmarks.study.report.spectra import (
 from cetnet.benchmarks.study.run import report_study
 from cetnet.trainer.checkpoint.checkpoints import Checkpoints
 from cetnet.trainer.config import RunConfig
+from cetnet.trainer.console import PlainConsole
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.processes.distributed import Processes, process_group
 from cetnet.trainer.session import build_session
@@ -215,7 +215,7 @@ def test_report_has_the_tables(checkpoint: Path, tmp_path: Path, monkeypatch: py
         write_run(run.folder, seed=1, skill=0.5, components=["solo"], truth=False, data_seed=0)
         shutil.copytree(checkpoint, run.folder / "checkpoints" / checkpoint.name)
         spectra = read_spectra(run)
-    report_study(Path("study.yaml"), console=Console(file=io.StringIO()))
+    report_study(Path("study.yaml"), console=PlainConsole(file=io.StringIO()))
     report = Path("runs/small/report.md").read_text(encoding="utf-8")
     assert spectra
     tables = wide_enough([spectra])

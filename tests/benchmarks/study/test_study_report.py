@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rich.console import Console
 from scipy import stats
 
 from cetnet.benchmarks.study.definition import Study
 from cetnet.benchmarks.study.run import report_study
+from cetnet.trainer.console import PlainConsole
 from cetnet.trainer.errors import UserError
 from tests.benchmarks.study.studies import PNG, Make, calls, run
 
@@ -22,7 +22,7 @@ def test_variants_that_are_finished_before_their_baseline_have_no_gains(make: Ma
     run(path)
     Path("runs/small/single/seed1/result.json").unlink()
     shown = io.StringIO()
-    report_study(path, console=Console(file=shown, width=100))
+    report_study(path, console=PlainConsole(file=shown, width=100))
     report = Path("runs/small/report.md").read_text(encoding="utf-8")
     assert "1 of 2 runs are not finished: single (seed 1)." in report
     assert re.search(r"\| pair \| \d\.", report)
@@ -37,7 +37,7 @@ def test_report_is_rebuilt_without_training(make: Make) -> None:
     first = report.read_text(encoding="utf-8")
     report.unlink()
     shown = io.StringIO()
-    report_study(path, console=Console(file=shown, width=100))
+    report_study(path, console=PlainConsole(file=shown, width=100))
     assert report.read_text(encoding="utf-8") == first
     assert calls() == []
     assert "±" not in first.replace("mean ± standard", "")  # one seed has no deviation
@@ -53,12 +53,12 @@ def test_report_of_runs_with_sparse_or_repeated_records(make: Make) -> None:
         "".join(json.dumps(record) + "\n" for record in (first, first, first | {"rows": 9} | unknown)),
         encoding="utf-8",
     )
-    report_study(path, console=Console(file=io.StringIO()))
+    report_study(path, console=PlainConsole(file=io.StringIO()))
     log.write_text("", encoding="utf-8")  # a run shorter than training.log_every
-    report_study(path, console=Console(file=io.StringIO()))
+    report_study(path, console=PlainConsole(file=io.StringIO()))
     log.write_text('{"kind": "tr', encoding="utf-8")
     with pytest.raises(UserError, match=r"pair/seed1/metrics\.jsonl: cannot be read"):
-        report_study(path, console=Console(file=io.StringIO()))
+        report_study(path, console=PlainConsole(file=io.StringIO()))
 
 
 def test_bayes_optimum_is_the_best_row_where_the_truth_is_known(make: Make) -> None:
@@ -179,7 +179,7 @@ def test_metrics_that_nobody_knows_have_no_column(make: Make) -> None:
     for result in Path("runs/small").glob("*/seed1/result.json"):
         result.write_text(re.sub(r'"gauc/\w+": [0-9.]+', '"gauc/none": null', result.read_text()))
     shown = io.StringIO()
-    report_study(path, console=Console(file=shown, width=100))
+    report_study(path, console=PlainConsole(file=shown, width=100))
     assert "| AUC | LogLoss |" in Path("runs/small/report.md").read_text(encoding="utf-8")
 
 

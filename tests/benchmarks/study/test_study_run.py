@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from rich.console import Console
 
 from cetnet.benchmarks.study.definition import Study, runs_of
 from cetnet.benchmarks.study.run import report_study
+from cetnet.trainer.console import PlainConsole
 from cetnet.trainer.errors import UserError
 from tests.benchmarks.study.studies import PNG, Make, calls, run
 
@@ -105,7 +105,7 @@ def test_a_failing_run_is_named(make: Make) -> None:
         run(path)
     assert len(calls()) == 2
     # Half of a study has half of a report.
-    report_study(path, console=Console(file=io.StringIO()))
+    report_study(path, console=PlainConsole(file=io.StringIO()))
     report = Path("runs/small/report.md").read_text(encoding="utf-8")
     assert "3 of 4 runs are not finished: bad (seed 1, 2), single (seed 2)." in report
     assert re.search(r"\| single \| \d\.", report)

@@ -17,7 +17,6 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -30,6 +29,7 @@ from rich.progress import (
 from rich.text import Text
 
 from cetnet.models.schema import Feature, Schema
+from cetnet.trainer.console import console
 from cetnet.trainer.data.hashing import mix64
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.files import lock_held
@@ -289,9 +289,8 @@ class _Rate(ProgressColumn):
 
 def progress_bar() -> Progress:
     """A progress bar on stderr; nothing at all where stderr is not a terminal."""
-    console = Console(stderr=True)
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         _Rate(),

@@ -2,7 +2,6 @@
 
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table as RichTable
 
@@ -17,7 +16,7 @@ def print_table(table: Table, title: str, console: Console, *, give_way: tuple[s
         columns = [column for column in table.columns if column.heading not in give_way]
         table = Table(table.heading, table.names, columns)
     shown = RichTable(
-        title=escape(title), title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True, show_edge=False
+        title=title, title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True, show_edge=False
     )
     shown.add_column(table.heading, overflow="fold", min_width=14)
     for column in table.columns:
