@@ -151,13 +151,23 @@ class Members(nn.ModuleDict):
 
     Attributes:
         on_inputs: if set, what the inputs of all components go through, before the first of them computes.
+
+    Raises:
+        ValueError: a component has the name of an attribute.
     """
 
     on_inputs: Callable[[list[Inputs]], list[Inputs]] | None = None
 
     def __init__(self, members: dict[str, "Member"], sources: dict[str, list[str]]) -> None:
-        super().__init__(members)
+        super().__init__()
         self._sources = sources
+        for name in members:
+            if hasattr(self, name):
+                raise ValueError(
+                    f"{name!r} can't be a component's name, since PyTorch's modules have an attribute "
+                    "of that name; rename it"
+                )
+        self.update(members)
 
     def forward(self, looked_up: dict[str, list], sparse: KeyedJaggedTensor, dense: Tensor) -> list[Output]:
         """Outputs of the sets of tables, the ids looked up, dense `[B, m]` -> the components' outputs."""

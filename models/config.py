@@ -10,18 +10,17 @@ from pydantic import (
     SerializeAsAny,
     ValidationInfo,
     ValidatorFunctionWrapHandler,
+    WrapValidator,
     field_validator,
     model_validator,
 )
 
 from cetnet.models.component_config import ComponentConfig, check_sizes
+from cetnet.models.names import ComponentName, component_name
 from cetnet.models.registry import component_class, component_path
 from cetnet.models.strict import Strict
 
 FusionMode = Literal["confidence_concat", "confidence_sum", "gate_concat", "gate_sum", "concat", "mean"]
-
-# Other columns of a predictions file, and names of tables that no component owns.
-_TAKEN = ("fused", "row", "label", "weight", "group", "true_probability", "shared", "pretrained")
 
 _MOST_COPIES = 1000
 
@@ -99,6 +98,21 @@ Collaboration = Annotated[
 ]
 
 
+def _of_kind(settings: Any, handler: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
+    """The settings of one component, checked by the class that its kind names."""
+    if not isinstance(settings, dict):
+        return handler(settings)
+    if "kind" not in settings:
+        raise ValueError("no kind is given, which says what model it is")
+    component_path(settings["kind"])
+    if not (info.context or {}).get("components", True):
+        return settings
+    return handler(component_class(settings["kind"]).Config.model_validate(settings))
+
+
+_Component = Annotated[SerializeAsAny[ComponentConfig], WrapValidator(_of_kind)]
+
+
 class CETNetConfig(Strict):
     """An ensemble; with one component it is that single model, with neither fusion nor collaboration.
 
@@ -106,7 +120,7 @@ class CETNetConfig(Strict):
     `{"components": False}` they stay mappings, whose names and kinds alone are checked.
     """
 
-    components: dict[str, SerializeAsAny[ComponentConfig]] = Field(
+    components: dict[ComponentName, _Component] = Field(
         min_length=1,
         description="Components by the names that tables and metrics carry; each has a `kind`. `copies: k` "
         "makes k of one, called <name>_1 to <name>_k.",
@@ -122,24 +136,15 @@ class CETNetConfig(Strict):
 
     @field_validator("components", mode="wrap")
     @classmethod
-    def _by_kind(cls, value: Any, handler: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
+    def _copied(cls, value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
         if not isinstance(value, dict):
             return handler(value)
-        resolve = (info.context or {}).get("components", True)
-        configs = {}
-        for name, settings in _with_copies(value).items():
-            if not str(name).isidentifier() or "__" in name or name in _TAKEN:
-                raise ValueError(
-                    f"component name {name!r} must be an identifier without '__' and none of {', '.join(_TAKEN)}"
-                )
-            if isinstance(settings, dict):
-                if "kind" not in settings:
-                    raise ValueError(f"component {name!r} has no kind")
-                component_path(settings["kind"])
-                if resolve:
-                    settings = component_class(settings["kind"]).Config.model_validate(settings)
-            configs[name] = settings
-        return handler(configs) if resolve or not configs else configs
+        copies = {
+            name: settings.get("copies") for name, settings in value.items() if isinstance(settings, dict)
+        }
+        # With the names and keys as they are written, which errors tell.
+        configs = handler({name: _without_copies(settings) for name, settings in value.items()})
+        return _with_copies(configs, copies)
 
     @field_validator("collaboration", mode="before")
     @classmethod
@@ -172,20 +177,25 @@ class CETNetConfig(Strict):
         return ["fused", *(self.components if len(self.components) > 1 and self.component_weight else [])]
 
 
-def _with_copies(components: dict[str, Any]) -> dict[str, Any]:
+def _without_copies(settings: Any) -> Any:
+    if not isinstance(settings, dict):
+        return settings
+    return {key: value for key, value in settings.items() if key != "copies"}
+
+
+def _with_copies(components: dict[str, Any], copies: dict[str, Any]) -> dict[str, Any]:
     expanded: dict[str, Any] = {}
     for name, settings in components.items():
-        copies = settings.get("copies") if isinstance(settings, dict) else None
-        if copies is None:
+        count = copies.get(name)
+        if count is None:
             named = {name: settings}
-        elif isinstance(copies, int) and 0 < copies <= _MOST_COPIES:
-            single = {key: value for key, value in settings.items() if key != "copies"}
-            named = {f"{name}_{i}": single for i in range(1, copies + 1)}
+        elif isinstance(count, int) and 0 < count <= _MOST_COPIES:
+            named = {component_name(f"{name}_{i}"): settings for i in range(1, count + 1)}
         else:
             raise ValueError(
-                f"component {name!r}: copies must be a number from 1 to {_MOST_COPIES}, not {copies!r}"
+                f"component {name!r}: copies must be a number from 1 to {_MOST_COPIES}, not {count!r}"
             )
         if taken := set(named) & set(expanded):
-            raise ValueError(f"component {min(taken)!r} is there twice, once as a copy")
+            raise ValueError(f"component {min(taken)!r} is there twice, once as a copy; rename one")
         expanded |= named
     return expanded

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -254,7 +254,7 @@ class InputAssembly(nn.Module):
         self._tokens = [(f.name, index[f.name]) for f in tokens + ([] if cls.reads_sequences else histories)]
         self.projections = nn.ModuleDict(
             {
-                f.name: linear(schema.pretrained[f.table], config.embedding_dim, bias=False)
+                _module_key(f.name): linear(schema.pretrained[f.table], config.embedding_dim, bias=False)
                 for f in schema.id_features
                 if f.table in schema.pretrained
             }
@@ -295,7 +295,8 @@ class InputAssembly(nn.Module):
         )
 
     def _project(self, name: str, vectors: Tensor) -> Tensor:
-        return self.projections[name](vectors) if name in self.projections else vectors
+        key = _module_key(name)
+        return self.projections[key](vectors) if key in self.projections else vectors
 
     def _sum(self, name: str, index: int, looked_up: Any) -> Tensor:
         """The sum of each row's embeddings, `[B, size]`."""
@@ -309,6 +310,12 @@ class InputAssembly(nn.Module):
 
     def _mean(self, name: str, total: Tensor, counts: dict[str, Tensor]) -> Tensor:
         return total if name in self._single else total / counts[name].clamp(min=1).unsqueeze(1)
+
+
+@cache
+def _module_key(feature: str) -> str:
+    """A feature's key in a ModuleDict, which takes none of its own attributes (`keys`, `type`) for one."""
+    return f"{feature}:" if hasattr(nn.ModuleDict(), feature) else feature
 
 
 def initial_rows(table: str, start: int, stop: int, dim: int, std: float, seed: int) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from cetnet.models.names import FeatureName, TableName
 from cetnet.models.strict import Strict
 
 _MANAGED_IDS = 2**62  # so many that two ids of a table hardly ever collide
@@ -24,9 +25,9 @@ class Feature(Strict):
     | dense        | float              | the number                                                 |
     """
 
-    name: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="Column name in the Parquet files.")
+    name: FeatureName = Field(description="Column name in the Parquet files.")
     kind: FeatureKind
-    table: str | None = Field(
+    table: TableName | None = Field(
         None, description="Embedding table the ids look up; features may share one. Default: the name."
     )
     max_length: int | None = Field(
@@ -69,7 +70,7 @@ class Schema(Strict):
     true_probability: str | None = Field(
         None, description="Float column, synthetic data only: the probability the label was drawn from."
     )
-    tables: dict[str, Annotated[int, Field(le=1 << 40)]] = Field(
+    tables: dict[TableName, Annotated[int, Field(le=1 << 40)]] = Field(
         description="Number of rows (num_embeddings) of each table."
     )
     pretrained: dict[str, Annotated[int, Field(gt=0, le=1 << 20)]] = Field(
@@ -94,6 +95,7 @@ class Schema(Strict):
         names = [feature.name for feature in self.features]
         if duplicates := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"features named twice: {', '.join(duplicates)}")
+        self._check_roles(names)
         for feature in self.features:
             if feature.table is not None and feature.table not in self.tables:
                 raise ValueError(f"feature {feature.name!r} reads table {feature.table!r}, not in tables")
@@ -118,7 +120,27 @@ class Schema(Strict):
                 )
         if unread := sorted(set(self.tables) - {feature.table for feature in self.features}):
             raise ValueError(f"tables that no feature reads: {', '.join(unread)}")
+        for feature in self.id_features:
+            if f"{feature.name}__extra" in self.tables:
+                raise ValueError(
+                    f"table '{feature.name}__extra' has the name of a table that components may make for feature "
+                    f"{feature.name!r}; rename it"
+                )
         return self
+
+    def _check_roles(self, features: list[str]) -> None:
+        """No column means two things, but that group and timestamp may be one, and features, too."""
+        meanings: dict[str, list[str]] = {}
+        for role in ("label", "weight", "true_probability", "group", "timestamp"):
+            if (column := getattr(self, role)) is not None:
+                meanings.setdefault(column, []).append(role)
+        for column, roles in meanings.items():
+            others = roles[1:] + ["a feature"] * (column in features)
+            if others and roles[0] in ("label", "weight", "true_probability"):
+                raise ValueError(
+                    f"column {column!r} is both {roles[0]} and {others[0]}; a column means one thing: name another "
+                    "column, or leave one of the two out"
+                )
 
     def of_kind(self, *kinds: FeatureKind) -> list[Feature]:
         """Features of these kinds, in the schema's order."""

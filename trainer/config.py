@@ -7,6 +7,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from cetnet.models.config import CETNetConfig
+from cetnet.models.names import SplitName
 from cetnet.models.rules import indivisible
 from cetnet.models.strict import Strict
 from cetnet.sharding.config import ShardingConfig
@@ -16,7 +17,6 @@ from cetnet.trainer.strict_yaml import read_strict_yaml
 from cetnet.trainer.yaml_files import checked, read_yaml
 
 LearningRate = Annotated[float, Field(gt=0, le=1e6)]
-Split = Annotated[str, Field(pattern=r"^[^/]+$", max_length=50)]
 
 
 class DataConfig(Strict):
@@ -25,7 +25,7 @@ class DataConfig(Strict):
     path: UsablePath = Field(
         description="A prepared dataset: a directory with schema.yaml and a directory per split."
     )
-    split: Split = Field("train", description="Split that is trained on.")
+    split: SplitName = Field("train", description="Split that is trained on.")
     batch_size: int = Field(
         4096, gt=0, le=1 << 24, description="Rows per step over all processes (global batch size)."
     )
@@ -150,8 +150,10 @@ class EarlyStoppingConfig(Strict):
 class EvaluationConfig(Strict):
     """Held-out splits."""
 
-    splits: tuple[Split, ...] = Field(("validation", "test"), description="Scored when training has ended.")
-    validation: Split = Field("validation", description="Split scored during training.")
+    splits: tuple[SplitName, ...] = Field(
+        ("validation", "test"), description="Scored when training has ended."
+    )
+    validation: SplitName = Field("validation", description="Split scored during training.")
     every_steps: int | None = Field(None, gt=0, description="Steps between evaluations during training.")
     every_epoch: bool = Field(False, description="Evaluate at the end of each epoch.")
     batch_size: int | None = Field(

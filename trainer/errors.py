@@ -2,6 +2,7 @@
 
 import re
 import reprlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -33,16 +34,54 @@ class DoesNotFit(UserError):
     """The planner finds no place for the tables; `cetnet plan` looks for remedies then."""
 
 
-def validation_message(error: "ValidationError") -> str:
-    """First problem of a pydantic error, as one line: the key, what is wrong and, for a typo, what exists."""
-    problem = error.errors()[0]
-    key = ".".join(map(str, problem["loc"])) or "the file"
-    message = problem["msg"].removeprefix("Value error, ").replace("\n", "; ")
-    if problem["type"] == "extra_forbidden":
-        message = "unknown key; see `cetnet config` for all keys"
-    elif problem["type"] == "missing":
+def validation_message(error: "ValidationError", content: object = None) -> str:
+    """First problem of a pydantic error, as one line: the key, what is wrong and, for a typo, what exists.
+
+    `content` is what was validated, in which the key is looked up to be named as it is written there.
+    """
+    problems = error.errors()
+    # A list all of whose values are wrong is too short as well.
+    problems = [p for p in problems if p["type"] != "too_short" or not p["input"]] or problems
+    problem = problems[0]
+    kind, message = problem["type"], problem["msg"].removeprefix("Value error, ").replace("\n", "; ")
+    context = problem.get("ctx", {})
+    location = list(problem["loc"])
+    if kind == "unknown_key":
+        location.append(context["key"])
+        message = f"unknown key; {context['help']}"
+    elif kind == "extra_forbidden":
+        message = "unknown key"
+    elif kind == "missing":
         message = "is missing"
-    elif not isinstance(problem["input"], dict):
+    elif kind == "union_tag_invalid":
+        key = context["discriminator"].strip("'")
+        message = f"{key} {context['tag']!r} is none of {context['expected_tags']}"
+    elif kind in ("model_type", "dict_type"):
+        message = f"a mapping of keys to values is expected (got {reprlib.repr(problem['input'])})"
+    elif kind == "path_type":
+        message = f"a path is expected (got {reprlib.repr(problem['input'])})"
+    elif not isinstance(problem["input"], dict) and repr(problem["input"]) not in message:
         message += f" (got {reprlib.repr(problem['input'])})"
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return f"{key}: {message}{more}"
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    key = _key(location, content, kind in ("missing", "unknown_key", "extra_forbidden"))
+    return f"{key}{': ' * bool(key)}{message}{more}"
+
+
+def _key(location: Sequence[str | int], content: object, absent: bool) -> str:
+    """Where a value stands in content, such as `features[2].kind (of item_id)`.
+
+    Parts that aren't in it are pydantic's own, but the last if it is what is `absent`.
+    """
+    key, name, unknown = "", "", content is None
+    for position, part in enumerate(location, 1):
+        if isinstance(part, int):
+            key += f"[{part}]"
+            content = content[part] if isinstance(content, list) and part < len(content) else None
+            named = content.get("name") if isinstance(content, dict) else None
+            name = f" (of {named})" if isinstance(named, str) and location[position:] != ["name"] else ""
+            continue
+        held = isinstance(content, dict) and part in content
+        if unknown or held or (absent and position == len(location)):
+            key += f".{part}"
+            content = content[part] if isinstance(content, dict) and held else None
+    return key.removeprefix(".") + name

@@ -6,18 +6,16 @@ import sys
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
 from pydantic import Field, model_validator
 
+from cetnet.models.names import SplitName, VariantName
 from cetnet.models.strict import Strict
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.files import UsablePath, write_json
 from cetnet.trainer.yaml_files import checked, read_yaml
-
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$", max_length=100)]
-"""A name that is a folder too."""
 
 
 class Numbers(Strict):
@@ -51,7 +49,7 @@ class MoreSeeds(Strict):
 class Study(Strict):
     """A study file: what to train, and what to compare it with."""
 
-    name: Name
+    name: VariantName
     title: str | None = Field(None, description="Heading of the report. Default: the name.")
     description: str = Field("", description="Markdown under the heading.")
     base: UsablePath = Field(
@@ -69,7 +67,7 @@ class Study(Strict):
     nproc: int = Field(gt=0, le=1024, description="Processes of each run.")
     seeds: tuple[int, ...] = Field(min_length=1, description="Of every variant.")
     more_seeds: MoreSeeds | None = Field(None, description="Further seeds of some variants.")
-    split: str = Field("test", description="The split that the table reports.")
+    split: SplitName = Field("test", description="The split that the table reports.")
     baseline: str | tuple[str, ...] = Field(
         description="The variant that gains are over. Several: each is the baseline of the variants from it to "
         "the next."
@@ -90,7 +88,7 @@ class Study(Strict):
     common: dict[str, Any] = Field(
         {}, description="Dotted configuration keys, and their values, that all variants change."
     )
-    variants: dict[Name, dict[str, Any]] = Field(
+    variants: dict[VariantName, dict[str, Any]] = Field(
         min_length=1,
         description="Dotted configuration keys of each variant and their values; or a YAML file with that, "
         "relative to the study file.",

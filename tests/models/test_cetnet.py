@@ -72,12 +72,32 @@ def test_copies_are_components_with_tables_of_their_own() -> None:
     [
         ({"net": {**DHEN, "copies": 0}}, "copies must be a number from 1 to 1000, not 0"),
         ({"net": {**DHEN, "copies": 2}, "net_1": DHEN}, "'net_1' is there twice"),
-        ({"shared": DHEN}, "must be an identifier"),
+        ({"shared": DHEN}, "'shared' can't be a component's name, since"),
+        *[
+            ({name: DHEN}, "can't be a component's name, which has letters")
+            for name in ("", "a b", "a.b", "a__b", "a_", "1a", "a/b", "..", "a\nb", "[red]", "😀", "a" * 101)
+        ],
     ],
 )
 def test_component_names_that_are_refused(components: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         CETNetConfig.model_validate({"components": components})
+
+
+ATTRIBUTES = ["keys", "values", "pop", "clear", "forward", "training", "type", "T_destination", "on_inputs"]
+
+
+@pytest.mark.parametrize("name", ATTRIBUTES)
+def test_a_component_called_as_an_attribute_of_modules_is_refused_in_words(name: str) -> None:
+    with pytest.raises(ValueError, match=f"^'{name}' can't be a component's name, since .* rename it"):
+        build(components={name: DHEN, "other": DHEN})
+
+
+@pytest.mark.parametrize(
+    "name", ["weight_of", "self", "é", "数", "_a", "a_1", "kind", "fused_x", "ne", "window"]
+)
+def test_any_other_name_does(name: str) -> None:
+    assert build(components={name: DHEN, "other": DHEN}).outputs == ["fused", name, "other"]
 
 
 def test_shared_tables_are_one_set_that_every_component_reads_in_its_own_way() -> None:

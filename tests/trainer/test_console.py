@@ -19,7 +19,19 @@ def shown(*objects: object, method: str = "print") -> str:
     return file.read()
 
 
-NAMES = ["run[lr=0.1]", "run[/b]", "[red]x", ":smile:", "{task}", "50%", "a|b`c`", r"\[x]", "$x$", "x" * 300, "é ✓"]
+NAMES = [
+    "run[lr=0.1]",
+    "run[/b]",
+    "[red]x",
+    ":smile:",
+    "{task}",
+    "50%",
+    "a|b`c`",
+    r"\[x]",
+    "$x$",
+    "x" * 300,
+    "é ✓",
+]
 
 
 def test_a_text_is_printed_as_it_is() -> None:

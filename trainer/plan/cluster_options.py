@@ -24,11 +24,7 @@ def read_cluster(text: str) -> Cluster:
             )
         return parse_description(read_yaml(path))
     except ValidationError as error:
-        message = validation_message(error).replace(
-            "see `cetnet config` for all keys",
-            "keys: nodes, gpus_per_node, gpu, fp32_tflops, bf16_tflops and those of sharding.cluster",
-        )
-        raise UserError(f"{text}: {message}") from None
+        raise UserError(f"{text}: {validation_message(error)}") from None
     except UserError:
         raise
     except ValueError as error:

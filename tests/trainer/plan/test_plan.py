@@ -304,7 +304,7 @@ def test_what_does_not_fit_is_answered_with_what_does(cetnet: Callable[..., tupl
         (["--cluster=64"], ["'64'", "64x8:h100"]),
         (["--cluster=nowhere.yaml"], ["nowhere.yaml", "no such file"]),
         (["--cluster=list.yaml"], ["list.yaml", "mapping"]),
-        (["--cluster=typo.yaml"], ["typo.yaml", "hbm_bg", "keys:", "gpus_per_node"]),
+        (["--cluster=typo.yaml"], ["typo.yaml", "hbm_bg", "did you mean hbm_gb?"]),
         (["--cluster=short.yaml"], ["short.yaml", "gpus_per_node", "missing"]),
         (["--sweep=1x8-4x8"], ["1x8-4x8", "1x8..128x8"]),
         (["--sweep=1x8..4x8:gtx"], ["gtx", "known"]),

@@ -1,5 +1,6 @@
 """What the raw columns of a dataset are (`RawSchema`, a YAML file), and how their values are read and checked."""
 
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import polars as pl
 from pydantic import Field, model_validator
 
+from cetnet.models.names import FeatureName, TableName
 from cetnet.models.schema import Feature, FeatureKind, Schema
 from cetnet.models.strict import Strict
 from cetnet.trainer.data.hashing import hash_text
@@ -19,9 +21,11 @@ from cetnet.trainer.yaml_files import read_model
 class RawFeature(Strict):
     """One raw column: a feature as in `cetnet.models.schema`, whose ids may still be any values."""
 
-    name: str = Field(description="Column name in the raw files, and in the prepared ones.")
+    name: FeatureName = Field(description="Column name in the raw files, and in the prepared ones.")
     kind: FeatureKind
-    table: str | None = Field(None, description="Table, and vocabulary, of the values. Default: the name.")
+    table: TableName | None = Field(
+        None, description="Table, and vocabulary, of the values. Default: the name."
+    )
     max_length: int | None = Field(None, description="Sequences only: how many values are kept.")
     keep: Literal["recent", "oldest"] = Field("recent", description="Which of them; lists are oldest first.")
     behavior: str | None = Field(None, description="Sequences only: as in `schema.yaml`.")
@@ -63,7 +67,7 @@ class RawSchema(Strict):
     group: str | None = Field(None, description="Any values; they become integers.")
     timestamp: str | None = Field(None, description="Integer seconds, or dates and times in Parquet.")
     weight: str | None = None
-    tables: dict[str, int | None] = Field(
+    tables: dict[TableName, int | None] = Field(
         {}, description="Rows of tables whose values are ids already; null or left out: build a vocabulary."
     )
     pretrained: dict[str, Path] = Field(
@@ -99,8 +103,6 @@ class RawSchema(Strict):
                 raise ValueError(
                     f"pretrained {table!r}: no feature has values of this table, or rows or min_count are given too"
                 )
-        if clash := {feature.name for feature in self.features} & {self.label, self.weight}:
-            raise ValueError(f"{clash.pop()!r} is both a feature and the label or the weight")
         assert self.draft  # its own checks
         return self
 
@@ -127,14 +129,20 @@ class RawSchema(Strict):
     def prepared(self, rows: Mapping[str, int], vector_sizes: Mapping[str, int] | None = None) -> Schema:
         """The schema of the prepared files, given the rows of the tables without given ones, and vectors' sizes.
 
-        A group or timestamp that is also a feature becomes a column of its own, `<name>_group` or
-        `<name>_timestamp`, because the feature's column holds ids.
+        A group or timestamp that is also a feature, or each other, becomes a column of its own, `<name>_group` or
+        `<name>_timestamp`, because the feature's column holds ids; where that name is taken, `<name>_group_2`, ...
         """
-        names = {feature.name for feature in self.features}
+        features = {feature.name for feature in self.features}
+        taken = features | {self.label, self.weight, self.group, self.timestamp}
+        group, timestamp = self.group, self.timestamp
+        if group is not None and group in features | {timestamp}:
+            group = _free(f"{group}_group", taken)
+        if timestamp is not None and timestamp in features:
+            timestamp = _free(f"{timestamp}_timestamp", taken | {group})
         return Schema(
             label=self.label,
-            group=f"{self.group}_group" if self.group in names else self.group,
-            timestamp=f"{self.timestamp}_timestamp" if self.timestamp in names else self.timestamp,
+            group=group,
+            timestamp=timestamp,
             weight=self.weight,
             tables={name: size for name, size in self.tables.items() if size is not None}
             | {_table(f): f.hash for f in self.features if f.hash is not None}
@@ -156,6 +164,12 @@ class RawSchema(Strict):
 
 def _table(feature: RawFeature) -> str:
     return feature.table or feature.name
+
+
+def _free(name: str, taken: set[str | None]) -> str:
+    """The name, with a number if it is taken."""
+    numbered = (f"{name}_{i}" for i in itertools.count(2))
+    return next(free for free in itertools.chain([name], numbered) if free not in taken)
 
 
 @dataclass(frozen=True)
