@@ -14,7 +14,7 @@ from cetnet.sharding.config import ShardingConfig
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.files import UsablePath, UsablePlace
 from cetnet.trainer.strict_yaml import read_strict_yaml
-from cetnet.trainer.yaml_files import checked, read_yaml
+from cetnet.trainer.yaml_files import checked, read_yaml, yaml_problem
 
 LearningRate = Annotated[float, Field(gt=0, le=1e6)]
 
@@ -246,5 +246,4 @@ def _override(settings: dict[str, Any], override: str) -> None:
     try:
         settings[last] = read_strict_yaml(value)
     except yaml.YAMLError as error:
-        why = " ".join(str(error).split())
-        raise UserError(f"override {override!r}: the value is not YAML: {why}") from error
+        raise UserError(f"override {override!r}: the value is not YAML: {yaml_problem(error)}") from error

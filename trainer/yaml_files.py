@@ -1,5 +1,6 @@
 """YAML files of a person's hand: read into a checked model, or one line that says what is wrong."""
 
+import codecs
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,17 +13,41 @@ from cetnet.trainer.strict_yaml import read_strict_yaml
 Model = TypeVar("Model", bound=BaseModel)
 
 
+_MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+}  # first, since one begins like UTF-16's
+_MARKS |= {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file that holds a mapping; raises UserError otherwise."""
+    """A YAML file that holds a mapping, in UTF-8 or as its byte order mark says; raises UserError otherwise."""
     try:
-        content = read_strict_yaml(path.read_text(encoding="utf-8"))
+        content = read_strict_yaml(_decoded(path.read_bytes()))
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: cannot be read as YAML: {yaml_problem(error)}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: a mapping of keys to values is expected at the top")
     return content
+
+
+def _decoded(content: bytes) -> str:
+    encoding = next((name for mark, name in _MARKS.items() if content.startswith(mark)), "utf-8")
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError as error:
+        line, byte = error.object[: error.start].count(b"\n") + 1, error.object[error.start]
+        name = encoding.upper().removesuffix("-SIG")
+        raise ValueError(f"line {line}: byte 0x{byte:02x} is not {name}; save the file in UTF-8") from None
+
+
+def yaml_problem(error: Exception) -> str:
+    """What PyYAML says, on one line."""
+    return " ".join(str(error).replace('in "<unicode string>", ', "at ").split())
 
 
 def read_model(path: Path, model: type[Model]) -> Model:

@@ -250,6 +250,26 @@ def test_pretrained_vectors_are_projected_after_pooling_and_never_trained(compon
         assert not seen["inputs"].tokens[1, 3].any()
 
 
+def test_features_may_be_called_as_attributes_of_modules() -> None:
+    names = {"user": "forward", "item": "keys", "tags": "type", "history": "pop", "price": "training"}
+    losses = []
+    for renamed in ({name: name for name in names}, names):
+        features = [
+            f.model_copy(update={"name": renamed[f.name], "table": f.table and "vector"})
+            for f in SCHEMA.features
+        ]
+        schema = Schema(
+            label="label", tables={"vector": 9}, pretrained={"vector": 3}, features=tuple(features)
+        )
+        model = build(schema, components={"net": INTERFORMER})
+        for parameter in model.parameters():
+            parameter.data.fill_(0.01)
+        ids = batch().sparse
+        sparse = KeyedJaggedTensor([renamed[key] for key in IDS], ids.values(), lengths=ids.lengths())
+        losses.append(model(batch()._replace(sparse=sparse))[0])
+    assert losses[0] == losses[1]
+
+
 def test_histories_are_padded_to_the_longest_of_the_batch() -> None:
     model = build(components={"net": INTERFORMER})
     seen = {}
