@@ -264,7 +264,7 @@ def _write(text: str, out: Path | None) -> None:
         typer.echo(text, nl=False)
         return
     try:
-        out.write_text(text)
+        out.write_text(text, encoding="utf-8", errors="surrogateescape")  # a path in it may be any bytes
     except OSError as error:
         raise UserError(f"{out}: cannot be written: {error.strerror}") from None
     typer.echo(f"{out}: written", err=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from cetnet.trainer.errors import UserError
+from cetnet.trainer.errors import UserError, printable
 
 WORKDIR = PurePosixPath("/app")
 """Where `launch/Dockerfile` puts the project: relative paths of a job in a container start here."""
@@ -110,7 +110,7 @@ def slurm_script(
     )
     lines = [
         "#!/bin/bash",
-        *([f"# {_one_line(job.command)}"] if job.command else []),
+        *_header(job),
         f"# Submit it with `sbatch FILE`. Failed, pre-empted, out of time: it resumes, {job.retries} times at most.",
         *(f"#SBATCH --{directive}" for directive in directives),
         "",
@@ -155,12 +155,20 @@ def _directives(job: Job, options: dict[str, str | None]) -> list[str]:
         **options,
     }
     for key, value in wanted.items():
-        if not re.fullmatch(r"[a-z][-a-z]*", key) or (value and re.search(r"\s", value)):
+        if not re.fullmatch(r"[a-z][-a-z]*", key) or "\n" in (value or ""):
             raise UserError(
-                f"sbatch option {key}={value!r}: a name, and a value without spaces, are expected"
+                f"sbatch option {key}={value!r}: a name, and a value on one line, are expected; change it"
             )
-    given = [key + f"={value}" * bool(value) for key, value in wanted.items() if value is not None]
+    given = [key + f"={_quoted(value)}" * bool(value) for key, value in wanted.items() if value is not None]
     return [*given, "requeue" if job.retries else "no-requeue"]
+
+
+def _quoted(value: str) -> str:
+    """A value as sbatch reads it in a script: spaces in quotes, a backslash before what would end them."""
+    if re.fullmatch(r"[\w@%+=:,./-]*", value):
+        return value
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
 
 
 @dataclass(frozen=True)
@@ -215,8 +223,7 @@ def kubernetes_manifests(
         _service(job, metadata),
         _indexed_job(job, metadata, _pod(job, _container(job, image, disk), mounts), queue),
     ]
-    header = [f"# {_one_line(job.command)}"] if job.command else []
-    return "\n".join([*header, yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, width=110)])
+    return "\n".join([*_header(job), yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, width=110)])
 
 
 def _labels(job: Job) -> dict[str, str]:
@@ -341,5 +348,6 @@ def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 _Dumper.add_representer(str, _text)
 
 
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
+def _header(job: Job) -> list[str]:
+    """The command, in a comment of one line that takes no text for anything else."""
+    return [f"# {printable(' '.join(job.command.split()))}"] if job.command else []

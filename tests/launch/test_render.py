@@ -62,6 +62,21 @@ def test_kubernetes_and_bash_read_a_manifest_back(
     assert b"is_host=0," in result.stdout
 
 
+@MANY
+@given(TEXT | SHELL)
+def test_sbatch_reads_an_option_back(value: str) -> None:
+    """sbatch's rules (`get_argument` in its sources) are a shell's, for the quotes that we use."""
+    if "\n" in value:
+        with pytest.raises(UserError, match="a value on one line"):
+            slurm_script(Job(["c.yaml"]), python="p", folder=Path("/"), options={"comment": value})
+        return
+    script = slurm_script(Job(["c.yaml"]), python="p", folder=Path("/a b"), options={"comment": value})
+    directives = [line.removeprefix("#SBATCH ") for line in script.split("\n") if line.startswith("#SBATCH ")]
+    options = [word for line in directives for word in shlex.split(line, comments=True)]
+    assert "--chdir=/a b" in options
+    assert f"--comment={value}" * bool(value) in [*options, ""]
+
+
 def expanded(text: str, variables: dict[str, str]) -> str:
     """What Kubernetes makes of a word: `$(NAME)` if it knows the name, and `$$` is `$`."""
     return re.sub(
