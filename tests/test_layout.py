@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 from collections.abc import Iterator
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
@@ -122,3 +123,18 @@ def test_no_console_takes_texts_for_markup() -> None:
         if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] == "Console"
     ]
     assert consoles == []
+
+
+def test_no_path_is_taken_for_a_pattern() -> None:
+    """polars reads whatever a path with * ? [ matches, unless it is told not to."""
+    globbing = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in python_files(*ROOMS)
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.Call)
+        and re.fullmatch(r"pl\.(scan_\w+|read_parquet|read_ipc)", ast.unparse(node.func))
+        and not any(
+            keyword.arg == "glob" and ast.unparse(keyword.value) == "False" for keyword in node.keywords
+        )
+    ]
+    assert globbing == []

@@ -26,7 +26,7 @@ def plot_sweep(results: Sequence[SweepResult], title: str, path: Path) -> None:
     title += ": estimates of `cetnet plan`"
     if bounds := [result for result in planned if result.is_lower_bound]:
         title += f"\nsteps take at least this long: {missing_compute(bounds)}"
-    figure.suptitle(title, x=0.01, ha="left")
+    figure.suptitle(title, x=0.01, ha="left", parse_math=False)
     names = list(dict.fromkeys(name for name, _, _ in results))
     gpus = sorted({cluster.world_size for _, cluster, _ in results})
     ends: list[list[tuple[float, float, str, str]]] = [[], [], []]

@@ -57,7 +57,7 @@ def encode_rows(
     folder: Path, chunk: Chunk, index: int, counted: Path, spec: RawSchema, encoding: Encoding
 ) -> None:
     """rows.arrow, in batches of BATCH_ROWS, or one for each range of time."""
-    rows = pl.read_ipc(chunk.path / "rows.arrow")
+    rows = chunk.read()
     for table_number, (table, names) in enumerate(coded_columns(spec).items()):
         if table in encoding.tables:
             ranges = [

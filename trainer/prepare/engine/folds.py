@@ -200,7 +200,11 @@ class LastOfUserSplit:
 
 
 def _read_columns(path: Path, *columns: pl.Expr) -> pl.DataFrame:
-    return pl.scan_csv(path, infer_schema=False, quote_char=None).select(columns).collect(engine="streaming")
+    return (
+        pl.scan_csv(path, infer_schema=False, quote_char=None, glob=False)
+        .select(columns)
+        .collect(engine="streaming")
+    )
 
 
 def _count_rows(frames: Frames) -> int:

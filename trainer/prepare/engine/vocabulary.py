@@ -36,7 +36,7 @@ def split_rows(chunk: Chunk, spec: RawSchema, wanted: Sequence[str] | None = Non
     rows = pl.int_range(chunk.first_row, chunk.first_row + chunk.rows, eager=True)
     frame = pl.DataFrame({"#row": rows}).with_columns(pl.lit(chunk.file, pl.Int32).alias("#file"))
     if read:
-        columns = pl.read_ipc(chunk.path / "rows.arrow", columns=list(read.values()))
+        columns = chunk.read(list(read.values()))
         frame = frame.hstack(columns.rename({v: k for k, v in read.items()}))
     if GROUP in read:
         values = chunk.values(list(coded_columns(spec)).index(GROUP))
@@ -54,7 +54,7 @@ def count_values(
         split = assign(split_rows(chunk, spec)).to_numpy()
     np.save(folder / "split.npy", split)
     train = pl.Series(split == 0)
-    rows = pl.read_ipc(chunk.path / "rows.arrow").filter(train)
+    rows = chunk.read().filter(train)
     with pa.ipc.new_file(folder / "entries.arrow", _ENTRIES, options=IPC_OPTIONS) as writer:
         for number, (table, names) in enumerate(coded_columns(spec).items()):
             values = chunk.values(number)

@@ -239,7 +239,7 @@ def _rows(
 def _read(path: Path) -> pl.LazyFrame:
     if not path.is_file():
         raise UserError(f"{path} is missing: give the directory that holds train/ and validation/ of EB-NeRD")
-    return pl.scan_parquet(path)
+    return pl.scan_parquet(path, glob=False)
 
 
 def _collect(frame: pl.LazyFrame, raw: Path) -> pl.DataFrame:

@@ -24,7 +24,9 @@ def read_libfm(path: Path) -> pl.DataFrame:
     if not path.is_file():
         raise UserError(f"{path} is missing: put the three frappe.*.libfm.gz files into {path.parent}")
     try:
-        lines = pl.read_csv(path, separator=" ", has_header=False, new_columns=names, infer_schema=False)
+        lines = pl.read_csv(
+            path, separator=" ", has_header=False, new_columns=names, infer_schema=False, glob=False
+        )
     except pl.exceptions.PolarsError as error:
         detail = str(error).splitlines()[0]
         raise UserError(f"{path} is not in libfm format ({detail}); take the original file") from error

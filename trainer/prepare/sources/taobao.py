@@ -183,9 +183,15 @@ def join_bucket(
 ) -> None:
     """A bucket's impressions with profile, ad and history in the order of time, a row group an hour."""
     shown = _bucket(samples, bucket).join(
-        pl.read_parquet(users / ROWS), left_on="user", right_on="userid", how="inner", maintain_order="left"
+        pl.read_parquet(users / ROWS, glob=False),
+        left_on="user",
+        right_on="userid",
+        how="inner",
+        maintain_order="left",
     )
-    shown = shown.join(pl.read_parquet(ads / ROWS), on="adgroup_id", how="left", maintain_order="left")
+    shown = shown.join(
+        pl.read_parquet(ads / ROWS, glob=False), on="adgroup_id", how="left", maintain_order="left"
+    )
     shown = shown.sort("time_stamp", "#row")
     log = _bucket(behaviors, bucket).sort("user", "time_stamp", "#row")
     first, lengths = last_before(shown, log, HISTORY_LENGTH)
@@ -231,7 +237,7 @@ def last_before(shown: pl.DataFrame, log: pl.DataFrame, length: int) -> tuple[np
 def sort_hours(folder: Path, first_hour: int, last_hour: int, joined: Sequence[Path]) -> None:
     """The rows of these hours of all buckets, in the order of time and then of the file."""
     hours = pl.col("#hour").is_between(first_hour, last_hour)
-    rows = pl.scan_parquet(_files(joined)).filter(hours).collect().sort("time_stamp", "#row")
+    rows = pl.scan_parquet(_files(joined), glob=False).filter(hours).collect().sort("time_stamp", "#row")
     rows.drop("#row", "#hour").write_parquet(folder / ROWS)
 
 
@@ -246,7 +252,12 @@ def _write_groups(folder: Path, frame: pl.DataFrame, column: str) -> None:
 
 
 def _bucket(parts: Sequence[Path], bucket: int) -> pl.DataFrame:
-    return pl.scan_parquet(_files(parts)).filter(pl.col("#bucket") == bucket).drop("#bucket").collect()
+    return (
+        pl.scan_parquet(_files(parts), glob=False)
+        .filter(pl.col("#bucket") == bucket)
+        .drop("#bucket")
+        .collect()
+    )
 
 
 def _files(folders: Sequence[Path]) -> list[Path]:
@@ -372,7 +383,7 @@ def raw_schema() -> RawSchema:
 
 def time_slices(joined: Sequence[Path], split: str, slice_rows: int) -> Iterator[tuple[str, int, int]]:
     """(split, first hour, last hour) in order, of whole hours with about `slice_rows` rows."""
-    counts = pl.scan_parquet(_files(joined)).group_by("#hour").len("rows").sort("#hour")
+    counts = pl.scan_parquet(_files(joined), glob=False).group_by("#hour").len("rows").sort("#hour")
     hours: dict[str, list[tuple[int, int]]] = {"train": [], "validation": [], "test": []}
     for hour, rows in counts.collect(engine="streaming").rows():
         held = split == "clean" and hour * HOUR >= TEST_START - DAY
@@ -388,5 +399,5 @@ def time_slices(joined: Sequence[Path], split: str, slice_rows: int) -> Iterator
 def _counts(samples: Sequence[Path], joined: Sequence[Path]) -> tuple[int, int, int]:
     """Impressions in the file, those that are kept, and those of them whose ad is unknown."""
     rows = [sum(pq.read_metadata(path).num_rows for path in _files(folders)) for folders in (samples, joined)]
-    prices = pl.scan_parquet(_files(joined)).select(pl.col("price").null_count())
+    prices = pl.scan_parquet(_files(joined), glob=False).select(pl.col("price").null_count())
     return rows[0], rows[1], prices.collect(engine="streaming").item()
