@@ -218,7 +218,8 @@ def _comparison(
 
 def _markdown_table(header: list[str], rows: list[list[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    cells = ([cell.replace("|", "\\|") for cell in line] for line in lines)  # a table's name may hold one
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
 def _readme(schema: Schema, statistics: Mapping[str, SplitStatistics], card: Card) -> str:
