@@ -129,23 +129,32 @@ class Dataset:
             raise _bad(list(bad.values()), "; training can skip bad rows: data.bad_rows=quarantine")
         return bad
 
-    def column(self, name: str, wanted: NDArray[np.bool_] | None = None) -> NDArray:
+    def has(self, name: str) -> bool:
+        """Whether a file of the split has a column of numbers of this name."""
+        kinds = self._kinds(name)
+        return bool(kinds) and all(map(_is_number, kinds))
+
+    def column(self, name: str, wanted: NDArray[np.bool_] | None = None) -> pa.Array:
         """A column of all rows, or of those wanted (`[num_rows]`), in the order of the files.
 
-        Raises UserError for nulls, or a row group that can't be read.
+        Null where a file lacks it; float64 where their types differ. Raises UserError for a row group that can't be
+        read.
         """
+        kinds = self._kinds(name)
+        kind = kinds.pop() if len(kinds) == 1 else pa.float64()
         parts = []
         for group in self.row_groups:
-            table = self._read_row_group(group, [name])
-            rows = np.arange(group.num_rows)
-            if wanted is not None:
-                rows = np.flatnonzero(wanted[group.first_row : group.first_row + group.num_rows])
-                table = table.take(rows)
-            if table[name].null_count:
-                nulls = group.row_in_file + rows[table[name].is_null().to_numpy()]
-                raise _bad([BadRow(group.file, group.index, row, name, "null") for row in nulls.tolist()])
-            parts.append(table[name].to_numpy())
-        return np.concatenate(parts)
+            rows = wanted[group.first_row :][: group.num_rows] if wanted is not None else None
+            if self._footers[group.file].type_of(name):
+                part = _array(self._read_row_group(group, [name])[name]).cast(kind)
+            else:
+                part = pa.nulls(group.num_rows, kind)
+            parts.append(part if rows is None else part.filter(pa.array(rows)))
+        return pa.concat_arrays(parts)
+
+    def _kinds(self, name: str) -> set[pa.DataType]:
+        """The types that the files have the column in."""
+        return {kind for footer in self._footers.values() if (kind := footer.type_of(name))}
 
     def _read_row_group(self, group: RowGroup, columns: list[str]) -> pa.Table:
         footer = self._footers[group.file]
@@ -181,6 +190,10 @@ class _Footer:
     columns: pa.Schema
     row_groups: list[int]
     entry: tuple[int, int]
+
+    def type_of(self, name: str) -> pa.DataType | None:
+        """The type of a column; None if there is none, or several of this name."""
+        return self.columns.field(name).type if self.columns.names.count(name) == 1 else None
 
 
 def load_schema(path: Path) -> Schema:
@@ -247,6 +260,10 @@ def _check_columns(file: Path, arrow: pa.Schema, schema: Schema) -> None:
         ok = ok and (value is not kind) == want.startswith("a list")
         if not ok:
             raise UserError(f"{file}: column {name!r} is {kind}, but schema.yaml wants {want}")
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
 
 
 def _is_text(kind: pa.DataType) -> bool:
