@@ -138,14 +138,17 @@ def predict(
     split: Annotated[str, typer.Option(help="Split to score.")] = "test",
     nproc: NumProcesses = 1,
 ) -> None:
-    """Write the probabilities of the fused output and of every component, a row per row of the split."""
+    """Write the probabilities of the fused output and of every component, a row per row of the split.
+
+    The rows need no label.
+    """
     from cetnet.trainer.check_settings import check_scored
     from cetnet.trainer.files import check_writable
 
-    if out.is_dir():
-        raise UserError(f"{out} is a directory; name the Parquet file to write")
+    dataset = check_scored(run, data, split, labelled=False)
     check_writable(out)
-    dataset = check_scored(run, data, split)
+    if out.resolve().parent == (data / split).resolve():
+        raise UserError(f"{out}: {data / split} holds the rows to score; name another place")
     if nproc > 1 and "RANK" not in os.environ:
         arguments = ["predict", str(run), str(data), "--out", str(out), "--split", split]
         _launch(arguments, nproc, partial(_check_trained, run))

@@ -77,8 +77,8 @@ class TrainingProgress(AbstractContextManager["TrainingProgress"]):
 
 
 def shown(value: float, decimals: int = 5) -> str:
-    """A number as it is printed; – if it is undefined."""
-    return "–" if math.isnan(value) else f"{value:.{decimals}f}"
+    """A number as it is printed; - if it is undefined."""
+    return "-" if math.isnan(value) else f"{value:.{decimals}f}"
 
 
 def quieten() -> None:

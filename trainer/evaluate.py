@@ -44,7 +44,9 @@ def predict_run(run: Path, dataset: Dataset, out: Path) -> None:
     scores = _score_run(run, dataset)
     if scores is not None:
         scores.write(out)
-        output.print(f"{out}: {scores.dataset.num_rows:,} rows", highlight=False)
+        label = dataset.schema.label
+        unlabelled = "" if dataset.has(label) else f", without a label (no numeric column {label!r})"
+        output.print(f"{out}: {dataset.num_rows:,} rows{unlabelled}", highlight=False, soft_wrap=True)
 
 
 def load_trained(run: Path) -> tuple[RunConfig, Place]:

@@ -48,7 +48,7 @@ def why_missing(
     if broken := int(np.isnan(probability).sum()):
         why = f"{broken:,} predictions are NaN, as of a model that diverged"
     names = [title for name, title in LABELS.items() if np.isnan(metrics.get(name, 0))]
-    return f"no {', '.join(names)} (–): {why or 'no group has rows of both labels'}" if names else None
+    return f"no {', '.join(names)} (-): {why or 'no group has rows of both labels'}" if names else None
 
 
 def why_undefined(negatives: float, positives: float, rows: int = 1) -> str | None:

@@ -31,6 +31,7 @@ from cetnet.trainer.data.bad_rows import BadRow
 from cetnet.trainer.data.dataset import Dataset
 from cetnet.trainer.data.quarantine import Quarantine
 from cetnet.trainer.data.reader import Reader
+from cetnet.trainer.data.statistics import only_value
 from cetnet.trainer.divergence import Divergence
 from cetnet.trainer.early_stopping import take_in
 from cetnet.trainer.errors import UserError
@@ -159,6 +160,9 @@ def _start(run: CheckedRun, processes: Processes, session: Session, signals: Sto
         f"tables, {parameters['dense']:,} dense"
         + (f"; resumed at step {state.step} from {checkpoint}" if checkpoint else "")
     )
+    if processes.is_main and (label := only_value(dataset, dataset.schema.label)) is not None:
+        why = f"every row has the label {label:g}"
+        trainer.display.warn(nothing_learned(dataset, why))
     return trainer
 
 
@@ -252,7 +256,7 @@ def _finish(trainer: Trainer) -> dict[str, Any] | None:
     stopping = config.evaluation.early_stopping
     if stopping and state.best is None:
         trainer.display.say(
-            f"no evaluation had a {stopping.monitor}: the result is the model of the last step"
+            f"{stopping.monitor} was defined at no evaluation: the result is the model of the last step"
         )
     elif stopping:
         with trainer.processes.hang_detector.while_doing(SAVING):

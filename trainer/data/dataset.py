@@ -58,17 +58,24 @@ class Dataset:
         path: directory with `schema.yaml` and one directory of Parquet files per split.
         split: name of the split, such as `train`.
         bad_rows: `fail`, or `quarantine`: they keep their place, but count for nothing.
+        labelled: whether label and weight are read; if not, the files need none of the columns beside the
+            features, and labels and weights are 1.
+
+    Attributes:
+        names: columns that `read` reads.
 
     Raises:
         UserError: a missing or unreadable file, no rows, a column that the schema names and a file lacks or has
             with another type, or files whose types differ.
     """
 
-    def __init__(self, path: Path, split: str, bad_rows: BadRowPolicy = "fail") -> None:
+    def __init__(
+        self, path: Path, split: str, bad_rows: BadRowPolicy = "fail", *, labelled: bool = True
+    ) -> None:
         self.path, self.split, self.bad_rows = path, split, bad_rows
         self.schema = schema = load_schema(path)
-        self._names = [schema.label, *([schema.weight] if schema.weight else [])]
-        self._names += [feature.name for feature in schema.features]
+        self.names = [schema.label, *([schema.weight] if schema.weight else [])] if labelled else []
+        self.names += [feature.name for feature in schema.features]
         files = sorted((path / split).glob("*.parquet"))
         if not files:
             have = sorted({file.parent.name for file in path.glob("*/*.parquet")})
@@ -77,8 +84,10 @@ class Dataset:
         self._footers = {file: _read_footer(file) for file in files}
         first_row = 0
         for file, footer in self._footers.items():
-            _check_columns(file, footer.columns, self.schema)
-            _check_same_types(file, footer.columns, files[0], self._footers[files[0]].columns, self.schema)
+            _check_columns(file, footer.columns, schema, labelled)
+            _check_same_types(
+                file, footer.columns, files[0], self._footers[files[0]].columns, schema, labelled
+            )
             row_in_file = 0
             for index, num_rows in enumerate(footer.row_groups):
                 self.row_groups.append(RowGroup(file, index, num_rows, first_row, row_in_file))
@@ -95,7 +104,7 @@ class Dataset:
                 `find_bad_rows`) unless they are quarantined. Both name file and row group, the latter row and column.
         """
         groups = [piece.row_group for piece in pieces]
-        tables = [_hash_columns(self._read_row_group(group, self._names), self.schema) for group in groups]
+        tables = [_hash_columns(self._read_row_group(group, self.names), self.schema) for group in groups]
         starts = np.cumsum([0, *(group.num_rows for group in groups)]).tolist()
         spans = [
             (start + piece.start, start + piece.stop) for start, piece in zip(starts, pieces, strict=False)
@@ -128,6 +137,10 @@ class Dataset:
         if bad and self.bad_rows == "fail":
             raise _bad(list(bad.values()), "; training can skip bad rows: data.bad_rows=quarantine")
         return bad
+
+    def metadata(self, file: Path) -> pq.FileMetaData:
+        """The footer of one of the files."""
+        return self._footers[file].metadata
 
     def has(self, name: str) -> bool:
         """Whether a file of the split has a column of numbers of this name."""
@@ -237,9 +250,12 @@ def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _check_columns(file: Path, arrow: pa.Schema, schema: Schema) -> None:
-    wanted = [(name, "a number") for name in (schema.label, schema.weight, schema.true_probability) if name]
-    if schema.group:
+def _check_columns(file: Path, arrow: pa.Schema, schema: Schema, labelled: bool) -> None:
+    wanted = []
+    if labelled:
+        numbers = (schema.label, schema.weight, schema.true_probability)
+        wanted = [(name, "a number") for name in numbers if name]
+    if schema.group and labelled:
         wanted.append((schema.group, "an integer"))
     wanted += [(feature.name, "a number") for feature in schema.dense_features]
     for feature in schema.id_features:
@@ -272,9 +288,9 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _check_same_types(
-    file: Path, columns: pa.Schema, first: Path, expected: pa.Schema, schema: Schema
+    file: Path, columns: pa.Schema, first: Path, expected: pa.Schema, schema: Schema, labelled: bool
 ) -> None:
-    names = [schema.label, schema.weight, schema.group, schema.true_probability]
+    names = [schema.label, schema.weight, schema.group, schema.true_probability] if labelled else []
     features = [feature.name for feature in schema.features if feature not in schema.hashed_features]
     for name in (*filter(None, names), *features):
         here, there = columns.field(name).type, expected.field(name).type
@@ -314,7 +330,7 @@ def _to_rows(
     lists = []
 
     for out, name in zip(block, names, strict=True):
-        if name is None:
+        if name is None or name not in table.column_names:
             out[:] = 1
             continue
         values = float_column(table, name)
