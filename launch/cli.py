@@ -263,8 +263,9 @@ def _write(text: str, out: Path | None) -> None:
     if out is None:
         typer.echo(text, nl=False)
         return
-    try:
-        out.write_text(text)
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written: {error.strerror}") from None
+    from cetnet.trainer.files import check_writable, output_file
+
+    check_writable(out)
+    with output_file(out) as aside:
+        aside.write_text(text, encoding="utf-8")
     typer.echo(f"{out}: written", err=True)

@@ -198,8 +198,9 @@ def plan(
     data = parse_config(content, config, resolve=False).data
     target = read_cluster(cluster)
     clusters = read_sweep(sweep, target) if sweep else []
-    if json:
-        check_writable(json)
+    for out in [json, plot if clusters else None]:
+        if out:
+            check_writable(out)
     if schema is None and not (data.path / "schema.yaml").exists():
         raise UserError(
             f"{data.path / 'schema.yaml'}: not found; name one with --schema FILE, or make the dataset with "
@@ -215,7 +216,6 @@ def plan(
         from cetnet.trainer.plan.plot import check_plot, plot_sweep
 
         check_plot(plot)
-        check_writable(plot)
         results = plan_sweep(settings, features, clusters, device, batch_per_gpu, json)
         plot_sweep(results, f"{config.stem} on {clusters[0].gpu or 'GPUs'}", plot)
         typer.echo(f"{plot}: step time, memory and scaling efficiency")

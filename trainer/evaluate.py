@@ -11,6 +11,7 @@ from cetnet.trainer.config import RunConfig
 from cetnet.trainer.console import output, shown
 from cetnet.trainer.data.dataset import Dataset
 from cetnet.trainer.errors import UserError
+from cetnet.trainer.files import output_file
 from cetnet.trainer.metrics import LABELS
 from cetnet.trainer.processes.distributed import process_group
 from cetnet.trainer.processes.hang_detector import LOADING
@@ -43,7 +44,8 @@ def predict_run(run: Path, dataset: Dataset, out: Path) -> None:
     """Write the probabilities of every output of a run on a split, which `check_scored` gave, as Parquet."""
     scores = _score_run(run, dataset)
     if scores is not None:
-        scores.write(out)
+        with output_file(out) as aside:
+            scores.write(aside)
         label = dataset.schema.label
         unlabelled = "" if dataset.has(label) else f", without a label (no numeric column {label!r})"
         output.print(f"{out}: {dataset.num_rows:,} rows{unlabelled}", highlight=False, soft_wrap=True)
