@@ -166,8 +166,10 @@ def study(
 
     Started again, it submits what has failed since, resuming it; `cetnet study FILE --report-only` reports.
     """
+    from cetnet.benchmarks.study.check import check_configurations
     from cetnet.launch.submit import Resources, submit_study
 
+    check_configurations(file)
     resources = Resources(shape, cpu, gpu, _mebibytes(memory), mounts, image, retries, _pairs("env", env))
     submit_study(file, scheduler, cfg, resources, dryrun=dryrun)
 

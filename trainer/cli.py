@@ -291,6 +291,9 @@ def study(
     if report_only:
         report_study(file)
     else:
+        from cetnet.benchmarks.study.check import check_study
+
+        check_study(file)
         run_study(file, run_in_fork)
 
 

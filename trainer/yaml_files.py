@@ -38,7 +38,7 @@ def checked(content: Any, model: type[Model], source: object, context: dict[str,
     try:
         return model.model_validate(content, context=context)
     except ValidationError as error:
-        raise UserError(f"{source}: {validation_message(error)}") from error
+        raise UserError(f"{source}: {validation_message(error, model)}") from error
 
 
 def save_yaml(path: Path, content: BaseModel) -> None:
