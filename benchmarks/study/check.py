@@ -5,6 +5,9 @@ from pathlib import Path
 from cetnet.benchmarks.study.definition import Run, Study, refuse_changed, runs_of
 from cetnet.trainer.check_settings import check_settings
 from cetnet.trainer.config import RunConfig, parse_config, read_settings
+from cetnet.trainer.console import console
+from cetnet.trainer.data.dataset import Dataset
+from cetnet.trainer.data.statistics import only_value
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.files import check_writable
 from cetnet.trainer.run_folder import check_folder
@@ -31,8 +34,17 @@ def check_study(path: Path) -> None:
         checked.add(parts)
         try:
             check_settings(config, run.nproc, resume=run.folder.exists())
+            reported = Dataset(config.data.path, study.split)
         except UserError as error:
             raise UserError(f"{path}, variant {run.variant!r}: {error}") from None
+        if (label := only_value(reported, reported.schema.label)) is not None:
+            console.print(
+                f"WARNING: {reported.path / study.split}: every row has the label {label:g}, so the report will have "
+                "neither NE, AUC nor gains",
+                style="bold red",
+                highlight=False,
+                soft_wrap=True,
+            )
 
 
 def check_configurations(path: Path) -> list[tuple[Run, RunConfig]]:
