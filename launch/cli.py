@@ -166,8 +166,10 @@ def study(
 
     Started again, it submits what has failed since, resuming it; `cetnet study FILE --report-only` reports.
     """
+    from cetnet.benchmarks.study.check import check_configurations
     from cetnet.launch.submit import Resources, submit_study
 
+    check_configurations(file)
     resources = Resources(shape, cpu, gpu, _mebibytes(memory), mounts, image, retries, _pairs("env", env))
     submit_study(file, scheduler, cfg, resources, dryrun=dryrun)
 
@@ -263,8 +265,9 @@ def _write(text: str, out: Path | None) -> None:
     if out is None:
         typer.echo(text, nl=False)
         return
-    try:
-        out.write_text(text, encoding="utf-8", errors="surrogateescape")  # a path in it may be any bytes
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written: {error.strerror}") from None
+    from cetnet.trainer.files import check_writable, output_file
+
+    check_writable(out)
+    with output_file(out) as aside:
+        aside.write_text(text, encoding="utf-8", errors="surrogateescape")  # a path in it may be any bytes
     typer.echo(f"{out}: written", err=True)

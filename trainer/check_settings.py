@@ -6,6 +6,7 @@ from cetnet.models.rules import indivisible
 from cetnet.models.schema import Schema
 from cetnet.trainer.config import RunConfig
 from cetnet.trainer.data.dataset import Dataset
+from cetnet.trainer.data.statistics import check_values, is_null, only_value
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.run_folder import check_free, load_run
 
@@ -27,20 +28,64 @@ def check_settings(config: RunConfig, world_size: int, resume: bool) -> Dataset:
         world_size=world_size,
     ):
         raise UserError(complaint)
-    dataset = Dataset(config.data.path, config.data.split, config.data.bad_rows)
-    splits = set(config.evaluation.splits)
-    if config.evaluation.every_steps or config.evaluation.every_epoch:
-        splits.add(config.evaluation.validation)
-    for split in sorted(splits):
-        Dataset(config.data.path, split)
-    return dataset
+    return _check_splits(config)
 
 
-def check_scored(run: Path, data: Path, split: str) -> Dataset:
-    """The split that a run is to score; raises UserError if this is no run, or the data isn't as the run's."""
+def _check_splits(config: RunConfig) -> Dataset:
+    """Of every split that the run will read, as far as its files' footers tell; returns that which is trained on."""
+    data, evaluation = config.data, config.evaluation
+    names = {data.split, *evaluation.splits}
+    if evaluation.every_steps or evaluation.every_epoch:
+        names.add(evaluation.validation)
+    splits = {name: Dataset(data.path, name, data.bad_rows) for name in sorted(names)}
+    for name, split in splits.items():
+        cut_short = name == data.split and config.training.max_steps is not None
+        check_values(split, None if cut_short else data.bad_rows_limit)
+    train = splits[data.split]
+    if train.schema.weight and only_value(train, train.schema.weight) == 0:
+        raise UserError(
+            f"{data.path / data.split}: the weight ({train.schema.weight!r}) is 0 in every row, so nothing can be "
+            "learned; fix it and prepare the data again, or take `weight` out of schema.yaml"
+        )
+    if evaluation.early_stopping:
+        _check_monitor(evaluation.early_stopping.monitor, splits[evaluation.validation])
+    return train
+
+
+def _check_monitor(monitor: str, validation: Dataset) -> None:
+    """Raise UserError if the monitored metric is known to be undefined on the split."""
+    metric, schema = monitor.split("/")[0], validation.schema
+    label = only_value(validation, schema.label)
+    why = None
+    if schema.weight and only_value(validation, schema.weight) == 0:
+        why = f"the weight ({schema.weight!r}) is 0 in every row"
+    elif metric in ("ne", "auc", "gauc") and label is not None:
+        why = f"the label ({schema.label!r}) is {label:g} in every row"
+    elif metric == "gauc" and schema.group and is_null(validation, schema.group):
+        why = f"the group ({schema.group!r}) is null in every row"
+    if why:
+        raise UserError(
+            f"{validation.path / validation.split}: {why}, so evaluation.early_stopping.monitor={monitor!r} is "
+            "undefined; monitor another metric or split (evaluation.validation), or leave early stopping out"
+        )
+
+
+def check_scored(run: Path, data: Path, split: str, *, labelled: bool = True) -> Dataset:
+    """The split that a run is to score; raises UserError if this is no run, or the data isn't as the run's.
+
+    Only metrics need rows that are `labelled`.
+    """
     _, schema = load_run(run, resolve=False)
-    dataset = Dataset(data, split)
+    dataset = Dataset(data, split, labelled=False)
     _check_same(schema, dataset.schema, data)
+    if labelled:
+        if not dataset.has(dataset.schema.label):
+            raise UserError(
+                f"{data / split}: no column {dataset.schema.label!r} with the label, which metrics need; "
+                "`cetnet predict` scores such rows"
+            )
+        dataset = Dataset(data, split)
+    check_values(dataset)
     return dataset
 
 

@@ -138,14 +138,17 @@ def predict(
     split: Annotated[str, typer.Option(help="Split to score.")] = "test",
     nproc: NumProcesses = 1,
 ) -> None:
-    """Write the probabilities of the fused output and of every component, a row per row of the split."""
+    """Write the probabilities of the fused output and of every component, a row per row of the split.
+
+    The rows need no label.
+    """
     from cetnet.trainer.check_settings import check_scored
     from cetnet.trainer.files import check_writable
 
-    if out.is_dir():
-        raise UserError(f"{out} is a directory; name the Parquet file to write")
+    dataset = check_scored(run, data, split, labelled=False)
     check_writable(out)
-    dataset = check_scored(run, data, split)
+    if out.resolve().parent == (data / split).resolve():
+        raise UserError(f"{out}: {data / split} holds the rows to score; name another place")
     if nproc > 1 and "RANK" not in os.environ:
         arguments = ["predict", str(run), str(data), "--out", str(out), "--split", split]
         _launch(arguments, nproc, partial(_check_trained, run))
@@ -195,8 +198,9 @@ def plan(
     data = parse_config(content, config, resolve=False).data
     target = read_cluster(cluster)
     clusters = read_sweep(sweep, target) if sweep else []
-    if json:
-        check_writable(json)
+    for out in [json, plot if clusters else None]:
+        if out:
+            check_writable(out)
     if schema is None and not (data.path / "schema.yaml").exists():
         raise UserError(
             f"{data.path / 'schema.yaml'}: not found; name one with --schema FILE, or make the dataset with "
@@ -212,7 +216,6 @@ def plan(
         from cetnet.trainer.plan.plot import check_plot, plot_sweep
 
         check_plot(plot)
-        check_writable(plot)
         results = plan_sweep(settings, features, clusters, device, batch_per_gpu, json)
         plot_sweep(results, f"{config.stem} on {clusters[0].gpu or 'GPUs'}", plot)
         typer.echo(f"{plot}: step time, memory and scaling efficiency")
@@ -288,6 +291,9 @@ def study(
     if report_only:
         report_study(file)
     else:
+        from cetnet.benchmarks.study.check import check_study
+
+        check_study(file)
         run_study(file, run_in_fork)
 
 

@@ -1,6 +1,7 @@
 """What a person sees while a run goes on: a live line on a terminal, plain lines elsewhere."""
 
 import logging
+import math
 import threading
 import warnings
 from contextlib import AbstractContextManager
@@ -73,8 +74,8 @@ class TrainingProgress(AbstractContextManager["TrainingProgress"]):
     def report(self, step: int, values: dict[str, Any]) -> None:
         """Say how it goes: rows/s, NE, share of the time spent waiting for data, time left."""
         status = (
-            f"{values['rows_per_second']:,.0f} rows/s | NE {values['ne/window/fused']:.4f} window "
-            f"{values['ne/lifetime/fused']:.4f} lifetime | data wait {values['data_wait']:.0%}"
+            f"{values['rows_per_second']:,.0f} rows/s | NE {shown(values['ne/window/fused'], 4)} window "
+            f"{shown(values['ne/lifetime/fused'], 4)} lifetime | data wait {values['data_wait']:.0%}"
         )
         if self._bar is not None:
             self._bar.update(self._task, completed=step, status=status)
@@ -95,6 +96,11 @@ class TrainingProgress(AbstractContextManager["TrainingProgress"]):
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+
+def shown(value: float, decimals: int = 5) -> str:
+    """A number as it is printed; - if it is undefined."""
+    return "-" if math.isnan(value) else f"{value:.{decimals}f}"
 
 
 def quieten() -> None:

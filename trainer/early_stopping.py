@@ -1,12 +1,18 @@
 """Early stopping: a learning rate that falls, and a run that ends, when a validation metric no longer improves."""
 
+import math
+
 from cetnet.trainer.checkpoint.trainer_state import TrainState
 from cetnet.trainer.config import EarlyStoppingConfig
 
 
 def take_in(config: EarlyStoppingConfig, metrics: dict[str, float], state: TrainState) -> str | None:
-    """Note an evaluation in the state: None if it is the best so far, otherwise what comes of it, in words."""
+    """Note an evaluation in the state: None if it is the best so far, otherwise what comes of it, in words.
+
+    The metric must be a finite number: what is undefined decides nothing.
+    """
     value = metrics[config.monitor]
+    assert math.isfinite(value)
     falls = config.monitor.split("/")[0] in ("ne", "logloss")
     if state.best is None or (value < state.best if falls else value > state.best):
         state.best, state.bad_evaluations = value, 0

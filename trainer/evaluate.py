@@ -8,9 +8,10 @@ from cetnet.trainer.checkpoint.checkpoints import latest_checkpoint, load_checkp
 from cetnet.trainer.checkpoint.object_path import Place
 from cetnet.trainer.checkpoint.store import checkpoint_place
 from cetnet.trainer.config import RunConfig
-from cetnet.trainer.console import output
+from cetnet.trainer.console import output, shown
 from cetnet.trainer.data.dataset import Dataset
 from cetnet.trainer.errors import UserError
+from cetnet.trainer.files import output_file
 from cetnet.trainer.metrics import LABELS
 from cetnet.trainer.processes.distributed import process_group
 from cetnet.trainer.processes.hang_detector import LOADING
@@ -24,25 +25,30 @@ def evaluate_run(run: Path, dataset: Dataset) -> None:
     scores = _score_run(run, dataset)
     if scores is None:
         return
-    metrics = scores.metrics()
+    metrics, notes = scores.measure()
     table = Table(
         title=f"{run} on {dataset.split} of {dataset.path}: {metrics['rows']:,} rows", title_justify="left"
     )
     table.add_column("output")
-    shown = {key: name for key, name in LABELS.items() if f"{key}/fused" in metrics}
-    for name in shown.values():
+    titles = {key: name for key, name in LABELS.items() if f"{key}/fused" in metrics}
+    for name in titles.values():
         table.add_column(name, justify="right")
     for name in scores.probability:
-        table.add_row(name, *(f"{metrics[f'{key}/{name}']:.5f}" for key in shown))
+        table.add_row(name, *(shown(metrics[f"{key}/{name}"]) for key in titles))
     output.print(table)
+    for note in notes:
+        output.print(f"{dataset.split}: {note}", highlight=False, soft_wrap=True)
 
 
 def predict_run(run: Path, dataset: Dataset, out: Path) -> None:
     """Write the probabilities of every output of a run on a split, which `check_scored` gave, as Parquet."""
     scores = _score_run(run, dataset)
     if scores is not None:
-        scores.write(out)
-        output.print(f"{out}: {scores.dataset.num_rows:,} rows")
+        with output_file(out) as aside:
+            scores.write(aside)
+        label = dataset.schema.label
+        unlabelled = "" if dataset.has(label) else f", without a label (no numeric column {label!r})"
+        output.print(f"{out}: {dataset.num_rows:,} rows{unlabelled}", soft_wrap=True)
 
 
 def load_trained(run: Path) -> tuple[RunConfig, Place]:

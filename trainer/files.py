@@ -20,13 +20,41 @@ from cetnet.trainer.errors import UserError
 
 @contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
-    """A place to write a file: it becomes `path` when the block ends, and is gone if that is not reached."""
-    aside = path.with_name(f".{path.name}.{uuid4().hex[:8]}.tmp")
+    """A place to write a file: it becomes `path` when the block ends, and is gone if that is not reached.
+
+    If `path` is a link, it becomes what that points to.
+    """
+    path = Path(os.path.realpath(path))
+    # Cut, because a name of 255 bytes is as long as one may be.
+    aside = path.with_name(f".{path.name[:50]}.{uuid4().hex[:8]}.tmp")
     try:
         yield aside
         aside.rename(path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def output_file(path: Path) -> Iterator[Path]:
+    """A place to write a file that a user named, its folders made as needed; otherwise as `written_aside`.
+
+    Nothing is left behind if the block raises. Raises UserError for what the disk refuses.
+    """
+    folder = Path(os.path.realpath(path)).parent
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with written_aside(path) as aside:
+            yield aside
+    except BaseException as error:
+        with suppress(OSError):  # not empty: another has written there
+            for each in made:
+                each.rmdir()
+        if isinstance(error, OSError):
+            raise UserError(
+                f"{path}: cannot be written ({error.strerror or error}); make room, or name another place"
+            ) from error
+        raise
 
 
 def write_text(path: Path, text: str) -> None:
@@ -105,14 +133,24 @@ def _say_unlocked(file: Path, error: Exception) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Raise UserError if a file can't be written there, folders made as needed; leaves nothing behind."""
+    """Raise UserError if `output_file` can't write there; leaves nothing behind."""
     try:
+        if path.is_dir():
+            raise UserError(f"{path} is a directory; name a file")
         if path.exists() and not path.is_file():
             raise UserError(f"{path} is not a regular file; name another")
-        with TemporaryFile(dir=next(parent for parent in path.absolute().parents if parent.exists())):
+        target = Path(os.path.realpath(path))
+        folder = next(parent for parent in target.parents if parent.exists())
+        with TemporaryFile(dir=folder):
             pass
-        if path.exists():
-            path.open("a", encoding="utf-8").close()
+        longest = os.pathconf(folder, "PC_NAME_MAX")
+        if target.is_symlink() or any(
+            len(os.fsencode(part)) > longest for part in target.relative_to(folder).parts
+        ):
+            code = errno.ELOOP if target.is_symlink() else errno.ENAMETOOLONG
+            raise OSError(code, os.strerror(code))
+        if target.exists():
+            target.open("a", encoding="utf-8").close()
     except OSError as error:
         raise UserError(f"{path} can't be written: {error.strerror}; name another place") from None
 
@@ -136,8 +174,8 @@ def without_nonfinite(values: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _usable(path: Path) -> Path:
-    """A path that file systems take, with room for what is written below it."""
+def usable(path: Path) -> Path:
+    """A path that file systems take, with room for what is written below and beside it; else ValueError."""
     if len(os.fsencode(path)) > 1000 or any(len(os.fsencode(part)) > 200 for part in path.parts):
         raise ValueError("a path of more than 1000 bytes, or a name in it of more than 200")
     return path
@@ -147,9 +185,9 @@ def _usable_place(place: str) -> str:
     """A path or the URL of a place, such that it can be both made and read."""
     if not place:
         raise ValueError("empty; leave it out for the default")
-    _usable(Path(place))
+    usable(Path(place))
     return place
 
 
-UsablePath = Annotated[Path, AfterValidator(_usable)]
+UsablePath = Annotated[Path, AfterValidator(usable)]
 UsablePlace = Annotated[str, AfterValidator(_usable_place)]

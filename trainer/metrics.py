@@ -16,12 +16,12 @@ def binary_metrics(
         label: `[n]`, 0 or 1.
         probability: `[n]`.
         weight: `[n]`, at least 0.
-        group: `[n]` integers for gAUC; without it gAUC is left out.
+        group: `[n]` integers for gAUC, of `group_numbers`; without it gAUC is left out.
 
     Returns:
         `ne` (LogLoss over the entropy of these labels' own base rate; He et al. 2014, eq. 1), `logloss`
-        (nats), `auc`, `gauc`, `calibration` (sum of predictions over sum of labels). NaN where undefined
-        (a single class, or no weight at all).
+        (nats), `auc`, `gauc`, `calibration` (sum of predictions over sum of labels). NaN where undefined:
+        `why_missing` says why.
     """
     label, weight = label.astype(np.float64), weight.astype(np.float64)
     # Added up apart, so that a single class gives a base rate of exactly 0 or 1.
@@ -35,7 +35,44 @@ def binary_metrics(
     }
     if group is not None:
         metrics["gauc"] = grouped_auc(label, probability, weight, group)
+    if np.isnan(probability).any():  # which has no place in an order, though sorting would give it one
+        return dict.fromkeys(metrics, float("nan"))
     return metrics
+
+
+def why_missing(
+    metrics: dict[str, float], label: NDArray, probability: NDArray, weight: NDArray
+) -> str | None:
+    """Which of the metrics that `binary_metrics` made of these rows are NaN and why, in words; None if none is."""
+    why = why_undefined(float(weight @ (1 - label)), float(weight @ label), len(label))
+    if broken := int(np.isnan(probability).sum()):
+        why = f"{broken:,} predictions are NaN, as of a model that diverged"
+    names = [title for name, title in LABELS.items() if np.isnan(metrics.get(name, 0))]
+    return f"no {', '.join(names)} (-): {why or 'no group has rows of both labels'}" if names else None
+
+
+def why_undefined(negatives: float, positives: float, rows: int = 1) -> str | None:
+    """Why NE and AUC of rows with these weights don't exist, in words; None if they do."""
+    if not rows:
+        return "there is no good row"
+    if not negatives and not positives:
+        return "no row has a weight"
+    if (rate := positives / (negatives + positives)) in (0, 1):
+        return f"every row that counts has the label {rate:.0f}"
+    return None
+
+
+def group_numbers(group: NDArray, missing: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Groups numbered from 0; a row without one is a group of its own, which has no AUC.
+
+    Args:
+        group: `[n]`, anything where `missing`.
+        missing: `[n]`.
+    """
+    numbers = np.empty(len(group), np.int64)
+    known, numbers[~missing] = np.unique(group[~missing], return_inverse=True)
+    numbers[missing] = len(known) + np.arange(missing.sum())
+    return numbers
 
 
 def cross_entropy(label: NDArray, probability: NDArray) -> NDArray[np.float64]:
@@ -68,6 +105,8 @@ def grouped_auc(label: NDArray, score: NDArray, weight: NDArray, group: NDArray)
 
 def _won_pairs(label: NDArray, score: NDArray, weight: NDArray, group: NDArray) -> NDArray[np.float64]:
     """`[2, groups]`: weight of (positive, negative) pairs ordered rightly, a tie as half; and of all pairs."""
+    if not len(label):
+        return np.zeros((2, 1))
     order = np.lexsort((score, group))
     score, group = score[order], group[order]
     positive, negative = (label * weight)[order], ((1 - label) * weight)[order]

@@ -8,7 +8,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from cetnet.trainer.metrics import binary_entropy
+from cetnet.trainer.metrics import binary_entropy, why_undefined
 
 
 class ProgressiveNE:
@@ -52,6 +52,12 @@ class ProgressiveNE:
             for output, loss in zip(self._outputs, losses, strict=True):
                 result[f"ne/{kind}/{output}"] = loss / weight / entropy if entropy else float("nan")
         return result
+
+    def why_undefined(self) -> str | None:
+        """Why the lifetime's NE doesn't exist, in words; None if it does. A collective."""
+        classes = self._lifetime[-2:].clone()
+        dist.all_reduce(classes)
+        return why_undefined(*classes.tolist())
 
     def state_dict(self) -> dict[str, Any]:
         """Sums over all ranks, so that they can be loaded on another world size; a collective."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -14,11 +15,22 @@ from numpy.typing import NDArray
 from cetnet.trainer.data.bad_rows import BadRow
 from cetnet.trainer.data.dataset import Dataset
 from cetnet.trainer.data.reader import Reader
-from cetnet.trainer.errors import UserError
 from cetnet.trainer.files import written_aside
-from cetnet.trainer.metrics import binary_metrics
+from cetnet.trainer.metrics import binary_metrics, group_numbers, why_missing
 from cetnet.trainer.processes.distributed import Processes
 from cetnet.trainer.session import Session, run_pipeline
+
+
+class Measured(NamedTuple):
+    """Metrics of a split.
+
+    Attributes:
+        metrics: `ne/<output>`, `auc/<output>`, ... of every output, and `rows`; see `binary_metrics`.
+        notes: what there is to say of them: which are undefined and why, which rows gAUC leaves out.
+    """
+
+    metrics: dict[str, float]
+    notes: list[str]
 
 
 @dataclass(frozen=True)
@@ -34,25 +46,28 @@ class Scores:
     probability: dict[str, NDArray[np.float64]]
     scored: NDArray[np.bool_]
 
-    def metrics(self) -> dict[str, float]:
-        """`ne/<output>`, `auc/<output>`, ... of every output, and `rows`; see `binary_metrics`.
-
-        Raises UserError if no row was scored.
-        """
-        if not self.scored.any():
-            raise UserError(
-                f"no good row in split {self.dataset.split!r}, so there is nothing to measure; fix the data and "
-                "prepare it again"
-            )
+    def measure(self) -> Measured:
+        """Metrics of every output. Rows whose group is null have none, and are left out of gAUC."""
         schema = self.dataset.schema
-        label = self._column(schema.label)
-        weight = self._column(schema.weight) if schema.weight else np.ones(len(label))
-        group = self._column(schema.group) if schema.group else None
-        result: dict[str, float] = {"rows": len(label)}
+        label = self._column(schema.label).to_numpy(zero_copy_only=False)
+        weight = self._column(schema.weight).to_numpy() if schema.weight else np.ones(len(label))
+        notes, group = [], None
+        if schema.group:
+            column = self._column(schema.group)
+            missing = column.is_null().to_numpy(zero_copy_only=False)
+            group = group_numbers(column.fill_null(0).to_numpy(), missing)
+            if column.null_count:
+                notes.append(
+                    f"gAUC leaves out {column.null_count:,} rows without a group ({schema.group!r} is null)"
+                )
+        metrics: dict[str, float] = {"rows": len(label)}
         for output, probability in self.probability.items():
-            for metric, value in binary_metrics(label, probability, weight, group).items():
-                result[f"{metric}/{output}"] = value
-        return result
+            of_output = binary_metrics(label, probability, weight, group)
+            metrics |= {f"{metric}/{output}": value for metric, value in of_output.items()}
+            missing_metrics = why_missing(of_output, label, probability, weight)
+            if missing_metrics and missing_metrics not in notes:
+                notes.append(missing_metrics)
+        return Measured(metrics, notes)
 
     def write(self, path: Path) -> None:
         """Write Parquet: row, label, weight, group and true_probability where there are, then the outputs."""
@@ -63,14 +78,15 @@ class Scores:
             "group": schema.group,
             "true_probability": schema.true_probability,
         }
-        columns: dict[str, NDArray] = {"row": np.flatnonzero(self.scored)}
-        columns |= {key: self._column(name) for key, name in names.items() if name}
-        columns.setdefault("weight", np.ones(len(columns["row"]), np.float32))
+        columns: dict[str, pa.Array | NDArray] = {"row": np.flatnonzero(self.scored)}
+        columns |= {key: self._column(name) for key, name in names.items() if name and self.dataset.has(name)}
+        if not schema.weight:
+            columns["weight"] = np.ones(len(columns["row"]), np.float32)
         path.parent.mkdir(parents=True, exist_ok=True)
         with written_aside(path) as aside:
             pq.write_table(pa.table(columns | self.probability), aside, compression="zstd")
 
-    def _column(self, name: str) -> NDArray:
+    def _column(self, name: str) -> pa.Array:
         return self.dataset.column(name, None if self.scored.all() else self.scored)
 
 

@@ -26,11 +26,12 @@ from cetnet.trainer.checkpoint.store import folders_of
 from cetnet.trainer.checkpoint.trainer_state import TrainState, read_train_state, trainer_state
 from cetnet.trainer.clock import Clock, TimedBatches
 from cetnet.trainer.config import RunConfig
-from cetnet.trainer.console import TrainingProgress, console
+from cetnet.trainer.console import TrainingProgress, console, shown
 from cetnet.trainer.data.bad_rows import BadRow
 from cetnet.trainer.data.dataset import Dataset
 from cetnet.trainer.data.quarantine import Quarantine
 from cetnet.trainer.data.reader import Reader
+from cetnet.trainer.data.statistics import only_value
 from cetnet.trainer.divergence import Divergence
 from cetnet.trainer.early_stopping import take_in
 from cetnet.trainer.errors import UserError
@@ -69,6 +70,7 @@ class Trainer:
     display: TrainingProgress
     total_steps: int
     state: TrainState = field(default_factory=TrainState)
+    said: set[str] = field(default_factory=set)
     saved: TrainState | None = None  # as the newest `step-*` has it
 
 
@@ -158,6 +160,9 @@ def _start(run: CheckedRun, processes: Processes, session: Session, signals: Sto
         f"tables, {parameters['dense']:,} dense"
         + (f"; resumed at step {state.step} from {checkpoint}" if checkpoint else "")
     )
+    if processes.is_main and (label := only_value(dataset, dataset.schema.label)) is not None:
+        why = f"every row has the label {label:g}"
+        trainer.display.warn(nothing_learned(dataset, why))
     return trainer
 
 
@@ -234,7 +239,12 @@ def evaluate_if_due(trainer: Trainer) -> None:
     state.evaluation_left = False
     if config.early_stopping is None:
         return
-    if worse := take_in(config.early_stopping, metrics, state):
+    if not math.isfinite(metrics[config.early_stopping.monitor]):
+        _say_once(
+            trainer,
+            f"{config.validation}: {config.early_stopping.monitor} is undefined: such evaluations decide nothing",
+        )
+    elif worse := take_in(config.early_stopping, metrics, state):
         trainer.lr.plateau = state.plateau
         trainer.display.say(worse)
     else:
@@ -243,7 +253,12 @@ def evaluate_if_due(trainer: Trainer) -> None:
 
 def _finish(trainer: Trainer) -> dict[str, Any] | None:
     state, config = trainer.state, trainer.config
-    if config.evaluation.early_stopping and state.best is not None:
+    stopping = config.evaluation.early_stopping
+    if stopping and state.best is None:
+        trainer.display.say(
+            f"{stopping.monitor} was defined at no evaluation: the result is the model of the last step"
+        )
+    elif stopping:
         with trainer.processes.hang_detector.while_doing(SAVING):
             trainer.checkpoints.flush()
         best = trainer.checkpoints.best()
@@ -300,12 +315,15 @@ def _evaluate(trainer: Trainer, split: str, write: bool) -> dict[str, float]:
     if scores is not None:
         assert trainer.writer is not None
         with trainer.processes.hang_detector.while_doing(MEASURING):
-            shared = [scores.metrics()]
+            measured = scores.measure()
+            shared = [measured.metrics]
             trainer.writer.log("eval", trainer.state.step, {"split": split, **shared[0]})
             if write:
                 with disk_errors(trainer.writer.path):
                     scores.write(trainer.writer.path / "predictions" / f"{split}.parquet")
-        trainer.display.say(f"{split}: {describe(shared[0])}")
+        trainer.display.say(f"{split}: {describe(measured.metrics)}")
+        for note in measured.notes:
+            _say_once(trainer, f"{split}: {note}")
     dist.broadcast_object_list(shared, group=trainer.processes.cpu_group)
     return shared[0]
 
@@ -313,9 +331,17 @@ def _evaluate(trainer: Trainer, split: str, write: bool) -> dict[str, float]:
 def describe(metrics: dict[str, float]) -> str:
     """The fused output's metrics in a line."""
     parts = [
-        f"{label} {metrics[f'{key}/fused']:.5f}" for key, label in LABELS.items() if f"{key}/fused" in metrics
+        f"{label} {shown(metrics[f'{key}/fused'])}"
+        for key, label in LABELS.items()
+        if f"{key}/fused" in metrics
     ]
     return f"{metrics['rows']:,} rows, " + ", ".join(parts)
+
+
+def _say_once(trainer: Trainer, line: str) -> None:
+    if line not in trainer.said:
+        trainer.said.add(line)
+        trainer.display.say(line)
 
 
 def _log(trainer: Trainer, clock: Clock, loss: torch.Tensor) -> None:
@@ -325,6 +351,8 @@ def _log(trainer: Trainer, clock: Clock, loss: torch.Tensor) -> None:
     dist.all_reduce(loss)
     mean_loss = float(loss[0] / loss[1])
     _count_bad_rows(trainer)
+    if step in (trainer.reader.steps_per_epoch, trainer.total_steps) and (why := trainer.ne.why_undefined()):
+        trainer.display.warn(nothing_learned(trainer.reader.dataset, why))
     if trainer.writer is None:
         return
     values = {
@@ -340,6 +368,15 @@ def _log(trainer: Trainer, clock: Clock, loss: torch.Tensor) -> None:
     trainer.display.report(step, values)
     for line in trainer.divergence.warnings(step, ne):
         trainer.display.warn(line)
+
+
+def nothing_learned(dataset: Dataset, why: str) -> str:
+    """What is said of rows that can't teach a model anything."""
+    columns = ", ".join(repr(name) for name in (dataset.schema.label, dataset.schema.weight) if name)
+    return (
+        f"WARNING: {dataset.path / dataset.split}: {why}, so NE is undefined and nothing is learned but that; "
+        f"look at column {columns}"
+    )
 
 
 def _count_bad_rows(trainer: Trainer) -> None:

@@ -17,7 +17,7 @@ from torch import nn
 from cetnet.benchmarks.command import run_command
 from cetnet.trainer.check_settings import check_scored
 from cetnet.trainer.checkpoint.checkpoints import load_checkpoint
-from cetnet.trainer.console import output
+from cetnet.trainer.console import output, shown
 from cetnet.trainer.data.dataset import Dataset
 from cetnet.trainer.data.reader import Reader
 from cetnet.trainer.errors import UserError
@@ -71,9 +71,11 @@ def _reestimate(session: Session, train: Dataset, batch_size: int, dropout: bool
 def _print(run: Path, what: str, session: Session, test: Dataset, processes: Processes) -> None:
     scores = score(session, test, 4096, processes)
     assert scores is not None
-    metrics = scores.metrics()
-    shown = ", ".join(f"{name} {metrics[f'{name}/fused']:.4f}" for name in ("ne", "auc", "calibration"))
-    output.print(f"{run}, {what}: {shown}")
+    metrics, notes = scores.measure()
+    numbers = ", ".join(
+        f"{name} {shown(metrics[f'{name}/fused'], 4)}" for name in ("ne", "auc", "calibration")
+    )
+    output.print("; ".join([f"{run}, {what}: {numbers}", *notes]), soft_wrap=True)
 
 
 if __name__ == "__main__":

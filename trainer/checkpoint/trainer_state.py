@@ -1,7 +1,8 @@
 """What `trainer.json` of a checkpoint holds beside parameters and optimizers, and whether a run can go on from it."""
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cetnet.trainer.checkpoint.object_path import Place
@@ -51,12 +52,19 @@ def read_train_state(
     check_same_run(_read_config(state, config, checkpoint), config, checkpoint)
     _check_same_data(state, dataset, checkpoint)
     try:
-        return TrainState(**state["progress"])
+        return _decided_by_numbers(TrainState(**state["progress"]))
     except TypeError as error:
         raise UserError(
             f"{checkpoint}: its trainer.json is of another version of this program ({error}); use that version or "
             "choose another run_dir=..."
         ) from None
+
+
+def _decided_by_numbers(state: TrainState) -> TrainState:
+    """The state without what an undefined metric decided, as earlier versions let it."""
+    if state.best is None or math.isfinite(state.best):
+        return state
+    return replace(state, best=None, bad_evaluations=0, plateau=1.0, stopped=False)
 
 
 def _read_config(state: dict[str, Any], now: RunConfig, checkpoint: Place) -> RunConfig:

@@ -35,6 +35,8 @@ def find_bad_rows(table: pa.Table, schema: Schema) -> dict[int, tuple[str, str]]
     """
     found: dict[int, tuple[str, str]] = {}
     for name, why in _number_columns(schema):
+        if name not in table.column_names:
+            continue
         values = float_column(table, name)
         good = good_numbers(values, name, schema)
         if not good.all():

@@ -58,17 +58,24 @@ class Dataset:
         path: directory with `schema.yaml` and one directory of Parquet files per split.
         split: name of the split, such as `train`.
         bad_rows: `fail`, or `quarantine`: they keep their place, but count for nothing.
+        labelled: whether label and weight are read; if not, the files need none of the columns beside the
+            features, and labels and weights are 1.
+
+    Attributes:
+        names: columns that `read` reads.
 
     Raises:
         UserError: a missing or unreadable file, no rows, a column that the schema names and a file lacks or has
             with another type, or files whose types differ.
     """
 
-    def __init__(self, path: Path, split: str, bad_rows: BadRowPolicy = "fail") -> None:
+    def __init__(
+        self, path: Path, split: str, bad_rows: BadRowPolicy = "fail", *, labelled: bool = True
+    ) -> None:
         self.path, self.split, self.bad_rows = path, split, bad_rows
         self.schema = schema = load_schema(path)
-        self._names = [schema.label, *([schema.weight] if schema.weight else [])]
-        self._names += [feature.name for feature in schema.features]
+        self.names = [schema.label, *([schema.weight] if schema.weight else [])] if labelled else []
+        self.names += [feature.name for feature in schema.features]
         files = sorted((path / split).glob("*.parquet"))
         if not files:
             have = sorted({file.parent.name for file in path.glob("*/*.parquet")})
@@ -77,8 +84,10 @@ class Dataset:
         self._footers = {file: _read_footer(file) for file in files}
         first_row = 0
         for file, footer in self._footers.items():
-            _check_columns(file, footer.columns, self.schema)
-            _check_same_types(file, footer.columns, files[0], self._footers[files[0]].columns, self.schema)
+            _check_columns(file, footer.columns, schema, labelled)
+            _check_same_types(
+                file, footer.columns, files[0], self._footers[files[0]].columns, schema, labelled
+            )
             row_in_file = 0
             for index, num_rows in enumerate(footer.row_groups):
                 self.row_groups.append(RowGroup(file, index, num_rows, first_row, row_in_file))
@@ -95,7 +104,7 @@ class Dataset:
                 `find_bad_rows`) unless they are quarantined. Both name file and row group, the latter row and column.
         """
         groups = [piece.row_group for piece in pieces]
-        tables = [_hash_columns(self._read_row_group(group, self._names), self.schema) for group in groups]
+        tables = [_hash_columns(self._read_row_group(group, self.names), self.schema) for group in groups]
         starts = np.cumsum([0, *(group.num_rows for group in groups)]).tolist()
         spans = [
             (start + piece.start, start + piece.stop) for start, piece in zip(starts, pieces, strict=False)
@@ -129,23 +138,36 @@ class Dataset:
             raise _bad(list(bad.values()), "; training can skip bad rows: data.bad_rows=quarantine")
         return bad
 
-    def column(self, name: str, wanted: NDArray[np.bool_] | None = None) -> NDArray:
+    def metadata(self, file: Path) -> pq.FileMetaData:
+        """The footer of one of the files."""
+        return self._footers[file].metadata
+
+    def has(self, name: str) -> bool:
+        """Whether a file of the split has a column of numbers of this name."""
+        kinds = self._kinds(name)
+        return bool(kinds) and all(map(_is_number, kinds))
+
+    def column(self, name: str, wanted: NDArray[np.bool_] | None = None) -> pa.Array:
         """A column of all rows, or of those wanted (`[num_rows]`), in the order of the files.
 
-        Raises UserError for nulls, or a row group that can't be read.
+        Null where a file lacks it; float64 where their types differ. Raises UserError for a row group that can't be
+        read.
         """
+        kinds = self._kinds(name)
+        kind = kinds.pop() if len(kinds) == 1 else pa.float64()
         parts = []
         for group in self.row_groups:
-            table = self._read_row_group(group, [name])
-            rows = np.arange(group.num_rows)
-            if wanted is not None:
-                rows = np.flatnonzero(wanted[group.first_row : group.first_row + group.num_rows])
-                table = table.take(rows)
-            if table[name].null_count:
-                nulls = group.row_in_file + rows[table[name].is_null().to_numpy()]
-                raise _bad([BadRow(group.file, group.index, row, name, "null") for row in nulls.tolist()])
-            parts.append(table[name].to_numpy())
-        return np.concatenate(parts)
+            rows = wanted[group.first_row :][: group.num_rows] if wanted is not None else None
+            if self._footers[group.file].type_of(name):
+                part = _array(self._read_row_group(group, [name])[name]).cast(kind)
+            else:
+                part = pa.nulls(group.num_rows, kind)
+            parts.append(part if rows is None else part.filter(pa.array(rows)))
+        return pa.concat_arrays(parts)
+
+    def _kinds(self, name: str) -> set[pa.DataType]:
+        """The types that the files have the column in."""
+        return {kind for footer in self._footers.values() if (kind := footer.type_of(name))}
 
     def _read_row_group(self, group: RowGroup, columns: list[str]) -> pa.Table:
         footer = self._footers[group.file]
@@ -181,6 +203,10 @@ class _Footer:
     columns: pa.Schema
     row_groups: list[int]
     entry: tuple[int, int]
+
+    def type_of(self, name: str) -> pa.DataType | None:
+        """The type of a column; None if there is none, or several of this name."""
+        return self.columns.field(name).type if self.columns.names.count(name) == 1 else None
 
 
 def load_schema(path: Path) -> Schema:
@@ -224,9 +250,12 @@ def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _check_columns(file: Path, arrow: pa.Schema, schema: Schema) -> None:
-    wanted = [(name, "a number") for name in (schema.label, schema.weight, schema.true_probability) if name]
-    if schema.group:
+def _check_columns(file: Path, arrow: pa.Schema, schema: Schema, labelled: bool) -> None:
+    wanted = []
+    if labelled:
+        numbers = (schema.label, schema.weight, schema.true_probability)
+        wanted = [(name, "a number") for name in numbers if name]
+    if schema.group and labelled:
         wanted.append((schema.group, "an integer"))
     wanted += [(feature.name, "a number") for feature in schema.dense_features]
     for feature in schema.id_features:
@@ -249,15 +278,19 @@ def _check_columns(file: Path, arrow: pa.Schema, schema: Schema) -> None:
             raise UserError(f"{file}: column {name!r} is {kind}, but schema.yaml wants {want}")
 
 
+def _is_number(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+
+
 def _is_text(kind: pa.DataType) -> bool:
     value = kind.value_type if pa.types.is_dictionary(kind) else kind
     return pa.types.is_string(value) or pa.types.is_large_string(value) or pa.types.is_string_view(value)
 
 
 def _check_same_types(
-    file: Path, columns: pa.Schema, first: Path, expected: pa.Schema, schema: Schema
+    file: Path, columns: pa.Schema, first: Path, expected: pa.Schema, schema: Schema, labelled: bool
 ) -> None:
-    names = [schema.label, schema.weight, schema.group, schema.true_probability]
+    names = [schema.label, schema.weight, schema.group, schema.true_probability] if labelled else []
     features = [feature.name for feature in schema.features if feature not in schema.hashed_features]
     for name in (*filter(None, names), *features):
         here, there = columns.field(name).type, expected.field(name).type
@@ -297,7 +330,7 @@ def _to_rows(
     lists = []
 
     for out, name in zip(block, names, strict=True):
-        if name is None:
+        if name is None or name not in table.column_names:
             out[:] = 1
             continue
         values = float_column(table, name)

@@ -29,6 +29,7 @@ from cetnet.models.schema import Feature, Schema
 from cetnet.sharding.config import ClusterConfig, ShardingConfig
 from cetnet.sharding.planner import make_plan, topology
 from cetnet.trainer.console import console, output
+from cetnet.trainer.files import output_file
 from cetnet.trainer.optimizers import fuse_sparse_optimizer
 from cetnet.trainer.processes.distributed import Processes
 
@@ -111,8 +112,8 @@ def report(
     output.print(text)
     if out is None:
         return
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(text)
+    with output_file(out) as aside:
+        aside.write_text(text, encoding="utf-8")
     output.print(
         f'{out}: written; use it with `cetnet train FILE "sharding.cluster=$(cat {out})"`',
     )

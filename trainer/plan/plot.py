@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator, PercentFormatter
 
 from cetnet.trainer.errors import UserError
+from cetnet.trainer.files import output_file
 from cetnet.trainer.plan.plot_style import COLORS, LINES, MARKERS, label_ends
 from cetnet.trainer.plan.report import SweepResult, efficiency, missing_compute
 
@@ -73,5 +74,5 @@ def plot_sweep(results: Sequence[SweepResult], title: str, path: Path) -> None:
         label_ends(panel, at_end, figure.get_figheight() / 3)
     panels[2].yaxis.set_major_formatter(PercentFormatter(1.0))
     panels[2].set_xlabel("GPUs" if on_gpus else "ranks")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    with output_file(path) as aside:
+        figure.savefig(aside, format=path.suffix.removeprefix(".").lower())

@@ -15,7 +15,7 @@ from cetnet.sharding.planner import Placement
 from cetnet.trainer.config import RunConfig
 from cetnet.trainer.console import console, output
 from cetnet.trainer.errors import DoesNotFit, UserError
-from cetnet.trainer.files import write_json
+from cetnet.trainer.files import output_file, write_json
 from cetnet.trainer.plan.cluster_options import on_cluster
 from cetnet.trainer.plan.dense_cost import UTILISATION
 from cetnet.trainer.plan.estimate import Estimate, estimate, refusal, sweep
@@ -59,8 +59,9 @@ def plan_cluster(
     for warning in warnings(result):
         output.print(warning, style="bold red")
     if json:
-        json.parent.mkdir(parents=True, exist_ok=True)
-        write_json(json, plan_dict(result.plan, cluster.world_size) | {"estimate": estimate_json(result)})
+        content = plan_dict(result.plan, cluster.world_size) | {"estimate": estimate_json(result)}
+        with output_file(json) as aside:
+            write_json(aside, content)
 
 
 def plan_sweep(
@@ -96,8 +97,8 @@ def plan_sweep(
             }
             for name, c, r in results
         ]
-        json.parent.mkdir(parents=True, exist_ok=True)
-        write_json(json, {"sweep": rows})
+        with output_file(json) as aside:
+            write_json(aside, {"sweep": rows})
     return results
 
 

@@ -4,11 +4,13 @@ NE gain (%) = 100 (NE_new - NE_base) / NE_base; negative is better. NE is cross 
 the base rate, and both models of a resample share its base rate, so the gain is 100 (CE_new / CE_base - 1).
 AUC and gAUC gains are differences in percentage points, 100 (AUC_new - AUC_base); positive is better.
 
-The intervals come from a paired bootstrap over groups (rows, where there are none), which covers the chance in
+The intervals come from a paired bootstrap over groups (rows, where there are none; a row whose group is null is a
+unit of its own), which covers the chance in
 which groups were drawn for evaluation. With several training seeds they also cover the spread between these:
 Student's t of the mean over the seeds is added to each resample.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
@@ -20,7 +22,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cetnet.trainer.errors import UserError
-from cetnet.trainer.metrics import cross_entropy
+from cetnet.trainer.metrics import cross_entropy, group_numbers, why_undefined
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
@@ -67,16 +69,17 @@ class Baseline:
         self._path = next(iter(paths.values()))
         self._rows = read_predictions(self._path)
         self._unit = np.unique(self._rows.get("group", self._rows["row"]), return_inverse=True)[1]
-        if not self._rows["weight"].sum() > 0:
-            raise UserError(
-                f"{self._path}: no row has a weight, so there is nothing to compare; evaluate more rows"
-            )
+        label, weight = self._rows["label"], self._rows["weight"]
+        classes = float(weight @ (1 - label)), float(weight @ label)
+        self._undefined = why_undefined(*classes, len(label)) is not None
         self._scores = {seed: self._unit_scores(path, "fused") for seed, path in paths.items()}
 
     def gains(
         self, paths: Mapping[int, Path], column: str = "fused", *, resamples: int = RESAMPLES, seed: int = 0
     ) -> Gains | None:
         """Gains of another model over this one on the seeds that both have; None if there is no such seed.
+
+        NaN if the rows have a single class, or no weight.
 
         Args:
             paths: Its predictions on the same rows, by training seed.
@@ -92,7 +95,11 @@ class Baseline:
             if training_seed in paths:
                 new = self._unit_scores(paths[training_seed], column)
                 sums.append(np.stack([base[0], *(new - base)[:3], base[3]]))
-        return intervals(np.stack(sums), resamples=resamples, seed=seed) if sums else None
+        if not sums:
+            return None
+        if self._undefined:
+            return Gains(*[Gain(math.nan, math.nan, math.nan)] * 3)
+        return intervals(np.stack(sums), resamples=resamples, seed=seed)
 
     def _unit_scores(self, path: Path, column: str) -> Floats:
         """Of a predictions file, summed over the rows of each unit, `[4, G]`.
@@ -114,7 +121,9 @@ class Baseline:
             raise UserError(
                 f"{path}: column {column!r} has NaN; the run diverged, so lower its learning rate"
             )
-        label, weight = (self._rows[name].astype(np.float64) for name in ("label", "weight"))
+        if self._undefined:
+            return np.full((4, 1), math.nan)
+        label, weight = self._rows["label"], self._rows["weight"]
         loss = np.bincount(self._unit, weight * cross_entropy(label, probability))
         auc = unit_auc(label, probability, weight, self._unit)
         grouped = np.full((2, len(auc)), np.nan)
@@ -228,11 +237,19 @@ def _gains(sums: Floats) -> Floats:
 
 
 def read_predictions(path: Path) -> dict[str, Array]:
-    """Columns of a run's `predictions/<split>.parquet`, each `[N]`; raises UserError if unreadable."""
+    """Columns of a run's `predictions/<split>.parquet`, each `[N]`; raises UserError if unreadable.
+
+    Groups are numbered, one whose value is null by itself; label and weight are float64.
+    """
     try:
         table = pq.read_table(path)
     except (OSError, pa.ArrowInvalid) as error:
         raise UserError(
             f"{path}: cannot read predictions ({' '.join(str(error).split())}); repeat the run"
         ) from None
-    return {name: table[name].to_numpy() for name in table.column_names}
+    columns = {name: table[name].to_numpy() for name in table.column_names}
+    columns |= {name: columns[name].astype(np.float64) for name in ("label", "weight") if name in columns}
+    if "group" in columns:
+        missing = table["group"].is_null().to_numpy()
+        columns["group"] = group_numbers(table["group"].fill_null(0).to_numpy(), missing)
+    return columns

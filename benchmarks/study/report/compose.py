@@ -1,6 +1,7 @@
 """The report of a study: its numbers, tables and plots, from the runs that are finished."""
 
 import csv
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from cetnet.benchmarks.study.report.rows import (
     bayes_row,
     same_size_rows,
     section_rows,
+    undefined,
 )
 from cetnet.benchmarks.study.report.runs import facts, missing_runs, runs_section
 from cetnet.benchmarks.study.report.scaling import (
@@ -91,7 +93,7 @@ def write_report(study: Study, command: str, runs: Sequence[Run], console: Conso
             *_results(study, folders, sections, bayes),
             *_embeddings(study, sections, spectra),
             Section("Cost", [_table(rows, cost_columns(rows)), Text(COST_NOTE)]),
-            _how_to_read(study, rows, bayes),
+            _how_to_read(study, rows, bayes, undefined(folders, study.split)),
             runs_section(finished, out),
         ],
     )
@@ -108,8 +110,8 @@ def _print(study: Study, rows: Sequence[Row], console: Console) -> None:
     title = f"{study.title or study.name} ({study.split})"
     print_table(_table(rows, metric_columns(rows, rows)), title, console, give_way=SIZES)
     several = len(study.sections) > 1  # then each baseline heads its own
-    compared = [row for row in rows if row.gains or (several and row.is_baseline)]
-    if any(row.gains for row in rows):
+    compared = [row for row in rows if _has_gains(row) or (several and row.is_baseline)]
+    if any(map(_has_gains, rows)):
         against = "the baseline above, a row of –" if several else next(iter(study.sections))
         print_table(_table(compared, gain_columns(compared, rows)), f"Gains over {against}", console)
 
@@ -130,14 +132,14 @@ def _results(
         suffix = f"_{baseline}" if several else ""
         with_bayes = [*rows, bayes] if bayes else rows
         blocks: list[Block] = [_table(with_bayes, metric_columns(with_bayes, every))]
-        if compared := [row for row in rows if row.gains]:
-            blocks.append(_table(compared, gain_columns(compared, every)))
+        if gaining := [row for row in rows if _has_gains(row)]:
+            blocks.append(_table(gaining, gain_columns(gaining, every)))
         models = [row for row in rows if not row.component]
         window = {row.variant: read_curve(folders[row.variant], "ne/window/fused") for row in models}
         panels = _panels(study, rows)
         caption = "Progressive NE against the number of examples"
         blocks.append(Plot(f"ne_curves{suffix}", caption, draw_ne(window, references, title, panels)))
-        if compared:
+        if any(row.gains for row in rows):
             lifetime = {row.variant: read_curve(folders[row.variant], "ne/lifetime/fused") for row in models}
             gains = {variant: gain_curve(curve, lifetime[baseline]) for variant, curve in lifetime.items()}
             caption = f"NE gain over {baseline} against the number of examples"
@@ -149,6 +151,11 @@ def _results(
             Section(f"Compared with {baseline}", blocks, level=3) if several else Section("Results", blocks)
         )
     return parts
+
+
+def _has_gains(row: Row) -> bool:
+    """Whether the row has a gain that is defined."""
+    return row.gains is not None and any(math.isfinite(gain.point) for gain in row.gains)
 
 
 def _panels(study: Study, rows: Sequence[Row]) -> dict[str, list[str]] | None:
@@ -252,7 +259,7 @@ Embedding bytes are those of the trained tables, without their optimizer's state
 evaluation; peak memory is what the processes of a run had resident at most, summed, the highest of the seeds."""
 
 
-def _how_to_read(study: Study, rows: Sequence[Row], bayes: Row | None) -> Section:
+def _how_to_read(study: Study, rows: Sequence[Row], bayes: Row | None, missing: str | None) -> Section:
     """What the tables of metrics and gains mean."""
     baselines = list(study.sections)
     seeds = {row.seeds for row in rows if row.seeds}
@@ -262,7 +269,9 @@ def _how_to_read(study: Study, rows: Sequence[Row], bayes: Row | None) -> Sectio
         f"{max(seeds)} seeds" if len(seeds) == 1 else "the seeds, of which column `seeds` has the number"
     )
     sentences = [f"Metrics are the mean ± standard deviation of {counted}." if several else "One seed."]
-    if any(row.gains for row in rows):
+    if missing:
+        sentences.append(f"Split {study.split} has {missing}; nor are there gains in these.")
+    if any(map(_has_gains, rows)):
         against = f"`{baselines[0]}`"
         if len(baselines) > 1:
             against = f"each section's baseline ({', '.join(f'`{baseline}`' for baseline in baselines)})"
@@ -306,7 +315,12 @@ def _how_to_read(study: Study, rows: Sequence[Row], bayes: Row | None) -> Sectio
     if any(row.component for row in rows):
         sentences.append("Indented rows are an ensemble's components on their own.")
     if bayes:
-        sentences.append(f"{BAYES}: the probabilities that the synthetic labels were drawn from.")
+        of_rows = ""
+        if bayes.rows and bayes.rows[0] < bayes.rows[1]:
+            of_rows = (
+                f", of the {bayes.rows[0]:,} of {bayes.rows[1]:,} rows where they are known: another level"
+            )
+        sentences.append(f"{BAYES}: the probabilities that the synthetic labels were drawn from{of_rows}.")
     if several:
         sentences.append(
             "In the plots, lines are means over the seeds, bands reach from the lowest to the highest."

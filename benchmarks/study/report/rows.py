@@ -8,13 +8,14 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from cetnet.benchmarks.study.definition import Numbers, Paper
 from cetnet.benchmarks.study.report.bootstrap import Baseline, Gains, read_predictions
 from cetnet.benchmarks.study.report.document import Name
 from cetnet.trainer.errors import UserError
-from cetnet.trainer.metrics import binary_metrics
+from cetnet.trainer.metrics import binary_metrics, why_missing
 
 METRICS = {"NE": "ne", "AUC": "auc", "gAUC": "gauc", "LogLoss": "logloss"}
 """Metrics of the table, and their names in result.json."""
@@ -46,6 +47,7 @@ class Row:
     published: dict[str, float] = field(default_factory=dict)  # by METRICS' titles
     published_gains: dict[str, float] = field(default_factory=dict)  # by GAINS' titles
     costs: dict[str, list[float]] = field(default_factory=dict)  # a value per seed, by COSTS
+    rows: tuple[int, int] | None = None  # of the Bayes optimum: that its metrics are over, and all
 
     @property
     def name(self) -> Name:
@@ -149,12 +151,32 @@ def same_size_rows(
 
 def bayes_row(runs: Folders, split: str) -> Row | None:
     """Metrics of the probability that the labels were drawn from, where it is known: no model can be expected to
-    do better."""
-    truth = read_predictions(next(iter(predictions(next(iter(runs.values())), split).values())))
+    do better on these rows."""
+    truth = _first_predictions(runs, split)
     if "true_probability" not in truth:
         return None
-    metrics = binary_metrics(truth["label"], truth["true_probability"], truth["weight"], truth.get("group"))
-    return Row(BAYES, metrics={title: finite([metrics.get(name)]) for title, name in METRICS.items()})
+    known = (truth["true_probability"] >= 0) & (truth["true_probability"] <= 1)
+    if not known.any():
+        return None
+    rows = {name: values[known] for name, values in truth.items()}
+    metrics = binary_metrics(rows["label"], rows["true_probability"], rows["weight"], rows.get("group"))
+    return Row(
+        BAYES,
+        metrics={title: finite([metrics.get(name)]) for title, name in METRICS.items()},
+        rows=(int(known.sum()), len(known)),
+    )
+
+
+def undefined(runs: Folders, split: str) -> str | None:
+    """Which metrics no model has on these rows, and why, in words; None if it has all."""
+    rows = _first_predictions(runs, split)
+    label, weight = rows["label"], rows["weight"]
+    any_model = np.full(len(label), 0.5)
+    return why_missing(binary_metrics(label, any_model, weight, rows.get("group")), label, any_model, weight)
+
+
+def _first_predictions(runs: Folders, split: str) -> dict[str, Any]:
+    return read_predictions(next(iter(predictions(next(iter(runs.values())), split).values())))
 
 
 def predictions(folders: Mapping[int, Path], split: str) -> dict[int, Path]:

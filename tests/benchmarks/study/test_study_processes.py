@@ -114,12 +114,12 @@ def test_results_are_those_of_the_command_to_the_last_digit(
 
 
 def test_a_run_that_fails_says_why(write: Callable[..., Path]) -> None:
-    path = write(variants={"single": {"model.fusion.mode": "sum"}})
+    path = write(variants={"single": {"model.components.single.dpth": 3}})  # only the component's class knows
     command = [*CETNET, "study", str(path)]
     study = subprocess.run(command, check=False, capture_output=True, text=True, timeout=SECONDS)
     assert study.returncode == 2
     of_the_run, of_the_study = study.stderr.splitlines()
-    assert of_the_run.startswith("cetnet: base.yaml: model.fusion.mode: ")
+    assert of_the_run.startswith("cetnet: base.yaml: model.components.")
     assert re.match(
         r"cetnet: study real: run single, seed 1 failed \(exit code 2; .*; fix it and start", of_the_study
     )

@@ -32,7 +32,7 @@ from cetnet.models.schema import Feature, Schema
 from cetnet.trainer.console import console
 from cetnet.trainer.data.hashing import mix64
 from cetnet.trainer.errors import UserError
-from cetnet.trainer.files import lock_held
+from cetnet.trainer.files import lock_held, usable
 from cetnet.trainer.prepare.engine.card import Card, SplitStatistics, write_card
 from cetnet.trainer.yaml_files import save_yaml
 
@@ -130,10 +130,16 @@ def list_column(values: np.ndarray | pl.Series, lengths: np.ndarray) -> pl.Serie
 
 
 def check_out(out: Path, overwrite: bool) -> None:
-    """UserError if `out` exists, unless it may be overwritten; what is no prepared dataset never is.
+    """UserError if `out` can't be made or exists, unless it may be overwritten; what is no dataset never is.
 
     An `out` that a process killed in `publish` had moved away is put back first.
     """
+    try:
+        usable(out)
+    except ValueError as error:
+        raise UserError(f"{out}: {error}; give another directory") from None
+    if out.is_symlink() and not out.exists():
+        raise UserError(f"{out} is a link that leads nowhere: remove it, or give another directory")
     if not out.exists():
         for replaced in (_beside(out, kind) / "old" for kind in ("work", "tmp")):
             if replaced.exists():
