@@ -141,8 +141,9 @@ def plain(column: pa.ChunkedArray, use: Use) -> pa.ChunkedArray:
     """
     if _is_plain(column.type, use):
         return column
-    chunks = [_plain_array(chunk, use) for chunk in column.chunks or [pa.nulls(0, column.type)]]
-    return pa.chunked_array(chunks)
+    return pa.chunked_array(
+        [_plain_array(chunk, use) for chunk in column.chunks], _plain_type(column.type, use)
+    )
 
 
 def plain_table(table: pa.Table, uses: Mapping[str, Use]) -> pa.Table:
@@ -227,7 +228,7 @@ def _remedy(kind: pa.DataType, use: Use) -> str:
 def _is_plain(kind: pa.DataType, use: Use) -> bool:
     if use.many:
         if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
-            return use.text and _is_plain(kind, use._replace(many=False)) and _kind(kind) == "text"
+            return False
         kind = kind.value_type
     if pa.types.is_dictionary(kind) and use.role == "value" and not use.text:
         kind = kind.value_type
@@ -238,42 +239,67 @@ def _is_plain(kind: pa.DataType, use: Use) -> bool:
     )
 
 
-def _decoded(array: pa.Array) -> pa.Array:
-    while True:
-        if isinstance(array.type, pa.BaseExtensionType):
-            array = array.storage
-        elif pa.types.is_dictionary(array.type):
-            array = array.dictionary_decode()
-        elif pa.types.is_run_end_encoded(array.type):
-            array = pc.run_end_decode(array)
-        else:
-            return array
+def _encoded(array: pa.Array) -> tuple[pa.Array, pa.Array | None] | None:
+    """What a dictionary, runs or an extension are made of, and which of it each row has (None: its own)."""
+    if isinstance(array.type, pa.BaseExtensionType):
+        return array.storage, None
+    if pa.types.is_dictionary(array.type):
+        return array.dictionary, array.indices
+    if pa.types.is_run_end_encoded(array.type):
+        rows = array.offset + np.arange(len(array))
+        return array.values, pa.array(np.searchsorted(array.run_ends.to_numpy(), rows, side="right"))
+    return None
 
 
 def _plain_array(array: pa.Array, use: Use) -> pa.Array:
-    array = _decoded(array)
-    if not use.many or _kind(array.type) == "text":
-        return _plain_values(array, use.role)
-    if pa.types.is_null(array.type):
-        return pa.nulls(len(array), pa.large_list(_PLAIN_NULL[use.role]))
-    lengths = pc.list_value_length(array).fill_null(0).to_numpy(zero_copy_only=False)
-    offsets = np.concatenate([[0], lengths.cumsum(dtype=np.int64)])
-    values = _plain_values(array.flatten(), use.role)
-    return pa.LargeListArray.from_arrays(offsets, values, mask=array.is_null())
-
-
-def _plain_values(array: pa.Array, role: Role) -> pa.Array:
-    array = _decoded(array)
+    if encoded := _encoded(array):
+        values, rows = encoded
+        values = _plain_array(values, use)
+        return values if rows is None else values.take(rows)
     kind = _kind(array.type)
+    if use.many and kind is None:
+        return _plain_lists(array, use)
     if kind == "null":
-        return pa.nulls(len(array), _PLAIN_NULL[role])
+        return pa.nulls(len(array), _plain_type(array.type, use))
     if kind == "text":
-        return array.cast(pa.large_string())
-    if role == "time" and kind != "integer":
+        array = array.cast(pa.large_string())
+        return pc.if_else(pc.equal(array, ""), None, array) if use.many else array  # an empty list of texts
+    if use.role == "time" and kind != "integer":
         return _seconds(array)
-    if kind == "decimal":
-        return array.cast(pa.float64())
-    return array.cast(pa.float32()) if pa.types.is_float16(array.type) else array
+    # a decimal by its text: its own cast to a float is not the nearest one
+    return (array.cast(pa.string()) if kind == "decimal" else array).cast(_plain_type(array.type, use))
+
+
+def _plain_lists(array: pa.Array, use: Use) -> pa.Array:
+    lengths = pc.list_value_length(array).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
+    if pa.types.is_fixed_size_list(array.type):
+        starts = (array.offset + np.arange(len(array))) * array.type.list_size
+    else:
+        starts = array.offsets.to_numpy()[: len(array)].astype(np.int64)
+    ends = lengths.cumsum()
+    at = np.repeat(starts - ends + lengths, lengths) + np.arange(lengths.sum())  # where each value is
+    first, stop = (int(at.min()), int(at.max()) + 1) if len(at) else (0, 0)
+    values = _plain_array(array.values.slice(first, stop - first), use._replace(many=False))
+    if len(at) != len(values) or (np.diff(at) != 1).any():
+        values = values.take(pa.array(at - first))
+    return pa.LargeListArray.from_arrays(np.concatenate([[0], ends]), values, mask=array.is_null())
+
+
+def _plain_type(kind: pa.DataType, use: Use) -> pa.DataType:
+    kind = value_type(kind)
+    if use.many and (element := _element(kind)) is not None:
+        return pa.large_list(_plain_type(element, use._replace(many=False)))
+    found = _kind(kind)
+    if found == "null":
+        plain_null = _PLAIN_NULL[use.role]
+        return pa.large_list(plain_null) if use.many else plain_null
+    if found == "text":
+        return pa.large_string()
+    if use.role == "time" and found != "integer":
+        return pa.int64()
+    if found == "decimal":
+        return pa.float64()
+    return pa.float32() if pa.types.is_float16(kind) else kind
 
 
 _UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
@@ -287,7 +313,7 @@ def _seconds(array: pa.Array) -> pa.Array:
     if pa.types.is_timestamp(array.type) or pa.types.is_date64(array.type):
         unit = array.type.unit if pa.types.is_timestamp(array.type) else "ms"
         return _int64(array.cast(pa.int64()).fill_null(0).to_numpy() // _UNITS[unit], missing)
-    numbers = np.floor(array.cast(pa.float64()).fill_null(0).to_numpy())
+    numbers = np.floor(_plain_array(array, Use("number")).cast(pa.float64()).fill_null(0).to_numpy())
     missing = missing | ~(np.abs(numbers) < 2**63)
     return _int64(np.where(missing, 0, numbers).astype(np.int64), missing)
 
