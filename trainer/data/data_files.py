@@ -176,7 +176,7 @@ class _Walk:
             return f", but subdirectories: {shown}; give one of them, or name them key=value"
         endings = sorted({"".join(file.path.suffixes[-2:]) or file.path.name for file in self.files})
         if not endings:
-            return "; it is empty"
+            return "; it is empty (names that begin with . or _ aside)"
         other = next((other for other in SUFFIXES if other != format), format)
         readable = any(ending.lower().endswith(SUFFIXES[other]) for ending in endings)
         remedy = f"read them with `cetnet prepare {other}`" if readable else f"convert them to {format}"
