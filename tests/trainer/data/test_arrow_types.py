@@ -179,8 +179,7 @@ def test_a_dataset_of_all_types_is_read_as_it_is(tmp_path: Path) -> None:
     for column, got in zip([*ids, *values], rows.ids, strict=True):
         assert got.tolist() == (BITS if column in ids else hashes(column.values)), column.name
     for column, of_lists in zip(lists, rows.lists, strict=True):
-        got = [of_lists.ids[a:b].tolist() for a, b in itertools.pairwise(of_lists.offsets)]
-        assert got == [hashes(value or []) for value in column.values], column.name
+        assert lists_of(of_lists) == [hashes(value or []) for value in column.values], column.name
 
 
 def hashes(values: list[Any]) -> list[int]:
@@ -192,25 +191,34 @@ def read(dataset: Dataset) -> Any:
     return dataset.read([Piece(group, 0, group.num_rows) for group in dataset.row_groups])
 
 
-def test_lists_of_ids_of_all_types(tmp_path: Path) -> None:
-    """Without nulls, which are bad rows of a dataset whose ids are not hashed."""
-    found = usable([c for c in GOOD if c.many], Use("id", many=True))
-    kept = [
-        c._replace(array=c.array.take(pa.array([0, 2, 3])), values=[c.values[i] for i in (0, 2, 3)])
-        for c in found
-    ]
-    kept = [c for c in kept if all(None not in value for value in c.values)]
-    assert len(kept) > 30
+def without_nulls(of: Iterable[Column]) -> list[Column]:
+    """Lists of three rows, none of them null or with a null: of ids that are not hashed, other rows are bad."""
+    kept = [0, 2, 3]
+    rows = [c._replace(array=c.array.take(pa.array(kept)), values=[c.values[i] for i in kept]) for c in of]
+    return [c for c in rows if all(value is not None and None not in value for value in c.values)]
+
+
+def lists_of(lists: Any) -> list[list[int]]:
+    return [lists.ids[a:b].tolist() for a, b in itertools.pairwise(lists.offsets)]
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_lists_of_ids_of_all_types(tmp_path: Path, alike: bool) -> None:
+    """In one file, and in two of different types."""
+    found = without_nulls(usable([c for c in GOOD if c.many], Use("id", many=True)))
+    assert len(found) > 30
     schema = Schema(
-        label="y", tables={c.name: 2 for c in kept},
-        features=tuple(Feature(name=c.name, kind="multi_valued") for c in kept),
+        label="y", tables={c.name: 2 for c in found},
+        features=tuple(Feature(name=c.name, kind="multi_valued") for c in found),
     )  # fmt: skip
     save_yaml(tmp_path / "schema.yaml", schema)
     (tmp_path / "train").mkdir()
-    pq.write_table(pa.table({"y": BITS[:3], **{c.name: c.array for c in kept}}), tmp_path / "train/0.parquet")
-    for column, lists in zip(kept, read(Dataset(tmp_path, "train")).lists, strict=True):
-        got = [lists.ids[a:b].tolist() for a, b in itertools.pairwise(lists.offsets)]
-        assert got == column.values, column.name
+    other = found if alike else [*found[7:], *found[:7]]
+    for number, of_file in enumerate((found, other)):
+        arrays = {c.name: one.array for c, one in zip(found, of_file, strict=True)}
+        pq.write_table(pa.table({"y": BITS[:3], **arrays}), tmp_path / f"train/{number}.parquet")
+    for column, second, lists in zip(found, other, read(Dataset(tmp_path, "train")).lists, strict=True):
+        assert lists_of(lists) == column.values + second.values, (column.name, second.name)
 
 
 def test_label_weight_and_group_of_all_types(tmp_path: Path) -> None:
