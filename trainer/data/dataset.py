@@ -1,6 +1,6 @@
 """A prepared split: its Parquet row groups, decoded to NumPy and checked on the way."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,6 +12,16 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cetnet.models.schema import Schema
+from cetnet.trainer.data.arrow_types import (
+    Use,
+    alike,
+    check_columns,
+    check_one_sign,
+    is_accepted,
+    key_column,
+    plain_table,
+    prepared_uses,
+)
 from cetnet.trainer.data.bad_rows import (
     BadRow,
     find_bad_rows,
@@ -20,6 +30,7 @@ from cetnet.trainer.data.bad_rows import (
     ids_are_good,
     replace_rows,
 )
+from cetnet.trainer.data.data_files import check_keys, split_files
 from cetnet.trainer.data.decoded import Lists, Rows
 from cetnet.trainer.data.hashing import hash_ids
 from cetnet.trainer.errors import UserError
@@ -55,7 +66,7 @@ class Dataset:
     """One split of a prepared dataset.
 
     Args:
-        path: directory with `schema.yaml` and one directory of Parquet files per split.
+        path: directory with `schema.yaml` and one directory of Parquet files (`data_files`) per split.
         split: name of the split, such as `train`.
         bad_rows: `fail`, or `quarantine`: they keep their place, but count for nothing.
         labelled: whether label and weight are read; if not, the files need none of the columns beside the
@@ -66,7 +77,7 @@ class Dataset:
 
     Raises:
         UserError: a missing or unreadable file, no rows, a column that the schema names and a file lacks or has
-            with another type, or files whose types differ.
+            with a type that it can't be (`arrow_types`).
     """
 
     def __init__(
@@ -74,24 +85,31 @@ class Dataset:
     ) -> None:
         self.path, self.split, self.bad_rows = path, split, bad_rows
         self.schema = schema = load_schema(path)
-        self.names = [schema.label, *([schema.weight] if schema.weight else [])] if labelled else []
-        self.names += [feature.name for feature in schema.features]
-        files = sorted((path / split).glob("*.parquet"))
-        if not files:
-            have = sorted({file.parent.name for file in path.glob("*/*.parquet")})
-            raise UserError(f"{path / split}: no Parquet files; splits here: {', '.join(have) or 'none'}")
+        beside = [schema.label, *([schema.weight] if schema.weight else [])] if labelled else []
+        self.names = [*beside, *(feature.name for feature in schema.features)]
+        uses = [(name, use) for name, use in prepared_uses(schema) if labelled or name in self.names]
+        self._uses = dict(uses)
+        files = split_files(path, split)
         self.row_groups: list[RowGroup] = []
-        self._footers = {file: _read_footer(file) for file in files}
+        self._footers = {file.path: _read_footer(file.path) for file in files}
+        self._keys = {file.path: file.keys for file in files}
         first_row = 0
+        checked: pa.Schema | None = None
         for file, footer in self._footers.items():
-            _check_columns(file, footer.columns, schema, labelled)
-            _check_same_types(
-                file, footer.columns, files[0], self._footers[files[0]].columns, schema, labelled
-            )
+            keys = self._keys[file]
+            if checked is None or not footer.columns.equals(checked):  # there may be thousands alike
+                check_keys(file, footer.columns.names, keys)
+                check_columns(file, footer.columns, uses, "schema.yaml", keys)
+                checked = footer.columns
+            for name, use in uses:
+                if name in keys:
+                    key_column(file, name, keys[name], use, 0)
             row_in_file = 0
             for index, num_rows in enumerate(footer.row_groups):
                 self.row_groups.append(RowGroup(file, index, num_rows, first_row, row_in_file))
                 first_row, row_in_file = first_row + num_rows, row_in_file + num_rows
+        if labelled and schema.group and schema.group not in files[0].keys:
+            check_one_sign({file: footer.columns for file, footer in self._footers.items()}, schema.group)
         self.num_rows = first_row
         if not self.num_rows:
             raise UserError(f"{path / split}: the Parquet files hold no rows; prepare the data again")
@@ -104,7 +122,10 @@ class Dataset:
                 `find_bad_rows`) unless they are quarantined. Both name file and row group, the latter row and column.
         """
         groups = [piece.row_group for piece in pieces]
-        tables = [_hash_columns(self._read_row_group(group, self.names), self.schema) for group in groups]
+        tables = [
+            _hash_columns(self._read_row_group(group, self.names, self._uses), self.schema)
+            for group in groups
+        ]
         starts = np.cumsum([0, *(group.num_rows for group in groups)]).tolist()
         spans = [
             (start + piece.start, start + piece.stop) for start, piece in zip(starts, pieces, strict=False)
@@ -143,34 +164,38 @@ class Dataset:
         return self._footers[file].metadata
 
     def has(self, name: str) -> bool:
-        """Whether a file of the split has a column of numbers of this name."""
-        kinds = self._kinds(name)
-        return bool(kinds) and all(map(_is_number, kinds))
+        """Whether a file of the split has a column of this name that holds what the schema says (numbers)."""
+        return any(self._has(file, name) for file in self._footers)
 
     def column(self, name: str, wanted: NDArray[np.bool_] | None = None) -> pa.Array:
         """A column of all rows, or of those wanted (`[num_rows]`), in the order of the files.
 
-        Null where a file lacks it; float64 where their types differ. Raises UserError for a row group that can't be
-        read.
+        Null where a file lacks it. Raises UserError for a row group that can't be read.
         """
-        kinds = self._kinds(name)
-        kind = kinds.pop() if len(kinds) == 1 else pa.float64()
+        use = self._use(name)
         parts = []
         for group in self.row_groups:
             rows = wanted[group.first_row :][: group.num_rows] if wanted is not None else None
-            if self._footers[group.file].type_of(name):
-                part = _array(self._read_row_group(group, [name])[name]).cast(kind)
+            if self._has(group.file, name):
+                part = _array(self._read_row_group(group, [name], {name: use})[name])
             else:
-                part = pa.nulls(group.num_rows, kind)
+                part = pa.nulls(group.num_rows)
             parts.append(part if rows is None else part.filter(pa.array(rows)))
-        return pa.concat_arrays(parts)
+        kinds = {part.type for part in parts if not pa.types.is_null(part.type)}
+        widest = pa.int64() if use.role == "id" else pa.float64()
+        kind = kinds.pop() if len(kinds) == 1 else widest
+        return pa.concat_arrays([part.cast(kind) for part in parts])
 
-    def _kinds(self, name: str) -> set[pa.DataType]:
-        """The types that the files have the column in."""
-        return {kind for footer in self._footers.values() if (kind := footer.type_of(name))}
+    def _use(self, name: str) -> Use:
+        return Use("id" if name == self.schema.group else "number")
 
-    def _read_row_group(self, group: RowGroup, columns: list[str]) -> pa.Table:
-        footer = self._footers[group.file]
+    def _has(self, file: Path, name: str) -> bool:
+        kind = self._footers[file].type_of(name)
+        return name in self._keys[file] or (kind is not None and is_accepted(kind, self._use(name)))
+
+    def _read_row_group(self, group: RowGroup, columns: list[str], uses: Mapping[str, Use]) -> pa.Table:
+        footer, keys = self._footers[group.file], self._keys[group.file]
+        stored = [name for name in columns if name not in keys]
         problem = None
         try:
             # A ParquetFile isn't safe to share between threads; its parsed footer is. Not mapped into memory: a file
@@ -178,7 +203,7 @@ class Dataset:
             with pq.ParquetFile(
                 group.file, metadata=footer.metadata, page_checksum_verification=True, pre_buffer=True
             ) as file:
-                table = file.read_row_group(group.index, columns=columns, use_threads=False)
+                table = file.read_row_group(group.index, columns=stored, use_threads=False)
                 if table.num_rows != group.num_rows:
                     problem = f"{table.num_rows} rows where its footer says {group.num_rows}"
         except (OSError, ValueError, pa.ArrowException) as error:
@@ -187,7 +212,11 @@ class Dataset:
             raise UserError(f"{group.file}: {changed}; restore it, or start a new run")
         if problem:
             raise UserError(f"{group}: cannot be read ({problem}); prepare the data again")
-        return table
+        for name in columns:
+            if name in keys:
+                values = key_column(group.file, name, keys[name], uses[name], group.num_rows)
+                table = table.append_column(name, values)
+        return plain_table(table.select(list(dict.fromkeys(columns))), uses)
 
 
 @dataclass(frozen=True)
@@ -250,56 +279,6 @@ def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _check_columns(file: Path, arrow: pa.Schema, schema: Schema, labelled: bool) -> None:
-    wanted = []
-    if labelled:
-        numbers = (schema.label, schema.weight, schema.true_probability)
-        wanted = [(name, "a number") for name in numbers if name]
-    if schema.group and labelled:
-        wanted.append((schema.group, "an integer"))
-    wanted += [(feature.name, "a number") for feature in schema.dense_features]
-    for feature in schema.id_features:
-        hashed = feature in schema.hashed_features
-        if feature.kind == "categorical":
-            wanted.append((feature.name, "an integer or text" if hashed else "an integer"))
-        else:
-            wanted.append((feature.name, "a list of integers or texts" if hashed else "a list of integers"))
-    for name, want in wanted:
-        if arrow.names.count(name) != 1:
-            has = f"{arrow.names.count(name)} columns" if name in arrow.names else "no column"
-            raise UserError(f"{file}: {has} {name!r}, which schema.yaml names; columns: {arrow.names}")
-        kind = arrow.field(name).type
-        value = kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else kind
-        ok = pa.types.is_integer(value) or ("text" in want and _is_text(value))
-        if want == "a number":
-            ok = ok or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
-        ok = ok and (value is not kind) == want.startswith("a list")
-        if not ok:
-            raise UserError(f"{file}: column {name!r} is {kind}, but schema.yaml wants {want}")
-
-
-def _is_number(kind: pa.DataType) -> bool:
-    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    value = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return pa.types.is_string(value) or pa.types.is_large_string(value) or pa.types.is_string_view(value)
-
-
-def _check_same_types(
-    file: Path, columns: pa.Schema, first: Path, expected: pa.Schema, schema: Schema, labelled: bool
-) -> None:
-    names = [schema.label, schema.weight, schema.group, schema.true_probability] if labelled else []
-    features = [feature.name for feature in schema.features if feature not in schema.hashed_features]
-    for name in (*filter(None, names), *features):
-        here, there = columns.field(name).type, expected.field(name).type
-        if here != there:
-            raise UserError(
-                f"{file}: column {name!r} is {here}, but {there} in {first.name}; write all files alike"
-            )
-
-
 def _bad(rows: list[BadRow], remedy: str = "") -> UserError:
     more = f" (and {len(rows) - 1} more bad rows in this row group)" if len(rows) > 1 else ""
     return UserError(f"{rows[0]}{more}; fix the data and prepare it again{remedy}")
@@ -319,7 +298,7 @@ def _to_rows(
         else:  # with `clip` it writes to `out` at once, not to a buffer first
             values.astype(out.dtype, copy=False).take(order, out=out, mode="clip")
 
-    table = pa.concat_tables(tables, promote_options="default")
+    table = pa.concat_tables(alike(tables, dict(prepared_uses(schema))), promote_options="default")
     row = row if order is None else row.take(order)
     sizes = schema.tables | schema.id_ranges
     categorical = schema.of_kind("categorical")

@@ -1,17 +1,19 @@
 """Raw files in pieces that one task reads within its memory: `units` of a file, and the `frames` of a unit."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
 import pyarrow as pa
 
+from cetnet.trainer.data.data_files import Format, KeyValues, check_keys
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.prepare.engine.csv_frames import csv_frames, csv_units
-from cetnet.trainer.prepare.engine.parquet_frames import parquet_frames, parquet_units
+from cetnet.trainer.prepare.engine.parquet_frames import parquet_frames, parquet_units, raw_uses
 from cetnet.trainer.prepare.engine.raw import RawSchema
 from cetnet.trainer.prepare.engine.tasks import Unfinished
-from cetnet.trainer.prepare.engine.units import Format, Unit
+from cetnet.trainer.prepare.engine.units import Unit
 
 _UNREADABLE = (pl.exceptions.PolarsError, pa.ArrowException, OSError, EOFError)
 
@@ -24,12 +26,22 @@ def units(
     spec: RawSchema,
     cuts: Sequence[int],
     chunk_bytes: int,
+    keys: KeyValues,
+    *,
+    named: bool,
 ) -> list[Unit]:
-    """The units of a file, in its order; `cuts` are `line_cuts` of a CSV file that is not compressed."""
+    """The units of a file, in its order.
+
+    `cuts` are `line_cuts` of a CSV file that is not compressed, `keys` what the file's directories give all its rows;
+    `named`: the schema's columns are the file's own, not a transform's.
+    """
     try:
         if format == "parquet":
-            return parquet_units(path, file, split, chunk_bytes)
-        return csv_units(path, file, split, spec, cuts)
+            found = parquet_units(path, file, split, chunk_bytes, raw_uses(spec) if named else (), keys)
+        else:
+            found = csv_units(path, file, split, spec, cuts)
+            check_keys(path, found[0].columns, keys)
+        return [replace(unit, keys=tuple(keys.items())) for unit in found]
     except _UNREADABLE as error:
         raise _unreadable(path, format, error) from error
 
@@ -40,9 +52,11 @@ def frames(
     """The rows of a unit, about `chunk_bytes` at a time: CSV as text, of Parquet the `needed` columns."""
     try:
         if format == "parquet":
-            yield from parquet_frames(unit, chunk_bytes, needed)
+            read = parquet_frames(unit, chunk_bytes, None if needed is None else raw_uses(spec))
         else:
-            yield from csv_frames(unit, spec, chunk_bytes)
+            read = csv_frames(unit, spec, chunk_bytes)
+        for frame in read:
+            yield frame.with_columns(pl.lit(value, pl.String).alias(key) for key, value in unit.keys)
     except _UNREADABLE as error:
         raise _unreadable(unit.path, format, error) from error
 

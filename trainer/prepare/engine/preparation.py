@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cetnet.models.schema import Schema
+from cetnet.trainer.data.data_files import Format, KeyValues
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.prepare.engine.card import SplitStatistics
 from cetnet.trainer.prepare.engine.chunks import units
@@ -50,7 +51,7 @@ from cetnet.trainer.prepare.engine.typed import (
     find_cuts,
     type_rows,
 )
-from cetnet.trainer.prepare.engine.units import BadValue, Format, Unit
+from cetnet.trainer.prepare.engine.units import BadValue, Unit
 from cetnet.trainer.prepare.engine.vectors import write_vectors
 from cetnet.trainer.prepare.engine.vocabulary import Keys, count_values, number_values
 from cetnet.trainer.prepare.engine.workplace import Workplace
@@ -80,6 +81,7 @@ class Preparation:
     spec: RawSchema
     format: Format
     vector_sizes: Mapping[str, int]
+    keys: Mapping[Path, KeyValues]
 
     def _task(self, folder: str, name: int | str, weight: int, *arguments: Any) -> Task:
         name = f"{name:06d}" if isinstance(name, int) else name
@@ -106,7 +108,17 @@ class Preparation:
         todo: list[Unit] = [
             unit
             for number, (split, path) in enumerate(paths)
-            for unit in units(path, number, split, self.format, spec, cuts.get(number, []), sizes.chunk_bytes)
+            for unit in units(
+                path,
+                number,
+                split,
+                self.format,
+                spec,
+                cuts.get(number, []),
+                sizes.chunk_bytes,
+                self.keys.get(path, {}),
+                named=transform is None,
+            )
         ]
         tasks = [
             self._task("typed", i, max(1, unit.size >> 20), unit, self.format, spec, transform, sizes)

@@ -12,20 +12,18 @@ from pathlib import Path
 import polars as pl
 
 from cetnet.models.schema import Schema
-from cetnet.trainer.errors import UserError
+from cetnet.trainer.data.data_files import Format, KeyValues
 from cetnet.trainer.prepare.engine.card import Card
-from cetnet.trainer.prepare.engine.layout import SPLITS, check_out, finish_dataset, publish
+from cetnet.trainer.prepare.engine.input_files import input_files
+from cetnet.trainer.prepare.engine.layout import check_out, finish_dataset, publish
 from cetnet.trainer.prepare.engine.preparation import Preparation, Vocabulary
 from cetnet.trainer.prepare.engine.raw import RawSchema
 from cetnet.trainer.prepare.engine.splits import Split, parse_split
 from cetnet.trainer.prepare.engine.tasks import executor, identity, read_facts
 from cetnet.trainer.prepare.engine.typed import Chunk, Transform
-from cetnet.trainer.prepare.engine.units import Format
 from cetnet.trainer.prepare.engine.vectors import open_vectors
 from cetnet.trainer.prepare.engine.vocabulary import split_rows
 from cetnet.trainer.prepare.engine.workplace import workplace
-
-SUFFIXES = {"csv": (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz"), "parquet": (".parquet",)}
 
 
 def prepare_table(
@@ -35,6 +33,7 @@ def prepare_table(
     out: Path,
     card: Card,
     *,
+    keys: Mapping[Path, KeyValues] | None = None,
     split: Split | None = None,
     transform: Transform | None = None,
     md5: Mapping[Path, str] | None = None,
@@ -51,6 +50,7 @@ def prepare_table(
         format: "csv" (also gzipped) or "parquet".
         out: directory to make; unfinished work lies in `.NAME.work` beside it, see `tasks.work_folder`.
         card: what the data card says; the rule of a `split`, and notes of what was found, are added.
+        keys: columns of text with one value in each file, or null, that its directory names.
         split: for "all": `parse_split("time:0.8,0.1,0.1", spec, seed)`, or any `Split`.
         transform: a module-level function from the raw columns of a chunk (CSV: text) to those that `spec` names,
             with the same rows.
@@ -77,6 +77,7 @@ def prepare_table(
         "format": format,
         "spec": spec.model_dump(mode="json"),
         "split": repr(split),
+        "keys": {str(path): of_file for path, of_file in (keys or {}).items() if of_file},
         "transform": f"{transform.__module__}.{transform.__qualname__}" if transform else None,
     }
     vector_sizes = {table: open_vectors(path).size for table, path in spec.pretrained.items()}
@@ -91,7 +92,7 @@ def prepare_table(
         overwrite=overwrite,
     ) as place:
         with executor(place.resources) as pool:
-            preparation = Preparation(place, pool, spec, format, vector_sizes)
+            preparation = Preparation(place, pool, spec, format, vector_sizes, keys or {})
             chunks, facts = preparation.read(files, transform)
             assign = split.fit(partial(_frames, spec, chunks)) if split else None
             splitters = preparation.splitters(facts)
@@ -125,14 +126,15 @@ def prepare_tabular(
     workers: int | None = None,
     scheduler: str | None = None,
 ) -> Schema:
-    """Prepare a CSV or Parquet file, or a directory of them (read in the order of their names): `prepare_table`.
+    """Prepare a CSV or Parquet file, or a directory of them (`data_files`): `prepare_table`.
 
     A directory with files or subdirectories named train, validation and test is used as split there, and
     `split` is not. Else `random:0.8,0.1,0.1` splits by a seeded hash of the group (of the row number, where
     there is no group), and `time:0.8,0.1,0.1` by the timestamp, with rows in time order.
     """
     spec = RawSchema.load(schema_file)
-    files = _input_files(raw, format)
+    found = input_files(raw, format)
+    files = {name: [file.path for file in of_split] for name, of_split in found.items()}
     rule = parse_split(split, spec, seed) if "all" in files else None
     card = Card(
         title=f"{raw.name} ({format})",
@@ -148,38 +150,13 @@ def prepare_tabular(
         format,
         out,
         card,
+        keys={file.path: file.keys for of_split in found.values() for file in of_split},
         split=rule,
         memory=memory,
         workers=workers,
         scheduler=scheduler,
         overwrite=overwrite,
     )
-
-
-def _input_files(raw: Path, format: Format) -> dict[str, list[Path]]:
-    """Files by split; only "all" where there is nothing split already."""
-    if raw.is_file():
-        return {"all": [raw]}
-    if not raw.is_dir():
-        raise UserError(f"{raw} does not exist: give a {format} file or a directory of them")
-
-    def data_files(directory: Path) -> list[Path]:
-        return sorted(path for path in directory.iterdir() if path.name.endswith(SUFFIXES[format]))
-
-    given: dict[str, list[Path]] = {}
-    for name in SPLITS:
-        single = [raw / (name + suffix) for suffix in SUFFIXES[format] if (raw / (name + suffix)).is_file()]
-        found = data_files(raw / name) if (raw / name).is_dir() else single
-        if found:
-            given[name] = found
-    if len(given) == len(SPLITS):
-        return given
-    if given:
-        missing = ", ".join(name for name in SPLITS if name not in given)
-        raise UserError(f"{raw} is split, but has no {format} data for {missing}: add it, or give one file")
-    if files := data_files(raw):
-        return {"all": files}
-    raise UserError(f"{raw} holds no {format} files ({', '.join(SUFFIXES[format])})")
 
 
 def _frames(spec: RawSchema, chunks: Sequence[Chunk], columns: Sequence[str]) -> Iterator[pl.DataFrame]:

@@ -27,7 +27,7 @@ from uuid import uuid4
 import psutil
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
-from cetnet.trainer.data import hashing
+from cetnet.trainer.data import arrow_types, hashing
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.files import write_json
 from cetnet.trainer.prepare.engine.layout import check_out, locked_folder, progress_bar
@@ -130,10 +130,11 @@ def identity(path: Path) -> list[Any]:
 
 
 def program_files() -> list[Path]:
-    """The program's own files that the bytes of a preparation depend on: engine, sources, and the hash of values."""
+    """The program's own files that the bytes of a preparation depend on: engine, sources, values' types and hash."""
     prepare = Path(__file__).parents[1]
     folders = (prepare, prepare / "engine", prepare / "sources")
-    return [Path(hashing.__file__), *(path for folder in folders for path in sorted(folder.glob("*.py")))]
+    shared = [Path(str(module.__file__)) for module in (arrow_types, hashing)]
+    return [*shared, *(path for folder in folders for path in sorted(folder.glob("*.py")))]
 
 
 def _program() -> dict[str, str]:

@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from cetnet.trainer.data.data_files import Format
 from cetnet.trainer.data.hashing import mix64
 from cetnet.trainer.prepare.engine.arrow_files import IPC_OPTIONS, read_batch
 from cetnet.trainer.prepare.engine.chunks import frames
@@ -20,7 +21,7 @@ from cetnet.trainer.prepare.engine.csv_frames import line_cuts
 from cetnet.trainer.prepare.engine.layout import list_column
 from cetnet.trainer.prepare.engine.raw import Mistake, RawFeature, RawSchema, columns, hash_ids
 from cetnet.trainer.prepare.engine.tasks import TaskSizes, write_facts
-from cetnet.trainer.prepare.engine.units import BadValue, Format, Unit
+from cetnet.trainer.prepare.engine.units import BadValue, Unit
 
 Transform = Callable[[pl.DataFrame], pl.DataFrame]
 

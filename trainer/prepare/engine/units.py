@@ -2,11 +2,8 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from cetnet.trainer.errors import UserError
-
-Format = Literal["csv", "parquet"]
 
 
 @dataclass(frozen=True)
@@ -20,6 +17,7 @@ class Unit:
         start, stop: of bytes, or of row groups.
         size: bytes, for progress.
         columns: names of the columns of CSV.
+        keys: columns of text, or null, with one value in the whole file.
     """
 
     path: Path
@@ -29,6 +27,7 @@ class Unit:
     stop: int
     size: int
     columns: tuple[str, ...] = ()
+    keys: tuple[tuple[str, str | None], ...] = ()
 
 
 class BadValue(UserError):

@@ -1,0 +1,45 @@
+"""The raw files of a preparation, by split where they are split already."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from cetnet.trainer.data.data_files import SUFFIXES, DataFile, Format, check_same_keys, data_files
+from cetnet.trainer.errors import UserError
+from cetnet.trainer.prepare.engine.layout import SPLITS
+
+
+def input_files(raw: Path, format: Format) -> Mapping[str, Sequence[DataFile]]:
+    """A file, or the `data_files` of a directory: under "all", or by the names of SPLITS.
+
+    They are split where the directory has a file or a directory for each of SPLITS, with a suffix or without.
+    Raises UserError for what is none of this.
+    """
+    try:
+        if raw.is_file():
+            return {"all": [DataFile(raw, {})]}
+        if not raw.is_dir():
+            what = "is no regular file" if raw.exists() else "does not exist"
+            raise UserError(f"{raw} {what}: give a {format} file or a directory of them")
+    except OSError as error:
+        raise UserError(f"{raw} cannot be read: {error.strerror}") from error
+    given = {name: files for name in SPLITS if (files := _of_split(raw, name, format))}
+    if len(given) == len(SPLITS):
+        check_same_keys([file for files in given.values() for file in files])
+        return given
+    if given:
+        missing = ", ".join(name for name in SPLITS if name not in given)
+        raise UserError(f"{raw} is split, but has no {format} data for {missing}: add it, or give one file")
+    return {"all": data_files(raw, format)}
+
+
+def _of_split(raw: Path, name: str, format: Format) -> Sequence[DataFile]:
+    places = [raw / name] if (raw / name).is_dir() else []
+    places += [path for suffix in SUFFIXES[format] if (path := raw / (name + suffix)).exists()]
+    if len(places) > 1:
+        both = " and ".join(path.name for path in places)
+        raise UserError(f"{raw} has {both}, which would both be the {name} split: keep one of them")
+    return [
+        file
+        for path in places
+        for file in (data_files(path, format) if path.is_dir() else [DataFile(path, {})])
+    ]
