@@ -128,6 +128,7 @@ def _start(run: CheckedRun, processes: Processes, session: Session, signals: Sto
         lr.plateau = state.plateau
     else:
         load_pretrained(session.model, dataset.schema, data.path)
+    checkpoints.check_room(session.model, session.optimizer)
     writer = None
     if processes.is_main:
         writer = RunWriter(config, dataset.schema, session.plan, processes.world_size)
