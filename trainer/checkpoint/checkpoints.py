@@ -91,10 +91,10 @@ class Checkpoints:
             UserError: on every rank.
         """
         shards, rest = _num_bytes({"model": model.state_dict(), "optim": optimizer.state_dict()})
-        if isinstance(self._folder, Path):
+        if isinstance(folder := self._folder, Path):
             total = torch.tensor(shards)
             dist.all_reduce(total, group=self._group)
-            on_main(lambda: _check_room(self._folder, int(total) + rest), self._group)
+            on_main(lambda: _check_room(folder, int(total) + rest), self._group)
         elif self._aside:
             aside = self._aside
             on_every_rank(lambda: _check_room(aside, shards), self._group)
