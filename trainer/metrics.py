@@ -23,6 +23,9 @@ def binary_metrics(
         (nats), `auc`, `gauc`, `calibration` (sum of predictions over sum of labels). NaN where undefined:
         `why_missing` says why.
     """
+    # Sorting would give NaN a place in the order, which it hasn't.
+    if not len(label) or np.isnan(probability).any():
+        return {name: float("nan") for name in LABELS if name != "gauc" or group is not None}
     label, weight = label.astype(np.float64), weight.astype(np.float64)
     # Added up apart, so that a single class gives a base rate of exactly 0 or 1.
     positives, negatives = float(weight @ label), float(weight @ (1 - label))
@@ -35,8 +38,6 @@ def binary_metrics(
     }
     if group is not None:
         metrics["gauc"] = grouped_auc(label, probability, weight, group)
-    if np.isnan(probability).any():  # which has no place in an order, though sorting would give it one
-        return dict.fromkeys(metrics, float("nan"))
     return metrics
 
 
@@ -105,8 +106,6 @@ def grouped_auc(label: NDArray, score: NDArray, weight: NDArray, group: NDArray)
 
 def _won_pairs(label: NDArray, score: NDArray, weight: NDArray, group: NDArray) -> NDArray[np.float64]:
     """`[2, groups]`: weight of (positive, negative) pairs ordered rightly, a tie as half; and of all pairs."""
-    if not len(label):
-        return np.zeros((2, 1))
     order = np.lexsort((score, group))
     score, group = score[order], group[order]
     positive, negative = (label * weight)[order], ((1 - label) * weight)[order]

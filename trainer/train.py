@@ -128,6 +128,7 @@ def _start(run: CheckedRun, processes: Processes, session: Session, signals: Sto
         lr.plateau = state.plateau
     else:
         load_pretrained(session.model, dataset.schema, data.path)
+    checkpoints.check_room(session.model, session.optimizer)
     writer = None
     if processes.is_main:
         writer = RunWriter(config, dataset.schema, session.plan, processes.world_size)
@@ -161,8 +162,7 @@ def _start(run: CheckedRun, processes: Processes, session: Session, signals: Sto
         + (f"; resumed at step {state.step} from {checkpoint}" if checkpoint else "")
     )
     if processes.is_main and (label := only_value(dataset, dataset.schema.label)) is not None:
-        why = f"every row has the label {label:g}"
-        trainer.display.warn(nothing_learned(dataset, why))
+        trainer.display.warn(nothing_learned(dataset, f"every row has the label {label:g}"))
     return trainer
 
 

@@ -262,17 +262,6 @@ def test_too_many_bad_rows(stderr_of: Callable[..., str]) -> None:
 
 
 @pytest.mark.usefixtures("folder")
-def test_a_null_group_of_an_evaluated_split(stderr_of: Callable[..., str]) -> None:
-    write_config({"evaluation": {"splits": ["train"]}})
-    edit_table(set_value("session", 43, None))
-    place = "train/part-00001.parquet, row group 1"
-    stderr = stderr_of("train", "experiment.yaml")
-    assert_last_line(stderr, place, "column 'session'", "null", "prepare it again")
-    assert "quarantine" not in stderr  # which wouldn't help
-    assert not Path("run/result.json").exists()
-
-
-@pytest.mark.usefixtures("folder")
 def test_a_damaged_page(stderr_of: Callable[..., str]) -> None:
     file = Path("data/train/part-00001.parquet")
     content = bytearray(file.read_bytes())

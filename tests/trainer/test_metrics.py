@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from random import Random
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.metrics import log_loss, roc_auc_score
 
-from cetnet.trainer.metrics import binary_metrics
+from cetnet.trainer.metrics import LABELS, binary_metrics, group_numbers, why_missing
 
 
 @dataclass(frozen=True)
@@ -137,3 +138,46 @@ def test_predicting_the_base_rate_has_ne_one_and_auc_one_half() -> None:
 def test_a_certain_and_wrong_prediction_costs_much_but_not_everything(wrong: float) -> None:
     logloss = binary_metrics(np.array([1 - wrong, wrong]), np.array([wrong, wrong]), np.ones(2))["logloss"]
     assert 10 < logloss < 40
+
+
+@settings(max_examples=300, deadline=None)
+@given(rows.map(scored))
+def test_what_is_undefined_is_named_with_the_reason(data: Scored) -> None:
+    metrics = data.metrics()
+    why = why_missing(metrics, data.label, data.probability, data.weight)
+    titles = [title for name, title in LABELS.items() if math.isnan(metrics[name])]
+    if not titles:
+        assert why is None
+        return
+    counting = classes(data)
+    reason = "no group has rows of both labels"
+    if not counting:
+        reason = "no row has a weight"
+    elif len(counting) == 1:
+        reason = f"every row that counts has the label {counting.pop()}"
+    assert why == f"no {', '.join(titles)} (-): {reason}"
+
+
+def test_no_row_and_predictions_that_are_nan_have_no_metric() -> None:
+    nothing, label = np.empty(0), np.array([0, 1, 1])
+    metrics = binary_metrics(nothing, nothing, nothing, nothing)
+    assert set(metrics) == set(LABELS)
+    assert all(map(math.isnan, metrics.values()))
+    assert str(why_missing(metrics, nothing, nothing, nothing)).endswith(": there is no good row")
+    broken = np.array([0.2, math.nan, 0.7])
+    metrics = binary_metrics(label, broken, np.ones(3), np.zeros(3))
+    assert all(map(math.isnan, metrics.values()))
+    assert "1 predictions are NaN" in str(why_missing(metrics, label, broken, np.ones(3)))
+
+
+@settings(max_examples=200, deadline=None)
+@given(rows.map(scored), st.randoms(use_true_random=False))
+def test_rows_without_a_group_count_for_all_but_gauc(data: Scored, random: Random) -> None:
+    missing = np.array([random.random() < 0.4 for _ in data.label])
+    numbers = group_numbers(np.where(missing, 2, data.group), missing)
+    assert len(set(numbers[missing])) == missing.sum()
+    assert not set(numbers[missing]) & set(numbers[~missing])
+    metrics = binary_metrics(data.label, data.probability, data.weight, numbers)
+    known = Scored(*(values[~missing] for values in (data.label, data.probability, data.weight, data.group)))
+    expected = data.metrics() | {"gauc": known.metrics()["gauc"]}
+    assert metrics == pytest.approx(expected, rel=1e-9, abs=1e-9, nan_ok=True)

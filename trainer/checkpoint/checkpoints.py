@@ -8,6 +8,7 @@ temporary name, read back, and published by one rename.
 import itertools
 import json
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -25,6 +26,7 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import KeyedOptimizer
 
+from cetnet.sharding.plan_table import human_bytes
 from cetnet.trainer.checkpoint.manifest import MANIFEST, find_damage, write_manifest
 from cetnet.trainer.checkpoint.object_path import Place
 from cetnet.trainer.checkpoint.safe_load import OtherModelError, SafePlanner, SafeReader
@@ -48,7 +50,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Place, keep: int, aside: Path | None = None) -> None:
-        self._folder, self._keep = folder, keep
+        self._folder, self._keep, self._aside = folder, keep, aside
         self._store = open_store(folder, aside)
         # Collectives of a save run beside those of training, hence a group of their own.
         self._group = dist.new_group(backend="gloo", timeout=PATIENCE)
@@ -79,6 +81,23 @@ class Checkpoints:
         state = {"model": model.state_dict(), "optim": optimizer.state_dict()}
         copy = _copy_to_cpu(state, self._group)
         self._pending = self._writer.submit(self._write, copy, json.dumps(trainer_state), name)
+
+    def check_room(self, model: DistributedModelParallel, optimizer: KeyedOptimizer) -> None:
+        """Find a disk too small for one checkpoint before training; every rank calls it.
+
+        It may take more: dense optimizers have no state yet, and older checkpoints are kept until it is written.
+
+        Raises:
+            UserError: on every rank.
+        """
+        shards, rest = _num_bytes({"model": model.state_dict(), "optim": optimizer.state_dict()})
+        if isinstance(folder := self._folder, Path):
+            total = torch.tensor(shards)
+            dist.all_reduce(total, group=self._group)
+            on_main(lambda: _check_room(folder, int(total) + rest), self._group)
+        elif self._aside:
+            aside = self._aside
+            on_every_rank(lambda: _check_room(aside, shards), self._group)
 
     def wait(self) -> None:
         """Wait until the save under way, if any, is published on this rank.
@@ -144,6 +163,25 @@ def _copy_to_cpu(value: Any, group: dist.ProcessGroup) -> Any:
             process_group=group,
         )
     return value.detach().cpu().clone() if isinstance(value, torch.Tensor) else value
+
+
+def _num_bytes(value: Any) -> tuple[int, int]:
+    """Of the tensors of a state: this rank's shards of those that are sharded, and the others, which all have."""
+    if isinstance(value, dict):
+        parts = [_num_bytes(item) for item in value.values()]
+        return sum(shards for shards, _ in parts), sum(rest for _, rest in parts)
+    if isinstance(value, ShardedTensor):
+        return sum(shard.tensor.nbytes for shard in value.local_shards()), 0
+    return 0, value.nbytes if isinstance(value, torch.Tensor) else 0
+
+
+def _check_room(folder: Path, size: int) -> None:
+    disk = shutil.disk_usage(next(path for path in (folder, *folder.absolute().parents) if path.exists()))
+    if disk.total and disk.free < size:
+        raise UserError(
+            f"{folder}: a checkpoint takes {human_bytes(size)} and the disk has {human_bytes(disk.free)} left; make "
+            "room, or name another place in checkpoint.path"
+        )
 
 
 def open_checkpoints(config: RunConfig) -> Checkpoints:

@@ -59,7 +59,7 @@ def only_value(dataset: Dataset, name: str) -> float | None:
         low, high = min(low, column.low), max(high, column.high)
         if low < high:
             return None
-    return float(low) if low == high else None
+    return float(low) + 0.0 if low == high else None  # the least zero of a float column is -0.0
 
 
 def is_null(dataset: Dataset, name: str) -> bool:

@@ -1,6 +1,7 @@
 """The data card: what is measured while a dataset is written, and told in card.json and README.md beside it."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,6 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cetnet.models.schema import Schema
+from cetnet.trainer.console import shown
+from cetnet.trainer.files import without_nonfinite
+from cetnet.trainer.metrics import binary_entropy
 
 
 @dataclass(frozen=True)
@@ -142,9 +146,9 @@ class SplitStatistics:
 
     @property
     def bayes_ne(self) -> float:
-        """Normalized entropy of the true probabilities: no model has a lower expected one."""
-        p = self.positive_rate
-        return self.log_loss / self.rows / -(p * np.log(p) + (1 - p) * np.log1p(-p))
+        """Normalized entropy of the true probabilities: no model has a lower expected one. NaN for a single class."""
+        entropy = binary_entropy(self.positive_rate)
+        return self.log_loss / self.rows / entropy if entropy else math.nan
 
 
 def write_card(
@@ -152,7 +156,7 @@ def write_card(
 ) -> None:
     """Write card.json, for machines, and README.md, for people; `statistics` are by split."""
     facts = _facts(schema, statistics, card)
-    (directory / "card.json").write_text(json.dumps(facts, indent=2) + "\n")
+    (directory / "card.json").write_text(json.dumps(without_nonfinite(facts), indent=2) + "\n")
     (directory / "README.md").write_text(_readme(schema, statistics, card))
 
 
@@ -231,7 +235,7 @@ def _readme(schema: Schema, statistics: Mapping[str, SplitStatistics], card: Car
     for split, sums in statistics.items():
         row = [split, f"{sums.rows:,}", f"{sums.positives:,}", f"{sums.positive_rate:.4f}"]
         row += [f"{sums.first_timestamp} to {sums.last_timestamp}"] if schema.timestamp else []
-        row += [f"{sums.bayes_ne:.4f}"] if schema.true_probability else []
+        row += [shown(sums.bayes_ne, 4)] if schema.true_probability else []
         rows.append(row)
     feature_rows = []
     for feature in schema.features:
