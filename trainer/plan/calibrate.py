@@ -112,7 +112,7 @@ def report(
     if out is None:
         return
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(text)
+    out.write_text(text, encoding="utf-8")
     output.print(
         f'{out}: written; use it with `cetnet train FILE "sharding.cluster=$(cat {out})"`',
     )
