@@ -86,7 +86,7 @@ def submit_study(path: Path, scheduler: str, options: str, resources: Resources,
                 if not run.folder.exists():
                     run.settings_file.unlink()
                 raise UserError(f"{scheduler} did not take the job of {label}: {_one_line(error)}") from None
-            _job_file(run).write_text(f"{handle}\n")
+            _job_file(run).write_text(f"{handle}\n", encoding="utf-8")
             output.print(f"{label}: {handle}")
     if submitted and not dryrun:
         output.print(
@@ -135,7 +135,7 @@ def _under_way(runner: Runner, run: Run) -> str | None:
     file = _job_file(run)
     if not file.exists():
         return None
-    handle = file.read_text().strip()
+    handle = file.read_text(encoding="utf-8").strip()
     try:
         status = runner.status(handle)
     except Exception as error:  # whatever a scheduler's client raises

@@ -64,7 +64,7 @@ def component_class(kind: str) -> type["Component"]:
 def component_summary(kind: str) -> str:
     """First line of the docstring of a component that is registered here, whose module is read, not imported."""
     _, module, name = COMPONENTS[kind].rsplit(".", 2)
-    source = resources.files("cetnet.models").joinpath(f"{module}.py").read_text()
+    source = resources.files("cetnet.models").joinpath(f"{module}.py").read_text(encoding="utf-8")
     definition = next(
         node for node in ast.parse(source).body if isinstance(node, ast.ClassDef) and node.name == name
     )

@@ -20,7 +20,7 @@ class Strict(BaseModel):
             for key in content:
                 if key not in known:
                     near = get_close_matches(str(key), known, n=1)
-                    help = f"did you mean {near[0]}?" if near else f"keys here are {', '.join(known)}"
+                    help = f"did you mean {near[0]}?" if near else f"keys here: {', '.join(known)}"
                     # A name of its own, by which a message can name the key where it stands.
                     context = {"key": str(key), "help": help}
                     raise PydanticCustomError("unknown_key", "unknown key {key}; {help}", context)

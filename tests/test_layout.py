@@ -138,3 +138,17 @@ def test_no_path_is_taken_for_a_pattern() -> None:
         )
     ]
     assert globbing == []
+
+
+def test_text_is_utf8_whatever_the_locale() -> None:
+    """As ruff's PLW1514, which knows few of the objects that are paths."""
+    locale = []
+    for path in python_files(*ROOMS):
+        for node in ast.walk(parsed(path)):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                modes = [arg.value for arg in node.args if isinstance(arg, ast.Constant)]
+                opened = node.func.attr == "open" and modes[:1] in (["r"], ["w"], ["a"], ["x"])
+                is_text = node.func.attr in ("read_text", "write_text") or opened
+                if is_text and not any(keyword.arg == "encoding" for keyword in node.keywords):
+                    locale.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert locale == []

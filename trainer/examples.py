@@ -22,7 +22,7 @@ def write_examples(folder: Path) -> int:
     missing: dict[Path, str] = {}
     try:
         for example in examples:
-            path, text = folder / example.relative_to(package), example.read_text()
+            path, text = folder / example.relative_to(package), example.read_text(encoding="utf-8")
             if not path.exists():
                 missing[path] = text
             elif path.read_bytes() != text.encode():

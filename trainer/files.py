@@ -60,7 +60,7 @@ def output_file(path: Path) -> Iterator[Path]:
 def write_text(path: Path, text: str) -> None:
     """Write text whole or not at all."""
     with written_aside(path) as aside:
-        aside.write_text(text)
+        aside.write_text(text, encoding="utf-8", errors="backslashreplace")  # a path in it may be no UTF-8
 
 
 def write_json(path: Path, content: object, indent: int | None = 1) -> None:

@@ -70,7 +70,7 @@ def restarted(folder: Path) -> bool:
     """
     job = os.environ.get(TORCHRUN_JOB, "none")  # "none": what torchrun calls a job without an --rdzv-id
     try:
-        environment = json.loads((folder / "environment.json").read_text())
+        environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
         return job != "none" and environment["torchrun"].get(TORCHRUN_JOB) == job
     except (OSError, ValueError, KeyError):
         return False

@@ -71,7 +71,7 @@ class RunWriter:
         """Append to metrics.jsonl and, for numbers, to TensorBoard."""
         prefix = "" if kind == "train" else f"{values.get('split', kind)}/"
         with disk_errors(self.path):
-            with self._metrics.open("a") as file:
+            with self._metrics.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"kind": kind, "step": step} | without_nonfinite(values)) + "\n")
             if self._board is None:
                 self._board = SummaryWriter(str(self.path / "tensorboard"))

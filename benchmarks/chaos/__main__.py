@@ -112,14 +112,14 @@ def run_chaos(out: Path, faults: list[str], seed: int, nproc: int, elastic: bool
     total = STEPS_AFTER + STEPS_PER_FAULT * (len(faults) + 1)
     rows = total * BATCH_SIZE - BATCH_SIZE // 3  # the last batch is padded
     prepare_synthetic(out / "data", round(rows / TRAIN_SHARE), seed)
-    rows = json.loads((out / "data/card.json").read_text())["splits"]["train"]["rows"]
+    rows = json.loads((out / "data/card.json").read_text(encoding="utf-8"))["splits"]["train"]["rows"]
     calm, disturbed = (
         RestartedRun(out / name, out / name / "run", random.Random(seed)) for name in ("calm", "chaos")
     )
     for run, checkpoint_every in ((calm, None), (disturbed, CHECKPOINT_EVERY)):
         run.folder.mkdir()
         experiment = settings(out / "data", checkpoint_every)
-        (run.folder / "experiment.yaml").write_text(yaml.safe_dump(experiment))
+        (run.folder / "experiment.yaml").write_text(yaml.safe_dump(experiment), encoding="utf-8")
     train_through(calm, [], False, total, nproc)
     assert calm.newest is not None
     checkpoint = sum(file.stat().st_size for file in calm.newest.iterdir())

@@ -71,7 +71,7 @@ class Attempt:
 
     def expect_exit(self, code: int, said: str) -> None:
         """Wait for the end; raises ChaosError unless it has this code, and `said` is the only complaint."""
-        actual, log = self.wait(), self.log.read_text()
+        actual, log = self.wait(), self.log.read_text(encoding="utf-8")
         complaints = [line for line in log.splitlines() if line.startswith("cetnet: ")]
         if actual != code:
             raise ChaosError(f"{self.log}: exit code {actual} instead of {code}")

@@ -34,7 +34,9 @@ def judge(disturbed: RestartedRun, calm: RestartedRun, elastic: bool, num_rows: 
     yield Verdict("every row exactly once", not wrong, f"{wrong} of {num_rows:,} rows wrong")
     unequal = sum(a != b for a, b in itertools.zip_longest(ours, theirs))
     yield Verdict("the same rows at each step", not unequal, f"{unequal} of {len(theirs)} steps differ")
-    one, other = (json.loads((run / RESULT).read_text()) for run in (disturbed.run_dir, calm.run_dir))
+    one, other = (
+        json.loads((run / RESULT).read_text(encoding="utf-8")) for run in (disturbed.run_dir, calm.run_dir)
+    )
     apart = [abs(one["train"][name] - value) for name, value in other["train"].items()]
     test = other["splits"]["test"].items()
     apart += [abs(one["splits"]["test"][name] - value) for name, value in test if name.startswith("ne/")]

@@ -115,7 +115,7 @@ def _measure(
     calibration = out / f"calibration-{name}.yaml"
     console.print(f"{rate_name(mbit)}: calibrating")
     _cetnet(made, ["calibrate", "--out", str(calibration)], logs / "calibrate.log")
-    cluster = yaml.safe_load(calibration.read_text())
+    cluster = yaml.safe_load(calibration.read_text(encoding="utf-8"))
     overrides = {f"{p}-{c}": _overrides({"*": PLANS[p]} if PLANS[p] else {}, c, cluster) for p, c in variants}
     console.print(f"{rate_name(mbit)}: timing the embeddings alone")
     jobs, answer = logs / "embeddings.json", logs / "embeddings-result.json"
@@ -134,7 +134,7 @@ def _measure(
         logs / "embeddings.log",
         _SECONDS_PER_LAUNCH,
     )
-    embeddings = json.loads(answer.read_text())
+    embeddings = json.loads(answer.read_text(encoding="utf-8"))
     results = []
     for p, c in variants:
         key = f"{p}-{c}"
@@ -188,7 +188,8 @@ def _prepare(out: Path, batch_size: int, lanes: int, steps: int) -> Path:
                 "evaluation": {"splits": []},
             },
             sort_keys=False,
-        )
+        ),
+        encoding="utf-8",
     )
     return config
 
@@ -220,7 +221,7 @@ def _estimate(
 
 
 def _median_step(run: Path, warm_up: int) -> float:
-    records = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    records = map(json.loads, (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
     return median([r["seconds_per_step"] for r in records if r["kind"] == "train"][warm_up:])
 
 

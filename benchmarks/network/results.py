@@ -94,7 +94,7 @@ def write_results(results: Sequence[Result], title: str, about: str, out: Path) 
     lines = ["| " + " | ".join(_HEADINGS) + " |", "|:--|:--|:--|" + "--:|" * (len(_HEADINGS) - 3)]
     lines += ["| " + " | ".join(_cells(result)) + " |" for result in results]
     write_text(out / "table.md", "\n".join([*lines, "", f"({about})"]) + "\n")
-    with (out / "table.csv").open("w", newline="") as file:
+    with (out / "table.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(asdict(results[0])))
         writer.writeheader()
         writer.writerows(asdict(result) for result in results)

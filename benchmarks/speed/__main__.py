@@ -91,7 +91,7 @@ def main(
                 shutil.rmtree(work, ignore_errors=True)
             results["comparisons"][comparison.name] = result
             write_results(out, results, every)
-    print((out / "table.md").read_text())
+    print((out / "table.md").read_text(encoding="utf-8"))
     raise typer.Exit(int(failed))
 
 

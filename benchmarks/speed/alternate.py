@@ -93,7 +93,7 @@ class Running:
     def check(self) -> None:
         """Raise ContenderError if it has ended."""
         if (code := self._process.poll()) is not None:
-            last = self.log.read_text(errors="replace").strip().splitlines()[-1:]
+            last = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
             raise ContenderError(
                 f"{self.contender.name}: exit code {code} ({', '.join(last)}); see {self.log}"
             )

@@ -251,7 +251,7 @@ def refuse_changed(runs: Sequence[Run], path: Path) -> None:
             raise UserError(
                 f"{run.folder}: not made by this study; move it away, or give {path} another `out`"
             )
-        if json.loads(run.settings_file.read_text()) != run.settings:
+        if json.loads(run.settings_file.read_text(encoding="utf-8")) != run.settings:
             made = f"the folder and its checkpoints in {run.checkpoints}" if run.checkpoints else "the folder"
             raise UserError(
                 f"{run.folder}: made with other settings than {path} and its base have now (they are in "

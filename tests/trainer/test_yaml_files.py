@@ -63,7 +63,7 @@ TWO = {"a": {"kind": "dnn"}, "b": {"kind": "dnn", "copies": 2, "embedding_dim": 
         (
             RunConfig,
             {**RUN, "checkpoint": {"x": 1}},
-            "checkpoint.x: unknown key; keys here are path, every_steps, ",
+            "checkpoint.x: unknown key; keys here: path, every_steps, ",
         ),
         (
             RunConfig,

@@ -135,7 +135,9 @@ class Checkpoints:
         try:
             # Not `dcp.async_save`: its stagers can't copy a ShardedTensor (torch 2.13).
             dcp.save(state, checkpoint_id=temporary, process_group=self._group)
-            on_main(lambda: (temporary / "trainer.json").write_text(trainer_state), self._group)
+            on_main(
+                lambda: (temporary / "trainer.json").write_text(trainer_state, encoding="utf-8"), self._group
+            )
             write_manifest(temporary, self._group)
             # Nothing is published that would be refused.
             on_main(lambda: SafeReader(temporary).read_metadata(), self._group)
@@ -214,7 +216,7 @@ def verify_checkpoint(checkpoint: Place) -> None:
 def read_trainer_state(checkpoint: Place) -> dict[str, Any]:
     """What `trainer.json` holds; raises UserError if it can't be read."""
     try:
-        state = json.loads((checkpoint / "trainer.json").read_text())
+        state = json.loads((checkpoint / "trainer.json").read_text(encoding="utf-8"))
         if not (isinstance(state, dict) and {"progress", "ne"} <= state.keys()):
             raise ValueError("not the state of a trainer")
         return state

@@ -73,9 +73,9 @@ class ObjectPath:
         with self._request(may_be_missing=True):
             return self._fs.cat_file(self._path)
 
-    def read_text(self) -> str:
+    def read_text(self, encoding: str) -> str:
         """The whole object, which is text."""
-        return self.read_bytes().decode()
+        return self.read_bytes().decode(encoding)
 
     def write_bytes(self, content: bytes) -> None:
         """Make or replace the object, at once."""

@@ -48,7 +48,7 @@ class Quarantine:
         if rows and self._new <= self.limit:
             with disk_errors(self._folder):
                 self._folder.mkdir(exist_ok=True)
-                with self._file.open("a") as file:
+                with self._file.open("a", encoding="utf-8") as file:
                     file.writelines(_lines(rows, step))
         self._new += len(rows)
 
@@ -77,7 +77,7 @@ class Quarantine:
         if dist.get_rank() == 0 and (rows or file.exists()):
             with disk_errors(self._folder):
                 self._folder.mkdir(exist_ok=True)
-                file.write_text("".join(_lines(rows)))
+                file.write_text("".join(_lines(rows)), encoding="utf-8")
         self._check(len(rows))
         return f"{split}: bad rows left out: {len(rows):,} ({file})" if rows else None
 

@@ -24,11 +24,11 @@ def recorded(run_pipeline: Callable[..., Iterable[Any]]) -> Callable[..., Iterat
     def record(*arguments: Any) -> Iterator[Any]:
         attempt = next((os.environ[count] for count in counts if count in os.environ), "0")
         rank = os.environ.get("RANK", "0")  # of this process, which may be a fork of the one that imports
-        with (ledger / f"rows-{attempt}-{rank}").open("a") as file:
+        with (ledger / f"rows-{attempt}-{rank}").open("a", encoding="utf-8") as file:
             for step, predictions in enumerate(run_pipeline(*arguments), 1):
                 print(json.dumps(predictions.row.tolist()), file=file, flush=True)
                 if attempt == "0" and step == hold_at:
-                    (ledger / f"held-{rank}").write_text(str(os.getpid()))
+                    (ledger / f"held-{rank}").write_text(str(os.getpid()), encoding="utf-8")
                     while not (ledger / "release").exists():
                         time.sleep(0.1)
                 yield predictions

@@ -15,7 +15,9 @@ def read_columns(data: Path, max_rows: int, split: str = "train") -> Columns:
 
     Ids are int64 `[n]`, numbers float32 `[n]`, sequences int64 `[n, max_length]`, oldest first, with zeros before.
     """
-    features = {f["name"]: f for f in yaml.safe_load((data / "schema.yaml").read_text())["features"]}
+    features = {
+        f["name"]: f for f in yaml.safe_load((data / "schema.yaml").read_text(encoding="utf-8"))["features"]
+    }
     table = pq.read_table(data / split).slice(0, max_rows)
     columns: Columns = {}
     for name in table.column_names:

@@ -22,8 +22,8 @@ def peers_python() -> str | None:
     Wheels are looked for where PIP_FIND_LINKS or UV_FIND_LINKS says, too.
     """
     made, python = FOLDER / "made", FOLDER / "bin" / "python"
-    wanted = f"torch=={torch.__version__.partition('+')[0]}\n{REQUIREMENTS.read_text()}"
-    if made.exists() and made.read_text() == wanted:
+    wanted = f"torch=={torch.__version__.partition('+')[0]}\n{REQUIREMENTS.read_text(encoding='utf-8')}"
+    if made.exists() and made.read_text(encoding="utf-8") == wanted:
         link_cetnet(FOLDER)
         return str(python)
     find_links = os.environ.get("UV_FIND_LINKS") or os.environ.get("PIP_FIND_LINKS", "")
@@ -44,7 +44,7 @@ def peers_python() -> str | None:
     for command in commands:
         if subprocess.run(command, env=env, check=False).returncode:
             return None
-    made.write_text(wanted)
+    made.write_text(wanted, encoding="utf-8")
     link_cetnet(FOLDER)
     return str(python)
 

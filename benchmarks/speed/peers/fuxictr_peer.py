@@ -126,7 +126,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=4096)
     parser.add_argument("--batches", type=int, default=200)
     arguments = parser.parse_args()
-    tables = yaml.safe_load((arguments.data / "schema.yaml").read_text())["tables"]
+    tables = yaml.safe_load((arguments.data / "schema.yaml").read_text(encoding="utf-8"))["tables"]
     columns = read_columns(arguments.data, arguments.batches * arguments.batch_size)
     build = clicks if arguments.model == "dcnv2" else events
     model, batches = build(tables, columns, arguments.batch_size)

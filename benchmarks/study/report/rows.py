@@ -241,7 +241,9 @@ def _costs(folders: Sequence[Path], results: Sequence[dict[str, Any]]) -> dict[s
 
 def _table_bytes(folder: Path, result: dict[str, Any]) -> float | None:
     """For runs that did not record it: known if all tables are float32."""
-    training = (yaml.safe_load((folder / "config.yaml").read_text()) or {}).get("training", {})
+    training = (yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")) or {}).get(
+        "training", {}
+    )
     return 4 * result["parameters"]["tables"] if training.get("table_precision", "fp32") == "fp32" else None
 
 

@@ -156,8 +156,9 @@ def write_card(
 ) -> None:
     """Write card.json, for machines, and README.md, for people; `statistics` are by split."""
     facts = _facts(schema, statistics, card)
-    (directory / "card.json").write_text(json.dumps(without_nonfinite(facts), indent=2) + "\n")
-    (directory / "README.md").write_text(_readme(schema, statistics, card))
+    text = json.dumps(without_nonfinite(facts), indent=2) + "\n"
+    (directory / "card.json").write_text(text, encoding="utf-8")
+    (directory / "README.md").write_text(_readme(schema, statistics, card), encoding="utf-8")
 
 
 def _facts(schema: Schema, statistics: Mapping[str, SplitStatistics], card: Card) -> dict[str, object]:

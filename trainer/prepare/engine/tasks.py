@@ -157,7 +157,7 @@ def work_folder(
     job = {**job, "program": _program()}
     with locked_folder(out, "work") as folder:
         file = folder / "job.json"
-        found = json.loads(file.read_text()) if file.exists() else None
+        found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
         if found is not None and found["job"] != json.loads(json.dumps(job)):
             if not overwrite:
                 raise UserError(
@@ -301,7 +301,7 @@ class Task:
 
 def read_facts(folder: Path) -> Any:
     """What a task says of its output."""
-    return json.loads((folder / "facts.json").read_text())
+    return json.loads((folder / "facts.json").read_text(encoding="utf-8"))
 
 
 def write_facts(folder: Path, facts: object) -> None:
