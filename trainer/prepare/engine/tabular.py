@@ -25,7 +25,11 @@ from cetnet.trainer.prepare.engine.vectors import open_vectors
 from cetnet.trainer.prepare.engine.vocabulary import split_rows
 from cetnet.trainer.prepare.engine.workplace import workplace
 
-SUFFIXES = {"csv": (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz"), "parquet": (".parquet",)}
+_TEXT = (".csv", ".tsv", ".txt")
+SUFFIXES = {
+    "csv": tuple(text + packed for packed in ("", ".gz", ".bz2", ".xz", ".zst") for text in _TEXT),
+    "parquet": (".parquet",),
+}
 
 
 def prepare_table(
