@@ -146,6 +146,9 @@ def test_headers(tmp_path: Path) -> None:
     refused(
         tmp_path, 'click,"item,history,price\n' + text, "the header: a quote that opens here is not closed"
     )
+    refused(
+        tmp_path, text, "the header has the column 'item' twice", header=["click", "item", "item", "history"]
+    )
     # columns that nobody reads may have the same name
     rows = prepare(tmp_path, "x,x,click,item,history,price\n" + "".join(f"a,b,{line}" for line in LINES))
     assert len(rows) == 40
@@ -180,6 +183,26 @@ def test_what_people_write(tmp_path: Path) -> None:
 def test_labels(tmp_path: Path, labels: tuple[str, str]) -> None:
     lines = (f"{labels[int(line[0])]}{line[1:]}" for line in LINES)
     assert [row["click"] for row in prepare(tmp_path, HEADER + "".join(lines))] == [i % 2 for i in range(40)]
+
+
+@pytest.mark.usefixtures("small_sizes")
+def test_the_first_mistake_of_many_chunks(tmp_path: Path) -> None:
+    lines = [f"{i % 2},i{i % 7},i{i % 5}|i{i % 3},{i}\n" for i in range(400)]
+    broken = '0,"5\\" disc",i1,1\n'
+    for mistakes, message in (
+        ({151: broken, 260: broken, 390: "2,i1,,1\n"}, "row 152 (line 153): text after a closing quote"),
+        ({151: "0,i1,,dear\n", 152: broken}, "column 'price', row 152: expected a finite number"),
+        ({390: "-1,i1,,1\n"}, "both -1 in"),
+        ({390: "-1,i1,,1\n"}, "row 391, and 0 in"),
+    ):
+        text = HEADER + "".join(mistakes.get(i, line) for i, line in enumerate(lines))
+        refused(tmp_path, text, message)
+        refused(tmp_path, gzip.compress(text.encode(), mtime=0), message)
+    refused(
+        tmp_path,
+        HEADER + "".join(lines) + '0,"' + "i1,,1\n" * 600_000,
+        "row 401 (line 402): a quote that opens",
+    )
 
 
 def test_labels_of_two_files(tmp_path: Path) -> None:

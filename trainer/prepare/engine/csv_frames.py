@@ -33,41 +33,43 @@ def _header(path: Path, spec: RawSchema) -> tuple[tuple[str, ...], int]:
     """The columns of a CSV file, and where its rows start."""
     mark = _mark(path, spec)
     if spec.header is not None:
-        return spec.header, mark
+        return _unique(spec.header, path, spec), mark
     try:
         with open_text(path, spec.encoding) as file:
             head = file.read(1 << 16)
-            while more := b"" if rows_end(head, spec) else file.read(1 << 20):
+            while not (whole := rows_end(head, spec)) and len(head) <= _LONGEST_HEADER:
+                if not (more := file.read(1 << 20)):
+                    break
                 head += more
-                if len(head) > _LONGEST_HEADER:
-                    raise UserError(f"{path}: the header is longer than {_LONGEST_HEADER:,} bytes")
     except Damaged as error:
         raise UserError(f"{path}: the header: {error}") from error
-    text, bad = _decoded(head[: rows_end(head, spec) or None], spec)
+    text, bad = _decoded(head[: whole or None], spec)
     rows, end, problem = parse(text, spec, first=True)
     if not rows and problem is None:
         problem = bad
     if problem is not None:
         raise UserError(f"{path}: the header: {problem.what}")
+    if not whole and len(head) > _LONGEST_HEADER:
+        raise UserError(f"{path}: the header is longer than {_LONGEST_HEADER:,} bytes: is this a CSV file?")
     if not rows:
         raise UserError(f"{path} is empty, without even a header: write it again, or remove it")
-    return tuple(_unique([name or "" for name in rows[0]], path, spec)), mark + len(text[:end].encode())
+    return _unique([name or "" for name in rows[0]], path, spec), mark + len(text[:end].encode())
 
 
 def _mark(path: Path, spec: RawSchema) -> int:
     return 0 if is_stream(path, spec.encoding) else mark_bytes(path)
 
 
-def _unique(names: Sequence[str], path: Path, spec: RawSchema) -> list[str]:
+def _unique(names: Sequence[str], path: Path, spec: RawSchema) -> tuple[str, ...]:
     """Names of columns, other ones for those that occur again and are not read."""
     unique: dict[str, None] = {}
     for name in names:
         if name in unique and name in spec.raw_columns:
             raise UserError(f"{path}: the header has the column {name!r} twice: rename one of them")
         while name in unique:
-            name += "'"
+            name += " (again)"
         unique[name] = None
-    return list(unique)
+    return tuple(unique)
 
 
 def line_cuts(path: Path, chunk_bytes: int, spec: RawSchema) -> list[int]:

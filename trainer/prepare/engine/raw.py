@@ -152,7 +152,7 @@ class RawSchema(Strict):
         if self.delimiter in (self.quote, self.escape):
             raise ValueError(f"delimiter {self.delimiter!r} is the quote or the escape, too")
         try:
-            b"".decode(self.encoding)
+            b"text".decode(self.encoding, "ignore")
         except (LookupError, ValueError):
             raise ValueError(
                 f"encoding {self.encoding!r} is none that Python knows, such as cp1252"
