@@ -8,7 +8,7 @@ from typing import BinaryIO
 import polars as pl
 
 from cetnet.trainer.errors import UserError
-from cetnet.trainer.prepare.engine.csv_grammar import Problem, parse, plain_rows, rows_end, unescaped
+from cetnet.trainer.prepare.engine.csv_grammar import Problem, doubled, parse, plain_rows, rows_end, unescaped
 from cetnet.trainer.prepare.engine.raw import RawSchema
 from cetnet.trainer.prepare.engine.text_streams import Damaged, Utf8Stream, is_stream, mark_bytes, open_text
 from cetnet.trainer.prepare.engine.units import BadRow, Unit
@@ -186,12 +186,13 @@ def _frame(block: bytes, columns: Sequence[str], spec: RawSchema) -> tuple[pl.Da
 
 def _read_plain(block: bytes, columns: Sequence[str], spec: RawSchema) -> pl.DataFrame | None:
     """The rows, if the block is one that polars reads as it should."""
-    rows = plain_rows(block, spec, len(columns))
-    if rows is None:
+    text = doubled(block, spec)
+    rows = None if text is None else plain_rows(text, spec, len(columns))
+    if text is None or rows is None:
         return None
     try:
         frame = pl.read_csv(
-            block,
+            text,
             separator=spec.delimiter,
             quote_char=spec.quote,
             has_header=False,

@@ -68,6 +68,20 @@ def masked(block: bytes, spec: RawSchema) -> tuple[bytes | bytearray, bool]:
     return outside, good and not inside
 
 
+def doubled(block: bytes, spec: RawSchema) -> bytes | None:
+    """A block with its escaped quotes doubled; None if it has other escapes, or some that may be outside quotes."""
+    if spec.escape is None or spec.escape.encode() not in block:
+        return block
+    if spec.quote is None:
+        return None
+    escaped = (spec.escape + spec.quote).encode()
+    only = block.count(spec.escape.encode()) == block.count(escaped) and not block.startswith(escaped)
+    # doubled, these would be quotes that open or close a value
+    if only and not any(mark.encode() + escaped in block for mark in (spec.delimiter, spec.quote, "\n")):
+        return block.replace(escaped, spec.quote.encode() * 2)
+    return None
+
+
 def rows_end(block: bytes, spec: RawSchema) -> int:
     """Length of the whole lines that a block starts with."""
     return masked(block, spec)[0].rfind(b"\n") + 1
@@ -80,8 +94,6 @@ def plain_rows(block: bytes, spec: RawSchema, columns: int) -> int | None:
     former.
     """
     if b"\0" in block or block.startswith(_NOT_FOR_POLARS):
-        return None
-    if spec.escape is not None and spec.escape.encode() in block:
         return None
     outside, enclosing = masked(block, spec)
     if not enclosing or outside.startswith(b"\n") or b"\n\n" in outside:
