@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Literal, NamedTuple
 from urllib.parse import unquote
@@ -12,13 +13,15 @@ from cetnet.trainer.errors import UserError
 Format = Literal["csv", "parquet"]
 KeyValues = Mapping[str, str | None]
 
+PACKED = (".gz", ".bz2", ".xz", ".zst")
+_TEXT = (".csv", ".tsv", ".txt")
 SUFFIXES: dict[Format, tuple[str, ...]] = {
-    "csv": (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz"),
+    "csv": (*_TEXT, *(text + packed for packed in PACKED for text in _TEXT)),
     "parquet": (".parquet",),
 }
 _NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 _PART = re.compile(
-    r"(part-|bucket_|\d+_|\d+$)[^.]*(\.gz)?"
+    r"(part-|bucket_|\d+_|\d+$)[^.]*(\.(gz|bz2|xz|zst))?"
 )  # part-00000, 000000_0: of Spark, Hive, MapReduce
 _LOGGED_TABLES = {"_delta_log": "a Delta table", ".hoodie": "a Hudi table"}
 
@@ -60,9 +63,9 @@ def data_files(folder: Path, format: Format) -> list[DataFile]:
         raise UserError(f"{folder} holds no {format} files ({', '.join(suffixes)}){walk.what_else(format)}")
     for file in found:
         _check_regular(file.path)
-    names = {file.path for file in found}
-    for path in names:
-        if (packed := path.with_name(f"{path.name}.gz")) in names:
+    names = dict.fromkeys(file.path for file in found)
+    for path, ending in product(names, PACKED):
+        if (packed := path.with_name(path.name + ending)) in names:
             raise UserError(f"{path} and {packed.name} would both be read: keep one of them")
     check_same_keys(found)
     return found

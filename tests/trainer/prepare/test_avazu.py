@@ -129,7 +129,7 @@ def test_mistakes(tmp_path: Path) -> None:
     ):
         bad = good.replace("14102100", hour)
         refused(r"train\.csv: column 'hour', row 3: expected an hour YYMMDDHH", header, good, good, bad)
-    refused("column 'C20', row 2: expected 24 columns, and the line has 23", header, good, good[:-5])
+    refused(r"row 2 \(line 3\): expected 24 columns as in the header, found 23", header, good, good[:-5])
     refused("row 1: expected 0 or 1", header, good.replace(",0,", ",x,"))
     refused("can't be prepared as x1: give the directory of Avazu_x1", header, good, protocol="x1")
     refused("is of Avazu_x1: give the directory", "label,feat_1")

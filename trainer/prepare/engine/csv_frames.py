@@ -1,6 +1,5 @@
-"""Raw CSV files: pieces of whole lines that one task reads, and their rows as text."""
+"""Raw CSV files: pieces of whole rows that one task reads, and their rows as text."""
 
-import gzip
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,19 +8,19 @@ from typing import BinaryIO
 import polars as pl
 
 from cetnet.trainer.errors import UserError
+from cetnet.trainer.prepare.engine.csv_grammar import Problem, doubled, parse, plain_rows, rows_end, unescaped
 from cetnet.trainer.prepare.engine.raw import RawSchema
-from cetnet.trainer.prepare.engine.units import BadValue, Unit
+from cetnet.trainer.prepare.engine.text_streams import Damaged, Utf8Stream, is_stream, mark_bytes, open_text
+from cetnet.trainer.prepare.engine.units import BadRow, Unit
 
-
-def is_compressed(path: Path) -> bool:
-    """Whether a CSV file can only be read from its start."""
-    return path.suffix == ".gz"
+_PIECE = 1_000_000  # bytes that are read value by value at a time
+_LONGEST_HEADER = 10_000_000
 
 
 def csv_units(path: Path, file: int, split: int | None, spec: RawSchema, cuts: Sequence[int]) -> list[Unit]:
-    """The units of a file, in its order; `cuts` are its `line_cuts`, unless it is compressed."""
+    """The units of a file, in its order; `cuts` are its `line_cuts`, unless it is a stream."""
     columns, start = _header(path, spec)
-    if is_compressed(path):
+    if is_stream(path, spec.encoding):
         return [Unit(path, file, split, start, 0, path.stat().st_size, columns)]
     bounds = [start, *(cut for cut in cuts if cut > start), path.stat().st_size]
     return [
@@ -30,48 +29,73 @@ def csv_units(path: Path, file: int, split: int | None, spec: RawSchema, cuts: S
     ]
 
 
-def _open(path: Path) -> BinaryIO:
-    return gzip.open(path) if is_compressed(path) else path.open("rb")  # type: ignore[return-value]
-
-
 def _header(path: Path, spec: RawSchema) -> tuple[tuple[str, ...], int]:
     """The columns of a CSV file, and where its rows start."""
-    with _open(path) as file:
-        line = file.readline(10_000_000)
-    first = pl.read_csv(
-        line,
-        separator=spec.delimiter,
-        quote_char=spec.quote,
-        has_header=spec.header is None,
-        new_columns=list(spec.header) if spec.header else None,
-        infer_schema=False,
-    )
-    return tuple(first.columns), len(line) if spec.header is None else 0
+    mark = _mark(path, spec)
+    if spec.header is not None:
+        return _unique(spec.header, path, spec), mark
+    try:
+        with open_text(path, spec.encoding) as file:
+            head = file.read(1 << 16)
+            while not (whole := rows_end(head, spec)) and len(head) <= _LONGEST_HEADER:
+                if not (more := file.read(1 << 20)):
+                    break
+                head += more
+    except Damaged as error:
+        raise UserError(f"{path}: the header: {error}") from error
+    text, bad = _decoded(head[: whole or None], spec)
+    rows, end, problem = parse(text, spec, first=True)
+    if not rows and problem is None:
+        problem = bad
+    if problem is not None:
+        raise UserError(f"{path}: the header: {problem.what}")
+    if not whole and len(head) > _LONGEST_HEADER:
+        raise UserError(f"{path}: the header is longer than {_LONGEST_HEADER:,} bytes: is this a CSV file?")
+    if not rows:
+        raise UserError(f"{path} is empty, without even a header: write it again, or remove it")
+    return _unique([name or "" for name in rows[0]], path, spec), mark + len(text[:end].encode())
 
 
-def line_cuts(path: Path, chunk_bytes: int, quote: str | None) -> list[int]:
-    """Offsets of line starts about `chunk_bytes` apart, none of them inside quotes.
+def _mark(path: Path, spec: RawSchema) -> int:
+    return 0 if is_stream(path, spec.encoding) else mark_bytes(path)
 
-    Reads the whole file where there may be quotes: an even number of them lies before a line's end (quotes inside
-    quotes are doubled). A line longer than a chunk is a UserError.
+
+def _unique(names: Sequence[str], path: Path, spec: RawSchema) -> tuple[str, ...]:
+    """Names of columns, other ones for those that occur again and are not read."""
+    unique: dict[str, None] = {}
+    for name in names:
+        if name in unique and name in spec.raw_columns:
+            raise UserError(f"{path}: the header has the column {name!r} twice: rename one of them")
+        while name in unique:
+            name += " (again)"
+        unique[name] = None
+    return tuple(unique)
+
+
+def line_cuts(path: Path, chunk_bytes: int, spec: RawSchema) -> list[int]:
+    """Offsets of row starts about `chunk_bytes` apart, or more where rows are longer.
+
+    Reads the whole file where there may be quotes: an even number of them lies before a row's end, because those
+    inside quotes are doubled or escaped. In a file that is no CSV, cuts behind the first mistake may be anywhere.
     """
     cuts: list[int] = []
     with path.open("rb") as file:
-        if quote is None:
+        if spec.quote is None and spec.escape is None:
             size = path.stat().st_size
             for offset in range(chunk_bytes, size, chunk_bytes):
                 file.seek(offset - 1)
-                _check_line(path, len(file.readline(chunk_bytes)), chunk_bytes)
-                if not cuts or file.tell() > cuts[-1]:
+                if file.readline(chunk_bytes).endswith(b"\n") and (not cuts or file.tell() > cuts[-1]):
                     cuts.append(file.tell())
             return [cut for cut in cuts if cut < size]
-        mark, offset, odd = quote.encode(), 0, 0
+        mark, offset, odd = (spec.quote or "").encode(), 0, 0
         while block := file.read(chunk_bytes):
-            if offset:
-                end = _line_end(block, mark, odd)
-                _check_line(path, len(block) if end < 0 else end, chunk_bytes)
+            escape = (spec.escape or "").encode()
+            while escape and unescaped(block, spec.escape).endswith(escape) and (more := file.read(1)):
+                block += more
+            marks = unescaped(block, spec.escape)
+            if offset and (end := _line_end(marks, mark, odd)) >= 0:
                 cuts.append(offset + end + 1)
-            odd ^= block.count(mark) & 1
+            odd ^= marks.count(mark) & 1 if mark else 0
             offset += len(block)
     return [cut for cut in cuts if cut < offset]
 
@@ -79,85 +103,126 @@ def line_cuts(path: Path, chunk_bytes: int, quote: str | None) -> list[int]:
 def _line_end(block: bytes, mark: bytes, odd: int) -> int:
     """The first end of a line outside quotes, -1 if there is none; `odd`: the block starts inside quotes."""
     end, counted = block.find(b"\n"), 0
-    while end >= 0:
+    while end >= 0 and mark:
         odd ^= block.count(mark, counted, end) & 1
         if not odd:
             return end
         counted, end = end, block.find(b"\n", end + 1)
-    return -1
-
-
-def _check_line(path: Path, length: int, chunk_bytes: int) -> None:
-    if length >= chunk_bytes:
-        raise UserError(
-            f"{path}: a line is longer than {chunk_bytes:,} bytes: if a quote is not closed, set `quote` in the "
-            "schema (null: no quotes); else give more --memory"
-        )
+    return end
 
 
 def csv_frames(unit: Unit, spec: RawSchema, chunk_bytes: int) -> Iterator[pl.DataFrame]:
-    """The rows of a unit, about `chunk_bytes` at a time, as text."""
-    delimiter = spec.delimiter.encode()
-    blocks = _gz_blocks(unit, chunk_bytes, spec.quote) if is_compressed(unit.path) else _block(unit)
-    row = 0
-    for block in blocks:
-        if not block:  # nothing but the header
-            yield pl.DataFrame(schema=dict.fromkeys(unit.columns, pl.String))
-            continue
-        if spec.quote is None and block.count(delimiter) != _lines(block) * (len(unit.columns) - 1):
-            _check_columns(block, unit, row, delimiter)
-        try:
-            frame = pl.read_csv(
-                block,
-                separator=spec.delimiter,
-                quote_char=spec.quote,
-                has_header=False,
-                # every value is read as text, so that a mistake can be named with its row
-                schema=dict.fromkeys(unit.columns, pl.String),
-            )
-        except pl.exceptions.PolarsError:
-            if spec.quote is None:  # a line too long and one too short have the right number together
-                _check_columns(block, unit, row, delimiter)
-            raise
-        row += frame.height
-        yield frame
+    """The rows of a unit, about `chunk_bytes` at a time, as text; empty values are null.
+
+    Raises BadRow for the first row that is not CSV, after all rows before it.
+    """
+    row = read = 0
+    try:
+        with open_text(unit.path, spec.encoding, unit.start) as file:
+            for block in _blocks(file, unit, spec, chunk_bytes):
+                frame, problem = _frame(block, unit.columns, spec)
+                row += frame.height
+                if frame.height:
+                    yield frame
+                if problem is not None:
+                    raise BadRow(unit, _line(unit, spec, read + problem.offset), row + 1, problem.what)
+                read += len(block)
+    except Damaged as error:
+        raise BadRow(unit, _line(unit, spec, read), row + 1, str(error)) from error
+    if not row:  # nothing but the header
+        yield pl.DataFrame(schema=dict.fromkeys(unit.columns, pl.String))
 
 
-def _lines(block: bytes) -> int:
-    return block.count(b"\n") + (not block.endswith(b"\n"))
+def _line(unit: Unit, spec: RawSchema, offset: int) -> int:
+    """The number of the file's line at an offset into the unit."""
+    left, line = unit.start - _mark(unit.path, spec) + offset, 1
+    with open_text(unit.path, spec.encoding) as file:
+        while left > 0 and (block := file.read(min(left, 1 << 20))):
+            left -= len(block)
+            line += block.count(b"\n")
+    return line
 
 
-def _check_columns(block: bytes, unit: Unit, row: int, delimiter: bytes) -> None:
-    """BadValue for the first line of more or fewer columns than the unit has: polars fills up short lines."""
-    wanted = len(unit.columns)
-    for number, line in enumerate(block.splitlines(), row + 1):
-        if (found := 1 + line.count(delimiter)) != wanted:
-            column = unit.columns[min(found, wanted) - 1]
-            raise BadValue(unit, column, number, f"{wanted} columns, and the line has {found}")
+def _blocks(file: Utf8Stream | BinaryIO, unit: Unit, spec: RawSchema, chunk_bytes: int) -> Iterator[bytes]:
+    """Blocks of whole rows, about `chunk_bytes` long; the last one ends where the unit does."""
+    left = unit.stop - unit.start if unit.stop else 1 << 62
+    longest = max(2 * chunk_bytes, _PIECE)
+    rest = b""
+    # a unit of less than two chunks is one block
+    while piece := file.read(left if left < 2 * chunk_bytes else chunk_bytes):
+        left -= len(piece)
+        rest += piece
+        if left and (end := rows_end(rest, spec)):
+            yield rest[:end]
+            rest = rest[end:]
+        if len(rest) > longest:
+            _, _, problem = parse(rest.decode(errors="replace"), spec)
+            what = f"{problem.what}; else " if problem else ""
+            raise Damaged(f"{what}the row is longer than {longest:,} bytes: give more --memory")
+    if rest:
+        yield rest
 
 
-def _block(unit: Unit) -> Iterator[bytes]:
-    with unit.path.open("rb") as file:
-        file.seek(unit.start)
-        yield file.read(unit.stop - unit.start)
+def _frame(block: bytes, columns: Sequence[str], spec: RawSchema) -> tuple[pl.DataFrame, Problem | None]:
+    """The rows of a block; what is wrong with the row after them, if anything, at a byte of the block."""
+    frame = _read_plain(block, columns, spec)
+    if frame is not None:
+        return frame, None
+    frames, offset, problem = [pl.DataFrame(schema=dict.fromkeys(columns, pl.String))], 0, None
+    while offset < len(block) and problem is None:
+        size = _PIECE
+        while not (end := rows_end(block[offset : offset + size], spec)) and offset + size < len(block):
+            size *= 2
+        piece = block[offset : offset + (end or size)]
+        frame = _read_plain(piece, columns, spec)
+        if frame is None:
+            frame, problem = _read_closely(piece, columns, spec)
+        frames.append(frame)
+        if problem is not None:
+            problem = problem._replace(offset=offset + problem.offset)
+        offset += len(piece)
+    return pl.concat(frames), problem
 
 
-def _gz_blocks(unit: Unit, chunk_bytes: int, quote: str | None) -> Iterator[bytes]:
-    """Blocks of whole lines, about `chunk_bytes` long."""
-    mark = (quote or "").encode()
-    with gzip.open(unit.path) as file:
-        file.seek(unit.start)
-        rest = b""
-        while block := file.read(chunk_bytes):
-            block = rest + block
-            end = block.rfind(b"\n")
-            while mark and end >= 0 and block.count(mark, 0, end) % 2:
-                end = block.rfind(b"\n", 0, end)
-            _check_line(
-                unit.path, 2 * chunk_bytes if end < 0 and len(block) > chunk_bytes else 0, chunk_bytes
-            )
-            rest = block[end + 1 :]
-            if end >= 0:
-                yield block[: end + 1]
-        if rest:
-            yield rest
+def _read_plain(block: bytes, columns: Sequence[str], spec: RawSchema) -> pl.DataFrame | None:
+    """The rows, if the block is one that polars reads as it should."""
+    text = doubled(block, spec)
+    rows = None if text is None else plain_rows(text, spec, len(columns))
+    if text is None or rows is None:
+        return None
+    try:
+        frame = pl.read_csv(
+            text,
+            separator=spec.delimiter,
+            quote_char=spec.quote,
+            has_header=False,
+            # every value is read as text, so that a mistake can be named with its row
+            schema=dict.fromkeys(columns, pl.String),
+            null_values=[""],
+        )
+    except pl.exceptions.PolarsError:  # a line too long, or not UTF-8
+        return None
+    return frame if frame.height == rows else None
+
+
+def _read_closely(
+    block: bytes, columns: Sequence[str], spec: RawSchema
+) -> tuple[pl.DataFrame, Problem | None]:
+    """The rows of a block, value by value, up to what is wrong."""
+    text, bad = _decoded(block, spec)
+    rows, _, problem = parse(text, spec, len(columns))
+    if problem is not None:
+        bad = problem._replace(offset=len(text[: problem.offset].encode()))
+    values = zip(*rows, strict=True) if rows else [[]] * len(columns)
+    series = [pl.Series(name, list(of), pl.String) for name, of in zip(columns, values, strict=True)]
+    return pl.DataFrame(series), bad
+
+
+def _decoded(block: bytes, spec: RawSchema) -> tuple[str, Problem | None]:
+    """The text of a block, or of its whole rows before bytes that are not UTF-8."""
+    try:
+        return block.decode(), None
+    except UnicodeDecodeError as error:
+        good = rows_end(block[: error.start], spec)
+        what = f"{block[error.start : error.end]!r} is not utf-8: set `encoding` to the file's (cp1252?)"
+        return block[:good].decode(), Problem(error.start, what)

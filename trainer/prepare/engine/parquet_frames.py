@@ -28,7 +28,7 @@ def raw_uses(spec: RawSchema) -> list[tuple[str, Use]]:
         many = feature.kind in ("multi_valued", "sequence")
         given = feature.hash is None and spec.tables.get(feature.table or feature.name) is not None
         role: Role = "number" if feature.kind == "dense" else "id" if given else "value"
-        uses.append((feature.name, Use(role, many, text=True)))
+        uses.append((feature.raw, Use(role, many, text=True)))
     return uses
 
 

@@ -27,9 +27,9 @@ from typing import Any, NamedTuple
 from cetnet.models.schema import Schema
 from cetnet.trainer.data.data_files import Format, KeyValues
 from cetnet.trainer.errors import UserError
+from cetnet.trainer.prepare.engine.agreement import check_forms, check_labels
 from cetnet.trainer.prepare.engine.card import SplitStatistics
 from cetnet.trainer.prepare.engine.chunks import units
-from cetnet.trainer.prepare.engine.csv_frames import is_compressed
 from cetnet.trainer.prepare.engine.encoded import (
     Encoding,
     Numbered,
@@ -42,6 +42,7 @@ from cetnet.trainer.prepare.engine.layout import ROWS_PER_FILE, SPLITS, check_sp
 from cetnet.trainer.prepare.engine.raw import RawFeature, RawSchema
 from cetnet.trainer.prepare.engine.splits import Assign
 from cetnet.trainer.prepare.engine.tasks import Task, read_facts, run_tasks, write_facts
+from cetnet.trainer.prepare.engine.text_streams import is_stream
 from cetnet.trainer.prepare.engine.typed import (
     ENTRY_BYTES,
     GROUP,
@@ -102,7 +103,9 @@ class Preparation:
         to_cut = [
             self._task("cut", number, path.stat().st_size >> 20, path, spec, sizes)
             for number, (_, path) in enumerate(paths)
-            if self.format == "csv" and not is_compressed(path) and path.stat().st_size > sizes.chunk_bytes
+            if self.format == "csv"
+            and not is_stream(path, spec.encoding)
+            and path.stat().st_size > sizes.chunk_bytes
         ]
         cuts = {int(folder.name): read_facts(folder) for folder in self._run("cut", "MB", find_cuts, to_cut)}
         todo: list[Unit] = [
@@ -135,7 +138,7 @@ class Preparation:
                 if task.arguments[0].file == unit.file
                 for fact in read_facts(task.out)
             )
-            raise BadValue(unit, column, row + before, expected) from error
+            raise type(error)(unit, column, row + before, expected) from error
         chunks: list[Chunk] = []
         facts: list[Facts] = []
         row = 0
@@ -146,6 +149,8 @@ class Preparation:
                 row += fact["rows"]
         if not chunks:
             raise UserError(f"{paths[0][1]}: there are no rows")
+        check_labels(spec, chunks, facts, [path for _, path in paths])
+        check_forms(spec, chunks, facts, [path for _, path in paths])
         return chunks, facts
 
     def splitters(self, facts: Sequence[Facts]) -> dict[str, list[str]]:

@@ -1,10 +1,10 @@
 """What the raw columns of a dataset are (`RawSchema`, a YAML file), and how their values are read and checked."""
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -15,13 +15,26 @@ from cetnet.models.schema import Feature, FeatureKind, Schema
 from cetnet.models.strict import Strict
 from cetnet.trainer.data.hashing import hash_text
 from cetnet.trainer.errors import UserError
+from cetnet.trainer.prepare.engine.values import (
+    LOSSY_FLOAT,
+    TIME,
+    WHOLE_FLOAT,
+    WRITTEN_LIST,
+    seconds,
+    truth,
+)
 from cetnet.trainer.yaml_files import read_model
 
 
 class RawFeature(Strict):
     """One raw column: a feature as in `cetnet.models.schema`, whose ids may still be any values."""
 
-    name: FeatureName = Field(description="Column name in the raw files, and in the prepared ones.")
+    name: FeatureName = Field(
+        description="Column name in the prepared files, and in the raw ones unless `column` is set."
+    )
+    column: str | None = Field(
+        None, min_length=1, description="Column name in the raw files. Default: the name."
+    )
     kind: FeatureKind
     table: TableName | None = Field(
         None, description="Table, and vocabulary, of the values. Default: the name."
@@ -59,13 +72,20 @@ class RawFeature(Strict):
             raise ValueError(f"feature {self.name!r} is not dense and cannot have a transform")
         return self
 
+    @property
+    def raw(self) -> str:
+        """Column name in the raw files."""
+        return self.column or self.name
+
 
 class RawSchema(Strict):
     """What the raw columns are: `Schema` before vocabularies, and how a CSV file is written."""
 
-    label: str
+    label: str = Field(description="0 and 1, false and true, or -1 and 1.")
     group: str | None = Field(None, description="Any values; they become integers.")
-    timestamp: str | None = Field(None, description="Integer seconds, or dates and times in Parquet.")
+    timestamp: str | None = Field(
+        None, description="Integer seconds, or dates and times; UTC without an offset."
+    )
     weight: str | None = None
     tables: dict[TableName, int | None] = Field(
         {}, description="Rows of tables whose values are ids already; null or left out: build a vocabulary."
@@ -84,6 +104,23 @@ class RawSchema(Strict):
     )
     quote: str | None = Field(
         '"', min_length=1, max_length=1, description="Around CSV values; null: there are none."
+    )
+    escape: str | None = Field(
+        None,
+        min_length=1,
+        max_length=1,
+        description="Before a character, such as a quote, that stands for itself in CSV: `\\` in files of Spark, "
+        "Hive and MySQL; null: quotes inside quotes are doubled.",
+    )
+    encoding: str = Field("utf-8", description="Of CSV: any that Python knows, such as cp1252 or utf-16.")
+    null_values: tuple[str, ...] = Field(
+        (),
+        description="Texts that stand for missing values in any column, and in lists, such as `\\N` and NA.",
+    )
+    whole_floats: Literal["refuse", "integer", "text"] = Field(
+        "refuse",
+        description="Ids written as 17.0, as pandas does where values are missing. refuse: where the table has "
+        "ids written as 17, too; integer: read as 17; text: another id than 17.",
     )
 
     @model_validator(mode="after")
@@ -105,6 +142,32 @@ class RawSchema(Strict):
                 )
         assert self.draft  # its own checks
         return self
+
+    @model_validator(mode="after")
+    def _check_csv(self) -> "RawSchema":
+        marks = {"delimiter": self.delimiter, "quote": self.quote, "escape": self.escape}
+        for key, mark in marks.items():
+            if mark is not None and (not mark.isascii() or mark in "\0\r\n"):
+                raise ValueError(f"{key} {mark!r} must be one ASCII character, and no end of a line")
+        if self.escape is not None and self.escape == self.quote:
+            raise ValueError("escape is the quote: leave it out, quotes inside quotes are doubled")
+        if self.delimiter in (self.quote, self.escape):
+            raise ValueError(f"delimiter {self.delimiter!r} is the quote or the escape, too")
+        try:
+            b"text".decode(self.encoding, "ignore")
+        except (LookupError, ValueError):
+            raise ValueError(
+                f"encoding {self.encoding!r} is none that Python knows, such as cp1252"
+            ) from None
+        if clash := {feature.raw for feature in self.features} & {self.label, self.weight}:
+            raise ValueError(f"column {clash.pop()!r} is both of a feature and the label or the weight")
+        return self
+
+    @property
+    def raw_columns(self) -> list[str]:
+        """Columns that are read of the raw files."""
+        roles = [self.label, self.group, self.timestamp, self.weight]
+        return [name for name in (*roles, *(feature.raw for feature in self.features)) if name is not None]
 
     @property
     def vocabulary_tables(self) -> list[str]:
@@ -172,15 +235,21 @@ def _free(name: str, taken: set[str | None]) -> str:
     return next(free for free in itertools.chain([name], numbered) if free not in taken)
 
 
+class Check(NamedTuple):
+    """Rows that are mistakes, and what should be there."""
+
+    bad: pl.Expr
+    expected: str
+
+
 @dataclass(frozen=True)
 class Column:
-    """How a raw column is read: its value, and which rows are mistakes (None: none can be)."""
+    """How a raw column is read: its value, and which rows are mistakes."""
 
     raw: str
     name: str
     value: pl.Expr
-    bad: pl.Expr | None
-    expected: str
+    checks: tuple[Check, ...]
 
 
 class Mistake(ValueError):
@@ -214,77 +283,119 @@ def hash_ids(values: pl.Series, feature: RawFeature) -> np.ndarray:
 def columns(path: Path, dtypes: pl.Schema, spec: RawSchema) -> Iterator[Column]:
     """The columns to read from frames of a file with these dtypes, under their names in the prepared schema.
 
-    Label, weight and dense Float64 (missing null); group String; timestamp Int64 seconds; ids String, or Int64 where
-    the rows of the table are given, missing null or 0, in lists for features of several values. A missing column or
-    one of the wrong type is a UserError.
+    Label (-1, 0 or 1), weight and dense Float64 (missing null); group String; timestamp Int64 seconds; ids String, or
+    Int64 where the rows of the table are given, missing null or 0, in lists for features of several values. A missing
+    column or one of the wrong type is a UserError.
     """
     schema = spec.draft
-    used = [spec.label, spec.group, spec.timestamp, spec.weight, *(f.name for f in spec.features)]
-    for name in used:
-        if name is not None and name not in dtypes:
-            raise UserError(f"{path} has no column {name!r}; it has {', '.join(dtypes.names())}")
-    number = pl.col(spec.label).cast(pl.Float64, strict=False)
-    yield Column(spec.label, spec.label, number, ~number.is_in([0.0, 1.0]), "0 or 1")
+    for name in spec.raw_columns:
+        if name not in dtypes:
+            raise UserError(_missing_column(path, name, dtypes.names()))
+
+    def present(name: str) -> pl.Expr:
+        column = pl.col(name)
+        if dtypes[name] == pl.String and spec.null_values:
+            return pl.when(~column.is_in(list(spec.null_values))).then(column).alias(name)
+        return column
+
+    label = present(spec.label)
+    number = truth(label) if dtypes[spec.label] == pl.String else label.cast(pl.Float64, strict=False)
+    expected = "0 or 1 (or false and true, or -1 and 1)"
+    yield Column(spec.label, spec.label, number, (Check(~number.is_in([-1.0, 0.0, 1.0]), expected),))
     if spec.group is not None and schema.group is not None:
-        value = pl.col(spec.group).cast(pl.String)
-        yield Column(spec.group, schema.group, value, value.is_null(), "a value")
+        value = _as_integers(present(spec.group).cast(pl.String), spec)
+        yield Column(spec.group, schema.group, value, (Check(value.is_null(), "a value"),))
     if spec.timestamp is not None and schema.timestamp is not None:
-        value = pl.col(spec.timestamp)
+        value = present(spec.timestamp)
+        if dtypes[spec.timestamp] == pl.String:
+            value = value.map_batches(seconds, return_dtype=pl.Int64)
         value = value.dt.epoch("s") if dtypes[spec.timestamp].is_temporal() else value
         value = value.cast(pl.Int64, strict=False)
-        yield Column(spec.timestamp, schema.timestamp, value, value.is_null(), "integer seconds")
+        yield Column(spec.timestamp, schema.timestamp, value, (Check(value.is_null(), TIME),))
     if spec.weight is not None:
-        value = pl.col(spec.weight).cast(pl.Float64, strict=False)
+        value = present(spec.weight).cast(pl.Float64, strict=False)
         bad = ~(value.is_finite() & (value >= 0))
-        yield Column(spec.weight, spec.weight, value, bad, "a number from 0")
+        yield Column(spec.weight, spec.weight, value, (Check(bad, "a number from 0"),))
     for feature in spec.features:
+        column = present(feature.raw)
         if feature.kind == "dense":
-            column = pl.col(feature.name)
-            value = column.cast(pl.Float64, strict=False).fill_nan(None)
             kept = column.cast(pl.Float64, strict=False)
             too_large = (kept.abs() > _MAX_FLOAT32).fill_null(False) & kept.is_not_nan().fill_null(False)
             bad = (column.is_not_null() & kept.is_null()) | too_large
-            yield Column(feature.name, feature.name, value, bad, "a finite number or nothing")
+            expected = "a finite number or nothing (`null_values` are texts that mean nothing)"
+            yield Column(feature.raw, feature.name, kept.fill_nan(None), (Check(bad, expected),))
         else:
-            yield _id_column(path, feature, dtypes[feature.name], spec)
+            yield _id_column(path, feature, column, dtypes[feature.raw], spec)
 
 
-def _id_column(path: Path, feature: RawFeature, dtype: pl.DataType, spec: RawSchema) -> Column:
+def _missing_column(path: Path, name: str, found: Sequence[str]) -> str:
+    message = f"{path} has no column {name!r}; it has {', '.join(map(repr, found))}"
+    similar = [other for other in found if other.strip().casefold() == name.strip().casefold()]
+    if similar:
+        message += f": write {similar[0]!r} in the schema (of a feature, as its `column`)"
+    if len(found) == 1:
+        message += ": is `delimiter` right?"
+    return message
+
+
+def _as_integers(texts: pl.Expr, spec: RawSchema) -> pl.Expr:
+    return texts.str.replace(WHOLE_FLOAT, "$1") if spec.whole_floats == "integer" else texts
+
+
+def _id_column(
+    path: Path, feature: RawFeature, column: pl.Expr, dtype: pl.DataType, spec: RawSchema
+) -> Column:
     is_list = isinstance(dtype, pl.List)
-    column = pl.col(feature.name)
+    checks = []
     if feature.kind != "categorical" and dtype == pl.String:
+        written = column.str.contains(WRITTEN_LIST).fill_null(False)
+        checks.append(
+            Check(written, f"values with {spec.separator!r} between them, not a list as Python writes it")
+        )
         # an empty cell is an empty list
         column, is_list = column.str.split(spec.separator), True
         dtype = pl.List(pl.String)
     inner = dtype.inner if isinstance(dtype, pl.List) else dtype
     if is_list != (feature.kind != "categorical"):
-        raise UserError(f"{path}: column {feature.name!r} is {dtype}, which is not {feature.kind}")
+        raise UserError(f"{path}: column {feature.raw!r} is {dtype}, which is not {feature.kind}")
     if not (inner == pl.String or inner == pl.Boolean or inner.is_integer() or inner == pl.Categorical):
         raise UserError(
-            f"{path}: column {feature.name!r} holds {inner}, not ids: cast it to integer or text, or make "
+            f"{path}: column {feature.raw!r} holds {inner}, not ids: cast it to integer or text, or make "
             "it dense"
         )
     size = spec.tables.get(_table(feature))
 
-    def convert(values: pl.Expr) -> pl.Expr:
+    def present(values: pl.Expr) -> pl.Expr:
         text = values.cast(pl.String)
-        text = pl.when(text != "").then(text)
-        return text if size is None else text.cast(pl.Int64, strict=False).fill_null(0)
+        missing = text.is_in(["", *spec.null_values]) if spec.null_values else text == ""
+        text = pl.when(~missing).then(text)
+        return _as_integers(text, spec) if inner == pl.String else text
+
+    def convert(values: pl.Expr) -> pl.Expr:
+        return present(values) if size is None else present(values).cast(pl.Int64, strict=False).fill_null(0)
 
     def mistaken(values: pl.Expr) -> pl.Expr:
-        text = values.cast(pl.String)
+        text = present(values)
         ids = text.cast(pl.Int64, strict=False)
-        return text.is_not_null() & (text != "") & ~ids.is_between(0, (size or 1) - 1).fill_null(False)
+        return text.is_not_null() & ~ids.is_between(0, (size or 1) - 1).fill_null(False)
 
-    bad = None
-    if not is_list:
-        value = convert(column)
-        bad = mistaken(column).fill_null(False)
-    else:
+    def lossy(values: pl.Expr) -> pl.Expr:
+        return values.str.contains(LOSSY_FLOAT).fill_null(False)
+
+    def anywhere(check: Callable[[pl.Expr], pl.Expr]) -> pl.Expr:
+        return column.list.eval(check(pl.element())).list.any() if is_list else check(column)
+
+    if size is not None:
+        expected = f"ids from 0 to {size - 1}"
+        if spec.whole_floats != "integer":
+            expected += f" ({size - 1}.0 is one with `whole_floats: integer`)"
+        checks.append(Check(anywhere(mistaken).fill_null(False), expected))
+    elif spec.whole_floats == "integer" and inner == pl.String:
+        checks.append(Check(anywhere(lossy).fill_null(False), "an integer with all of its digits"))
+    value = convert(column)
+    if is_list:
         value = column.fill_null([]).list.eval(convert(pl.element()))
-        bad = column.list.eval(mistaken(pl.element()).fill_null(False)).list.any().fill_null(False)
         if feature.max_length is not None:
             kept = value.list.tail if feature.keep == "recent" else value.list.head
             value = kept(feature.max_length)
-    expected = f"ids from 0 to {(size or 1) - 1}"
-    return Column(feature.name, feature.name, value, None if size is None else bad, expected)
+    return Column(feature.raw, feature.name, value, tuple(checks))

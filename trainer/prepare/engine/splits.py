@@ -12,6 +12,7 @@ from cetnet.trainer.data.hashing import hash_text
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.prepare.engine.layout import Fractions, check_fractions, random_split, time_split
 from cetnet.trainer.prepare.engine.raw import RawSchema
+from cetnet.trainer.prepare.engine.values import canonical_integers
 
 Frames = Callable[[Sequence[str]], Iterator[pl.DataFrame]]
 Assign = Callable[[pl.DataFrame], pl.Series]
@@ -68,7 +69,7 @@ class RandomSplit:
 def _random(fractions: Fractions, seed: int, key: str, frame: pl.DataFrame) -> pl.Series:
     keys = frame[key]
     if keys.dtype == pl.String:
-        integers = keys.cast(pl.Int64, strict=False)
+        integers = canonical_integers(keys)
         if integers.null_count():
             integers = integers.zip_with(
                 integers.is_not_null(), pl.Series(hash_text(keys.to_arrow()).view(np.int64))

@@ -47,7 +47,7 @@ def prepare_table(
     Args:
         spec: the raw columns.
         files: {"all": files}, divided by `split`; or by the names of SPLITS, and a file may serve two of them.
-        format: "csv" (also gzipped) or "parquet".
+        format: "csv" (also compressed) or "parquet".
         out: directory to make; unfinished work lies in `.NAME.work` beside it, see `tasks.work_folder`.
         card: what the data card says; the rule of a `split`, and notes of what was found, are added.
         keys: columns of text with one value in each file, or null, that its directory names.
@@ -61,10 +61,11 @@ def prepare_table(
         scheduler: address of a Dask scheduler whose workers see the same files and run the tasks.
         overwrite: replace an existing dataset, and the unfinished work of another preparation.
 
-    Columns: label float32 (raw 0 or 1); group int64 (raw integers as they are if all are, else all are numbered from
-    1 in sorted order); timestamp int64 seconds; weight float32; ids int32 in each table's vocabulary of train, in
-    the order of the values (compared as text, so 7 and "7" are one value), or hashes, or raw ids where `tables` gives
-    their rows; dense float32, transformed, missing values 0 after the transform.
+    Columns: label float32 (raw 0 or 1, or -1 or 1); group int64 (raw integers as they are if all are written as an
+    int64 is, else all are numbered from 1 in sorted order); timestamp int64 seconds; weight float32; ids int32 in
+    each table's vocabulary of train, in the order of the values (compared as text, so 7 and "7" are one value), or
+    hashes, or raw ids where `tables` gives their rows; dense float32, transformed, missing values 0 after the
+    transform.
 
     Raises UserError with file, column and row (1 is the first data row) for values that are not what the schema says,
     and for missing columns, an unusable split, too little memory or disk, and an existing `out`.

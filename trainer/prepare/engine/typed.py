@@ -4,6 +4,7 @@ A code is 1 + the position in the chunk's sorted distinct values of the table, w
 missing values.
 """
 
+import reprlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from cetnet.trainer.prepare.engine.layout import list_column
 from cetnet.trainer.prepare.engine.raw import Mistake, RawFeature, RawSchema, columns, hash_ids
 from cetnet.trainer.prepare.engine.tasks import TaskSizes, write_facts
 from cetnet.trainer.prepare.engine.units import BadValue, Unit
+from cetnet.trainer.prepare.engine.values import canonical_integers, forms
 
 Transform = Callable[[pl.DataFrame], pl.DataFrame]
 
@@ -61,21 +63,17 @@ def coded_columns(spec: RawSchema) -> dict[str, list[str]]:
 
 def find_cuts(folder: Path, path: Path, spec: RawSchema, sizes: TaskSizes) -> None:
     """facts.json: the offsets at which units of a CSV file start."""
-    write_facts(folder, line_cuts(path, sizes.chunk_bytes, spec.quote))
+    write_facts(folder, line_cuts(path, sizes.chunk_bytes, spec))
 
 
 def type_rows(
     folder: Path, unit: Unit, format: Format, spec: RawSchema, transform: Transform | None, sizes: TaskSizes
 ) -> None:
     """000000/rows.arrow and values.arrow (a batch a table) of each chunk; facts.json: a mapping for each chunk."""
-    needed = None
-    if transform is None:
-        needed = [spec.label, spec.group, spec.timestamp, spec.weight, *(f.name for f in spec.features)]
+    needed = spec.raw_columns if transform is None else None
     facts: list[dict[str, Any]] = []
     row = 0
-    for frame in frames(
-        unit, format, spec, sizes.chunk_bytes, [name for name in needed or [] if name] or None
-    ):
+    for frame in frames(unit, format, spec, sizes.chunk_bytes, needed):
         height = frame.height
         if transform is not None:
             try:
@@ -95,16 +93,15 @@ def type_rows(
 def _checked_values(frame: pl.DataFrame, unit: Unit, row: int, spec: RawSchema) -> pl.DataFrame:
     """The typed values; BadValue for the first row with a mistake."""
     read = list(columns(unit.path, frame.schema, spec))
-    checks = [
-        column.bad.fill_null(True).arg_true().first().alias(column.name)
-        for column in read
-        if column.bad is not None
-    ]
-    first = frame.select(checks).row(0)
-    names = [column for column in read if column.bad is not None]
-    if bad := [(at, i) for i, at in enumerate(first) if at is not None]:
-        at, i = min(bad)
-        raise BadValue(unit, names[i].raw, row + at + 1, names[i].expected)
+    checks = [(column, check) for column in read for check in column.checks]
+    bad = (check.bad.fill_null(True).arg_true().first() for _, check in checks)
+    first = frame.select(expr.alias(str(i)) for i, expr in enumerate(bad)).row(0)
+    if found := [(at, i) for i, at in enumerate(first) if at is not None]:
+        at, i = min(found)
+        column, check = checks[i]
+        value = frame[column.raw][at]
+        value = "nothing" if value is None else reprlib.repr(value)
+        raise BadValue(unit, column.raw, row + at + 1, f"{check.expected}, found {value}")
     return frame.select(column.value.alias(column.name) for column in read)
 
 
@@ -114,6 +111,7 @@ def _write_chunk(
     offset = int(mix64(np.array([unit.file << 40 ^ unit.start + row], np.uint64))[0])
     every = max(1, sizes.bucket_bytes // (ENTRY_BYTES * SAMPLES))
     tables: dict[str, dict[str, Any]] = {}
+    written: dict[str, dict[str, dict[str, str]]] = {}  # of table and raw column, `forms`
     integer_group = True
     with pa.ipc.new_file(folder / "values.arrow", VALUES, options=IPC_OPTIONS) as writer:
         for table, names in coded_columns(spec).items():
@@ -127,15 +125,26 @@ def _write_chunk(
                 "samples": samples,
             }
             if table == GROUP:
-                integer_group = distinct.cast(pl.Int64, strict=False).null_count() == 0
+                integer_group = canonical_integers(distinct).null_count() == 0
+            raw = [f.raw for f in spec.features_of(table)] if table != GROUP else [spec.group or ""]
+            written[table] = {
+                name: forms(distinct, flatten(of)[0].to_numpy() if len(codes) > 1 else None)
+                for name, of in zip(raw, codes, strict=True)
+            }
     for feature in spec.features:
         if feature.hash is not None:
-            values = values.with_columns(_hashed(values[feature.name], feature, unit, row))
+            hashed, of_feature = _hashed(values[feature.name], feature, unit, row)
+            values = values.with_columns(hashed)
+            written.setdefault(feature.table or feature.name, {})[feature.raw] = of_feature
+    labels = values[spec.label]
+    values = values.with_columns(labels.clip(lower_bound=0))
     values.write_ipc(folder / "rows.arrow", compression="lz4")
     facts: dict[str, Any] = {
         "rows": values.height,
         "tables": tables,
         "integer_group": integer_group,
+        "forms": written,
+        "labels": {str(label): (labels == label).arg_true().first() for label in (-1, 0)},
         "missing": {f.name: values[f.name].null_count() for f in spec.features if f.kind == "dense"},
         "bytes": int(values.estimated_size()),
         "lowest": _lowest(values, spec),
@@ -191,7 +200,8 @@ def _code(texts: Sequence[pl.Series]) -> tuple[pl.Series, list[pl.Series]]:
     return distinct.gather(order), columns
 
 
-def _hashed(texts: pl.Series, feature: RawFeature, unit: Unit, row: int) -> pl.Series:
+def _hashed(texts: pl.Series, feature: RawFeature, unit: Unit, row: int) -> tuple[pl.Series, dict[str, str]]:
+    """The hashes, and the `forms` of the texts."""
     distinct, (codes,) = _code([texts])
     ids = np.concatenate([[0], hash_ids(distinct, feature)])
     flat, lengths = flatten(codes)
@@ -200,5 +210,5 @@ def _hashed(texts: pl.Series, feature: RawFeature, unit: Unit, row: int) -> pl.S
         at = int((hashed < 0).argmax())
         if lengths is not None:
             at = int(np.searchsorted(lengths.cumsum(), at, side="right"))
-        raise BadValue(unit, feature.name, row + at + 1, "hexadecimal numbers of 32 bits")
-    return unflatten(texts.name, hashed, lengths)
+        raise BadValue(unit, feature.raw, row + at + 1, "hexadecimal numbers of 32 bits")
+    return unflatten(texts.name, hashed, lengths), forms(distinct)

@@ -8,7 +8,7 @@ from cetnet.trainer.errors import UserError
 
 @dataclass(frozen=True)
 class Unit:
-    """What one task reads: bytes of a CSV file (all of a gz file), or row groups of a Parquet file.
+    """What one task reads: bytes of a CSV file (all of one that is a stream), or row groups of a Parquet file.
 
     Attributes:
         path: the file.
@@ -36,3 +36,11 @@ class BadValue(UserError):
     def __str__(self) -> str:
         unit, column, row, expected = self.args
         return f"{unit.path}: column {column!r}, row {row}: expected {expected}"
+
+
+class BadRow(BadValue):
+    """A row that is not CSV. Args: unit, line (from 1, of the file), row (from 1, of the unit), what is wrong."""
+
+    def __str__(self) -> str:
+        unit, line, row, what = self.args
+        return f"{unit.path}: row {row} (line {line}): {what}"

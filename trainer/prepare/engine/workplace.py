@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from cetnet.trainer.errors import UserError
-from cetnet.trainer.prepare.engine.csv_frames import is_compressed
 from cetnet.trainer.prepare.engine.tasks import (
     Resources,
     Task,
@@ -18,6 +17,7 @@ from cetnet.trainer.prepare.engine.tasks import (
     run_tasks,
     work_folder,
 )
+from cetnet.trainer.prepare.engine.text_streams import compression
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,9 @@ def _check_disk(out: Path, files: Iterable[Path], packed: bool) -> None:
     So much do a work folder and the result take up. Nothing is checked where a work folder is already.
     """
     need = sum(
-        int(path.stat().st_size * (6 if packed or is_compressed(path) else 1.5))
+        int(path.stat().st_size * (6 if packed or compression(path) else 1.5))
         for path in files
-        if path.exists()
+        if path.is_file()
     )
     parent = next(path for path in out.absolute().parents if path.exists())
     work = out.with_name(f".{out.name}.work")

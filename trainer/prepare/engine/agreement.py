@@ -1,0 +1,61 @@
+"""What must agree over all rows of a dataset, whichever chunks and files they are in; by the facts of `type_rows`."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cetnet.trainer.errors import UserError
+from cetnet.trainer.prepare.engine.raw import RawSchema
+from cetnet.trainer.prepare.engine.typed import GROUP, Chunk
+from cetnet.trainer.prepare.engine.values import forms
+from cetnet.trainer.prepare.engine.vectors import open_vectors
+
+Facts = Mapping[str, Any]
+
+
+def check_labels(
+    spec: RawSchema, chunks: Sequence[Chunk], facts: Sequence[Facts], files: Sequence[Path]
+) -> None:
+    """UserError if some label is -1 and another is 0: either could be a row without a label."""
+    start: dict[int, int] = {}  # of each file, rows before it
+    found: dict[str, str] = {}
+    for chunk, fact in zip(chunks, facts, strict=True):
+        before = chunk.first_row - start.setdefault(chunk.file, chunk.first_row)
+        for label, row in fact["labels"].items():
+            if row is not None:
+                found.setdefault(label, f"{label} in {files[chunk.file]}, row {before + row + 1}")
+    if len(found) == 2:
+        raise UserError(
+            f"column {spec.label!r} has both {found['-1']}, and {found['0']}: give 0 and 1, or -1 and 1, and leave "
+            "out rows without a label"
+        )
+
+
+def check_forms(
+    spec: RawSchema, chunks: Sequence[Chunk], facts: Sequence[Facts], files: Sequence[Path]
+) -> None:
+    """UserError if ids of a table are written both as 17 and as 17.0, unless `whole_floats` says what is meant."""
+    if spec.whole_floats != "refuse":
+        return
+    found: dict[
+        str, dict[str, tuple[str, str]]
+    ] = {}  # of each table, an example of each form and where it is
+    for chunk, fact in zip(chunks, facts, strict=True):
+        for table, of_columns in fact["forms"].items():
+            for column, examples in of_columns.items():
+                for form, example in examples.items():
+                    where = f"column {column!r} of {files[chunk.file]}"
+                    found.setdefault(table, {}).setdefault(form, (example, where))
+    for table, path in spec.pretrained.items():
+        if "whole_float" in found.get(table, {}) and (
+            integer := forms(open_vectors(path).keys).get("integer")
+        ):
+            found[table].setdefault("integer", (integer, f"the keys of {path}"))
+    for table, examples in found.items():
+        if len(examples) == 2:
+            (integer, there), (whole, here) = examples["integer"], examples["whole_float"]
+            what = "groups" if table == GROUP else f"ids of table {table!r}"
+            raise UserError(
+                f"{what} are written as {whole!r} in {here}, and as {integer!r} in {there}: set `whole_floats` in "
+                "the schema to `integer`, which reads 17.0 as 17, or to `text` if these are different"
+            )

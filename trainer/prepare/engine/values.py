@@ -1,0 +1,83 @@
+"""Texts that stand for numbers, times and lists in raw files."""
+
+import numpy as np
+import polars as pl
+
+INTEGER = r"^-?[0-9]+$"
+WHOLE_FLOAT = r"^(-?[0-9]+)\.0$"
+LOSSY_FLOAT = (
+    r"^-?[0-9](\.[0-9]+)?e\+[0-9]+$"  # of an id beyond 53 bits, most of whose digits are not its own
+)
+# lists as Python, numpy and JSON write them; [x] may be a value
+WRITTEN_LIST = (
+    r"^\s*(\[\s*\]|\[\s*-?[0-9.]+\s*\]|\[(?s:.*)[,\s'\"](?s:.*)\]|\{\s*\}|\{(?s:.*)[,'\"](?s:.*)\})\s*$"
+)
+_TIME = (
+    r"^(?<date>\d{4}-\d\d-\d\d)(?:[T ](?<minute>\d\d:\d\d)(?::(?<second>\d\d)(?:[.,]\d+)?)?"
+    r" ?(?:Z|UTC|(?<sign>[+-])(?<hours>\d\d):?(?<minutes>\d\d)?)?)?$"
+)
+TIME = "integer seconds, or a date or time such as 2024-03-01 10:00:00 (UTC, or with +01:00)"
+
+
+def seconds(texts: pl.Series) -> pl.Series:
+    """Int64 seconds since 1970 of texts: numbers, or dates and times in ISO 8601, UTC without an offset.
+
+    Fractions of a second are cut off; what is neither is null.
+    """
+    numbers = texts.cast(pl.Int64, strict=False)
+    if numbers.null_count() == texts.null_count():
+        return numbers
+    whole = texts.str.extract(r"^(-?[0-9]+)\.[0-9]*$").cast(pl.Int64, strict=False)
+    parts = texts.str.extract_groups(_TIME).struct.unnest()
+    clock = pl.concat_str(
+        "date",
+        pl.lit(" "),
+        pl.col("minute").fill_null("00:00"),
+        pl.lit(":"),
+        pl.col("second").fill_null("00"),
+    )
+    offset = 3600 * pl.col("hours").cast(pl.Int64) + 60 * pl.col("minutes").fill_null("0").cast(pl.Int64)
+    sign = pl.when(pl.col("sign") == "-").then(-1).otherwise(1)
+    time = clock.str.to_datetime("%Y-%m-%d %H:%M:%S", strict=False).dt.epoch("s")
+    times = parts.select(time - (sign * offset).fill_null(0)).to_series()
+    return pl.select(pl.coalesce(numbers, whole, times)).to_series().alias(texts.name)
+
+
+def truth(texts: pl.Expr) -> pl.Expr:
+    """Float64 of numbers, true and false; what is neither is null."""
+    words = texts.str.to_lowercase().replace_strict({"true": 1.0, "false": 0.0}, default=None)
+    return pl.coalesce(texts.cast(pl.Float64, strict=False), words)
+
+
+def canonical_integers(texts: pl.Series) -> pl.Series:
+    """Int64 of texts that are what it is written as: 7, but not 07, which is null."""
+    numbers = texts.cast(pl.Int64, strict=False)
+    return numbers.set(~(numbers.cast(pl.String) == texts).fill_null(False), None)
+
+
+def forms(distinct: pl.Series, codes: np.ndarray | None = None) -> dict[str, str]:
+    """Examples of an `integer` (17) and of a `whole_float` (17.0) among sorted distinct texts.
+
+    With `codes` (1 + position in `distinct`, or 0), among those that they stand for.
+    """
+    first, last = (int(distinct.search_sorted(text, "left")) for text in ("-", ":"))
+    numeric = distinct.slice(first, last - first)
+    # one is enough, and most columns of integers have it among their first
+    integer = _example(distinct, codes, first, numeric.head(1000).str.contains(INTEGER))
+    if integer is None:
+        integer = _example(distinct, codes, first, numeric.str.contains(INTEGER))
+    written = numeric.str.ends_with(".0") | numeric.str.contains("e+", literal=True)
+    if written.any():
+        written &= numeric.str.contains(f"{WHOLE_FLOAT}|{LOSSY_FLOAT}")
+    whole = _example(distinct, codes, first, written)
+    return {form: text for form, text in (("integer", integer), ("whole_float", whole)) if text is not None}
+
+
+def _example(distinct: pl.Series, codes: np.ndarray | None, first: int, found: pl.Series) -> str | None:
+    """One of the texts `found` from the position `first` on, of those that codes stand for."""
+    places = first + found.arg_true().to_numpy().astype(np.int64)
+    if codes is not None and len(places):
+        marks = np.zeros(len(distinct) + 1, bool)
+        marks[places + 1] = True
+        places = codes[marks[codes]][:1].astype(np.int64) - 1
+    return distinct[int(places[0])] if len(places) else None
