@@ -5,11 +5,12 @@ from pathlib import Path
 
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.prepare.engine.csv_frames import csv_frames, csv_units
 from cetnet.trainer.prepare.engine.parquet_frames import parquet_frames, parquet_units
-from cetnet.trainer.prepare.engine.raw import RawSchema
+from cetnet.trainer.prepare.engine.raw import RawSchema, check_columns
 from cetnet.trainer.prepare.engine.tasks import Unfinished
 from cetnet.trainer.prepare.engine.units import Format, Unit
 
@@ -25,11 +26,22 @@ def units(
     cuts: Sequence[int],
     chunk_bytes: int,
 ) -> list[Unit]:
-    """The units of a file, in its order; `cuts` are `line_cuts` of a CSV file that is not compressed."""
+    """The units of a file, in its order; `cuts` are `line_cuts` of a CSV file that is not a stream."""
     try:
         if format == "parquet":
             return parquet_units(path, file, split, chunk_bytes)
         return csv_units(path, file, split, spec, cuts)
+    except _UNREADABLE as error:
+        raise _unreadable(path, format, error) from error
+
+
+def check_file(path: Path, format: Format, spec: RawSchema) -> None:
+    """UserError if a file can't be read or lacks a column that the schema names."""
+    try:
+        if format == "parquet":
+            check_columns(path, pq.read_schema(path).names, spec)
+        else:
+            check_columns(path, csv_units(path, 0, None, spec, [])[0].columns, spec)
     except _UNREADABLE as error:
         raise _unreadable(path, format, error) from error
 

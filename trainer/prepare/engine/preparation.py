@@ -28,7 +28,7 @@ from cetnet.models.schema import Schema
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.prepare.engine.agreement import check_forms, check_labels
 from cetnet.trainer.prepare.engine.card import SplitStatistics
-from cetnet.trainer.prepare.engine.chunks import units
+from cetnet.trainer.prepare.engine.chunks import check_file, units
 from cetnet.trainer.prepare.engine.encoded import (
     Encoding,
     Numbered,
@@ -98,6 +98,9 @@ class Preparation:
         paths = [
             (None if name == "all" else SPLITS.index(name), path) for name in files for path in files[name]
         ]
+        if transform is None:  # before hours of work on other files
+            for path in dict.fromkeys(path for _, path in paths):
+                check_file(path, self.format, spec)
         to_cut = [
             self._task("cut", number, path.stat().st_size >> 20, path, spec, sizes)
             for number, (_, path) in enumerate(paths)
