@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from cetnet.trainer.errors import UserError
+from cetnet.trainer.prepare.engine import csv_frames, csv_grammar
 from cetnet.trainer.prepare.engine.chunks import frames, units
 from cetnet.trainer.prepare.engine.csv_frames import line_cuts
 from cetnet.trainer.prepare.engine.raw import RawFeature, RawSchema
@@ -33,10 +35,19 @@ def spec_of(columns: int = 2, **keys: Any) -> RawSchema:
     return RawSchema(label="label", features=(feature,), **{"header": NAMES[:columns]} | keys)
 
 
-def read_rows(content: bytes, spec: RawSchema, chunk_bytes: int = 1 << 20, found: Rows | None = None) -> Rows:
+# of chunks, of what is read closely at a time, and of what is masked at a time
+sizes = st.tuples(st.integers(1, 40) | st.just(1 << 20), st.integers(1, 60), st.integers(1, 20))
+
+
+def read_rows(
+    content: bytes, spec: RawSchema, sizes: tuple[int, int, int], found: Rows | None = None
+) -> Rows:
     """What a preparation reads of a file, into `found`: empty values are empty texts."""
     found = [] if found is None else found
-    with tempfile.TemporaryDirectory() as folder:
+    chunk_bytes, piece, cached = sizes
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(csv_frames, "_PIECE", piece)
+        patch.setattr(csv_grammar, "_CACHED", cached)
         path = Path(folder, "raw.csv")
         path.write_bytes(content)
         cuts = [] if is_stream(path, spec.encoding) else line_cuts(path, chunk_bytes, spec)
@@ -114,15 +125,15 @@ def files(draw: st.DrawFn) -> tuple[RawSchema, Rows, bytes]:
 
 
 @settings(deadline=None, max_examples=EXAMPLES)
-@given(files(), st.sampled_from(list(PACKERS)), st.integers(1, 40))
+@given(files(), st.sampled_from(list(PACKERS)), sizes)
 def test_what_python_writes_is_read(
-    file: tuple[RawSchema, Rows, bytes], packer: str, chunk_bytes: int
+    file: tuple[RawSchema, Rows, bytes], packer: str, sizes: tuple[int, int, int]
 ) -> None:
     spec, rows, content = file
     assume(
         python_rows(content, spec) == rows
     )  # csv.writer doesn't escape all that csv.reader takes for marks
-    assert read_rows(PACKERS[packer](content), spec, chunk_bytes) == rows
+    assert read_rows(PACKERS[packer](content), spec, sizes) == rows
 
 
 @st.composite
@@ -139,13 +150,13 @@ def mutated(draw: st.DrawFn) -> tuple[RawSchema, bytes]:
 
 
 @settings(deadline=None, max_examples=EXAMPLES)
-@given(mutated(), st.sampled_from(list(PACKERS)), st.integers(1, 40))
-@example((spec_of(), b'1,"5\\" disc"\n2,3\n4,"5\\" disc"\n'), "", 40)
-@example((spec_of(), b"1,2,3\n4\n5,6\n"), "", 40)
-@example((spec_of(), b"1,2\nx^,y\n"), "", 4)
-@example((spec_of(), b"\xef\xbb\xbf1,2\n\xef\xbb\xbf3,4\n"), "", 7)
+@given(mutated(), st.sampled_from(list(PACKERS)), sizes)
+@example((spec_of(), b'1,"5\\" disc"\n2,3\n4,"5\\" disc"\n'), "", (40, 40, 40))
+@example((spec_of(), b"1,2,3\n4\n5,6\n"), "", (40, 40, 40))
+@example((spec_of(), b"1,2\nx^,y\n"), "", (4, 40, 40))
+@example((spec_of(), b"\xef\xbb\xbf1,2\n\xef\xbb\xbf3,4\n"), "", (7, 40, 40))
 def test_damaged_text_is_what_python_reads_or_refused(
-    file: tuple[RawSchema, bytes], packer: str, chunk_bytes: int
+    file: tuple[RawSchema, bytes], packer: str, sizes: tuple[int, int, int]
 ) -> None:
     spec, content = file
     try:
@@ -154,7 +165,7 @@ def test_damaged_text_is_what_python_reads_or_refused(
         expected = None
     found: Rows = []
     try:
-        read_rows(PACKERS[packer](content), spec, chunk_bytes, found)
+        read_rows(PACKERS[packer](content), spec, sizes, found)
     except UserError as caught:
         error = str(caught)
     else:

@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 import yaml
@@ -83,6 +84,8 @@ def log(*lines: str, at: int = 10) -> str:
         ('0,i1,"[1, 2, 3]",1\n', {}, ["column 'history', row 11", "'|' between them", "found '[1, 2, 3]'"]),
         ("0,i1,[1 2],1\n", {}, ["column 'history', row 11"]),
         ("0,i1,['a'],1\n", {}, ["column 'history', row 11"]),
+        ('0,i1,"{1,2}",1\n', {}, ["column 'history', row 11"]),
+        ('0,i1,"(1, 2)",1\n', {}, ["column 'history', row 11"]),
         ("0,i1,[],1\n", {}, ["column 'history', row 11"]),
         ("0,i1,i1,1\n-1,i1,i1,1\n", {}, ["column 'click' has both -1 in", "row 12", "0 in", "row 1:"]),
     ],
@@ -140,8 +143,8 @@ def test_headers(tmp_path: Path) -> None:
     refused(
         tmp_path,
         text,
-        "row 1 (line 1): expected 3 columns as in `header`, found 4",
-        header=["click", "item", "history"],
+        "row 1 (line 1): expected 5 columns as in `header`, found 4",
+        header=["click", "item", "history", "price", "more"],
     )
     refused(
         tmp_path, 'click,"item,history,price\n' + text, "the header: a quote that opens here is not closed"
@@ -284,6 +287,17 @@ def test_floats_in_tables_of_given_rows(tmp_path: Path) -> None:
         "column 'item', row 41: expected an integer with all of its digits",
         whole_floats="integer",
     )
+
+
+def test_floats_beside_keys_of_given_vectors(tmp_path: Path) -> None:
+    np.save(tmp_path / "vectors.npy", np.ones((7, 2), np.float32))
+    keys: dict[str, Any] = {
+        "features": [SCHEMA["features"][0], SCHEMA["features"][2]],
+        "pretrained": {"item": "vectors.npy"},
+    }
+    refused(tmp_path, HEADER + "".join(FLOATS), "'0.0' in column 'item' of", "as '0' in the keys of", **keys)
+    rows = prepare(tmp_path, HEADER + "".join(FLOATS), whole_floats="integer", **keys)
+    assert [row["item"] for row in rows] == [1 + i % 7 for i in range(40)]
 
 
 def test_times(tmp_path: Path) -> None:

@@ -47,10 +47,8 @@ def check_forms(
                     where = f"column {column!r} of {files[chunk.file]}"
                     found.setdefault(table, {}).setdefault(form, (example, where))
     for table, path in spec.pretrained.items():
-        if "whole_float" in found.get(table, {}) and (
-            integer := forms(open_vectors(path).keys).get("integer")
-        ):
-            found[table].setdefault("integer", (integer, f"the keys of {path}"))
+        for form, example in forms(open_vectors(path).keys).items():
+            found.setdefault(table, {}).setdefault(form, (example, f"the keys of {path}"))
     for table, examples in found.items():
         if len(examples) == 2:
             (integer, there), (whole, here) = examples["integer"], examples["whole_float"]

@@ -11,7 +11,7 @@ from cetnet.trainer.data.data_files import Format, KeyValues, check_keys
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.prepare.engine.csv_frames import csv_frames, csv_units
 from cetnet.trainer.prepare.engine.parquet_frames import parquet_frames, parquet_units, raw_uses
-from cetnet.trainer.prepare.engine.raw import RawSchema
+from cetnet.trainer.prepare.engine.raw import RawSchema, check_columns
 from cetnet.trainer.prepare.engine.tasks import Unfinished
 from cetnet.trainer.prepare.engine.units import Unit
 
@@ -30,9 +30,9 @@ def units(
     *,
     named: bool,
 ) -> list[Unit]:
-    """The units of a file, in its order.
+    """The units of a file, in its order; UserError if it can't be read or lacks a column that the schema names.
 
-    `cuts` are `line_cuts` of a CSV file that is not compressed, `keys` what the file's directories give all its rows;
+    `cuts` are `line_cuts` of a CSV file that is not a stream, `keys` what the file's directories give all its rows;
     `named`: the schema's columns are the file's own, not a transform's.
     """
     try:
@@ -41,6 +41,8 @@ def units(
         else:
             found = csv_units(path, file, split, spec, cuts)
             check_keys(path, found[0].columns, keys)
+            if named:
+                check_columns(path, [*found[0].columns, *keys], spec)
         return [replace(unit, keys=tuple(keys.items())) for unit in found]
     except _UNREADABLE as error:
         raise _unreadable(path, format, error) from error

@@ -14,6 +14,7 @@ from cetnet.trainer.prepare.engine.text_streams import Damaged, Utf8Stream, is_s
 from cetnet.trainer.prepare.engine.units import BadRow, Unit
 
 _PIECE = 1_000_000  # bytes that are read value by value at a time
+_LONGEST_ROW = 1_000_000  # bytes that a row may have, however small the chunks are
 _LONGEST_HEADER = 10_000_000
 
 
@@ -146,7 +147,7 @@ def _line(unit: Unit, spec: RawSchema, offset: int) -> int:
 def _blocks(file: Utf8Stream | BinaryIO, unit: Unit, spec: RawSchema, chunk_bytes: int) -> Iterator[bytes]:
     """Blocks of whole rows, about `chunk_bytes` long; the last one ends where the unit does."""
     left = unit.stop - unit.start if unit.stop else 1 << 62
-    longest = max(2 * chunk_bytes, _PIECE)
+    longest = max(2 * chunk_bytes, _LONGEST_ROW)
     rest = b""
     # a unit of less than two chunks is one block
     while piece := file.read(left if left < 2 * chunk_bytes else chunk_bytes):

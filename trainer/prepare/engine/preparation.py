@@ -100,6 +100,12 @@ class Preparation:
         paths = [
             (None if name == "all" else SPLITS.index(name), path) for name in files for path in files[name]
         ]
+
+        def units_of(number: int, cuts: Sequence[int]) -> list[Unit]:
+            split, path = paths[number]
+            keys, named = self.keys.get(path, {}), transform is None
+            return units(path, number, split, self.format, spec, cuts, sizes.chunk_bytes, keys, named=named)
+
         to_cut = [
             self._task("cut", number, path.stat().st_size >> 20, path, spec, sizes)
             for number, (_, path) in enumerate(paths)
@@ -107,22 +113,11 @@ class Preparation:
             and not is_stream(path, spec.encoding)
             and path.stat().st_size > sizes.chunk_bytes
         ]
+        if to_cut:
+            for number in range(len(paths)):  # a mistake in any is found before the hours that cutting takes
+                units_of(number, [])
         cuts = {int(folder.name): read_facts(folder) for folder in self._run("cut", "MB", find_cuts, to_cut)}
-        todo: list[Unit] = [
-            unit
-            for number, (split, path) in enumerate(paths)
-            for unit in units(
-                path,
-                number,
-                split,
-                self.format,
-                spec,
-                cuts.get(number, []),
-                sizes.chunk_bytes,
-                self.keys.get(path, {}),
-                named=transform is None,
-            )
-        ]
+        todo = [unit for number in range(len(paths)) for unit in units_of(number, cuts.get(number, []))]
         tasks = [
             self._task("typed", i, max(1, unit.size >> 20), unit, self.format, spec, transform, sizes)
             for i, unit in enumerate(todo)

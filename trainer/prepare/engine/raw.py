@@ -288,9 +288,7 @@ def columns(path: Path, dtypes: pl.Schema, spec: RawSchema) -> Iterator[Column]:
     column or one of the wrong type is a UserError.
     """
     schema = spec.draft
-    for name in spec.raw_columns:
-        if name not in dtypes:
-            raise UserError(_missing_column(path, name, dtypes.names()))
+    check_columns(path, dtypes.names(), spec)
 
     def present(name: str) -> pl.Expr:
         column = pl.col(name)
@@ -328,14 +326,18 @@ def columns(path: Path, dtypes: pl.Schema, spec: RawSchema) -> Iterator[Column]:
             yield _id_column(path, feature, column, dtypes[feature.raw], spec)
 
 
-def _missing_column(path: Path, name: str, found: Sequence[str]) -> str:
-    message = f"{path} has no column {name!r}; it has {', '.join(map(repr, found))}"
-    similar = [other for other in found if other.strip().casefold() == name.strip().casefold()]
-    if similar:
-        message += f": write {similar[0]!r} in the schema (of a feature, as its `column`)"
-    if len(found) == 1:
-        message += ": is `delimiter` right?"
-    return message
+def check_columns(path: Path, found: Sequence[str], spec: RawSchema) -> None:
+    """UserError if a file lacks a column that the schema names."""
+    for name in spec.raw_columns:
+        if name in found:
+            continue
+        message = f"{path} has no column {name!r}; it has {', '.join(map(repr, found))}"
+        similar = [other for other in found if other.strip().casefold() == name.strip().casefold()]
+        if similar:
+            message += f": write {similar[0]!r} in the schema (of a feature, as its `column`)"
+        if len(found) == 1:
+            message += ": is `delimiter` right?"
+        raise UserError(message)
 
 
 def _as_integers(texts: pl.Expr, spec: RawSchema) -> pl.Expr:

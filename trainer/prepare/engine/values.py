@@ -4,14 +4,12 @@ import numpy as np
 import polars as pl
 
 INTEGER = r"^-?[0-9]+$"
-WHOLE_FLOAT = r"^(-?[0-9]+)\.0$"
+WHOLE_FLOAT = r"^(-?[0-9]+)\.0*$"
 LOSSY_FLOAT = (
     r"^-?[0-9](\.[0-9]+)?e\+[0-9]+$"  # of an id beyond 53 bits, most of whose digits are not its own
 )
-# lists as Python, numpy and JSON write them; [x] may be a value
-WRITTEN_LIST = (
-    r"^\s*(\[\s*\]|\[\s*-?[0-9.]+\s*\]|\[(?s:.*)[,\s'\"](?s:.*)\]|\{\s*\}|\{(?s:.*)[,'\"](?s:.*)\})\s*$"
-)
+# lists, tuples, sets and mappings as Python, numpy, JSON and Postgres write them; [x] and (x) may be values
+WRITTEN_LIST = r"(?s)^\s*(\[\s*\]|\[\s*-?[0-9.]+\s*\]|\[.*[,\s'\"].*\]|\(.*,.*\)|\{\s*\}|\{.*[,'\"].*\})\s*$"
 _TIME = (
     r"^(?<date>\d{4}-\d\d-\d\d)(?:[T ](?<minute>\d\d:\d\d)(?::(?<second>\d\d)(?:[.,]\d+)?)?"
     r" ?(?:Z|UTC|(?<sign>[+-])(?<hours>\d\d):?(?<minutes>\d\d)?)?)?$"
@@ -66,7 +64,7 @@ def forms(distinct: pl.Series, codes: np.ndarray | None = None) -> dict[str, str
     integer = _example(distinct, codes, first, numeric.head(1000).str.contains(INTEGER))
     if integer is None:
         integer = _example(distinct, codes, first, numeric.str.contains(INTEGER))
-    written = numeric.str.ends_with(".0") | numeric.str.contains("e+", literal=True)
+    written = numeric.str.contains(".", literal=True) | numeric.str.contains("e+", literal=True)
     if written.any():
         written &= numeric.str.contains(f"{WHOLE_FLOAT}|{LOSSY_FLOAT}")
     whole = _example(distinct, codes, first, written)
