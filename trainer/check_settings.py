@@ -81,7 +81,7 @@ def check_scored(run: Path, data: Path, split: str, *, labelled: bool = True) ->
     if labelled:
         if not dataset.has(dataset.schema.label):
             raise UserError(
-                f"{data / split}: no column {dataset.schema.label!r} with the label, which metrics need; "
+                f"{data / split}: no column of numbers {dataset.schema.label!r} with the label, which metrics need; "
                 "`cetnet predict` scores such rows"
             )
         dataset = Dataset(data, split)

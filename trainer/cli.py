@@ -145,10 +145,10 @@ def predict(
     from cetnet.trainer.check_settings import check_scored
     from cetnet.trainer.files import check_writable
 
-    dataset = check_scored(run, data, split, labelled=False)
     check_writable(out)
     if out.resolve().parent == (data / split).resolve():
         raise UserError(f"{out}: {data / split} holds the rows to score; name another place")
+    dataset = check_scored(run, data, split, labelled=False)
     if nproc > 1 and "RANK" not in os.environ:
         arguments = ["predict", str(run), str(data), "--out", str(out), "--split", split]
         _launch(arguments, nproc, partial(_check_trained, run))

@@ -275,7 +275,7 @@ def test_a_damaged_page(stderr_of: Callable[..., str]) -> None:
 @pytest.mark.usefixtures("folder")
 def test_a_checkpoint_under_way_becomes_whole(stderr_of: Callable[..., str]) -> None:
     write_config({"checkpoint": {"every_steps": 1, "keep": 100}})
-    edit_table(set_value("user", 90, 50))
+    edit_table(set_value("history", 90, [1] * 7))  # which no footer tells of
     assert_last_line(stderr_of("train", "experiment.yaml", "data.order=sequential"), "row group 2")
     steps = sorted(path.name for path in Path("run/checkpoints").iterdir())
     assert steps == [f"step-{step + 1:09d}" for step in range(len(steps))]
@@ -367,10 +367,10 @@ def test_nothing_else_is_said_in_a_process_of_its_own() -> None:
 
 @pytest.mark.usefixtures("folder")
 def test_of_two_processes_one_speaks_of_a_mistake_that_one_meets() -> None:
-    edit_table(set_value("user", 90, 50))
+    edit_table(set_value("history", 90, [1] * 7))
     done = run_process("train", "experiment.yaml", "data.shuffle_rows=1", "--nproc=2")
     assert done.returncode == 2
-    assert_last_line(done.stderr, "row group 2", "column 'user'")
+    assert_last_line(done.stderr, "row group 2", "column 'history'")
     assert_nothing_half_written()
 
 

@@ -254,3 +254,37 @@ def test_other_column(tmp_path: Path) -> None:
     assert Baseline({1: path}).gains({1: path}, "dhen").ne.point == pytest.approx(100 * (change - 1))
     with pytest.raises(UserError, match=r"no column 'din'; it has row, label, weight, fused, dhen"):
         Baseline({1: path}).gains({1: path}, "din")
+
+
+def test_a_row_without_a_group_is_a_unit_of_its_own(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    columns = evaluation(rng, 300, 40)
+    missing = rng.random(300) < 0.3
+    apart = np.where(missing, 1_000_000 + np.arange(300), columns["group"])
+    unknown = pa.array(columns["group"], mask=missing)
+    base, new = (rng.uniform(0.05, 0.7, 300) for _ in range(2))
+    gains = []
+    for name, group in (("apart", apart), ("unknown", unknown)):
+        paths = [
+            write(tmp_path / f"{name}-{output}.parquet", **columns | {"group": group}, fused=fused)
+            for output, fused in (("base", base), ("new", new))
+        ]
+        gains.append(Baseline({1: paths[0]}).gains({1: paths[1]}, resamples=50))
+    assert gains[0] == gains[1]
+    known = ~missing
+    weight = columns["weight"].astype(np.float64)
+    gaucs = [grouped_auc(columns["label"][known], p[known], weight[known], apart[known]) for p in (new, base)]
+    assert gains[1] is not None
+    assert gains[1].gauc.point == pytest.approx(100 * (gaucs[0] - gaucs[1]))
+
+
+@pytest.mark.parametrize("change", [{"label": np.zeros(300, np.float32)}, {"weight": np.zeros(300)}])
+def test_rows_of_a_single_class_or_without_weight_have_no_gains(tmp_path: Path, change: dict) -> None:
+    rng = np.random.default_rng(4)
+    columns = evaluation(rng, 300, 40) | change
+    base, new = (
+        write(tmp_path / f"{name}.parquet", **columns, fused=rng.uniform(0.05, 0.7, 300)) for name in "ab"
+    )
+    gains = Baseline({1: base}).gains({1: new})
+    assert gains is not None
+    assert all(np.isnan(bound) for gain in gains for bound in gain)

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pickle
+import re
 import resource
 import shutil
 import subprocess
@@ -17,8 +18,10 @@ import torch
 import yaml
 
 from cetnet.benchmarks.study.report.spectra import spectra_of
+from cetnet.models.cetnet import CETNet
 from cetnet.trainer.checkpoint.checkpoints import verify_checkpoint
 from cetnet.trainer.checkpoint.manifest import find_damage
+from cetnet.trainer.config import RunConfig
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.processes.distributed import Processes, process_group
 from cetnet.trainer.processes.launcher import CETNET
@@ -252,3 +255,19 @@ def test_a_disk_that_is_still_full_when_the_run_is_resumed(folder: Path) -> None
     _, stderr = process.communicate()
     assert_refused((process.returncode, stderr), "run: cannot be written (File too large); make room")
     assert contents() == before
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_disk_that_no_checkpoint_fits_on(
+    folder: Path, resume: bool, monkeypatch: pytest.MonkeyPatch, run: Callable[..., tuple[int, str]]
+) -> None:
+    config = yaml.safe_load(Path("run/config.yaml").read_text(encoding="utf-8"))
+    weights = sum(tensor.nbytes for tensor in CETNet(make_schema(), RunConfig(**config).model).parameters())
+    almost = shutil.disk_usage(folder)._replace(free=weights)  # not enough for the optimizer's state
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: almost)
+    if not resume:
+        shutil.rmtree("run")
+    code, stderr = run("train", "experiment.yaml", *["--resume"] * resume)
+    assert code == 2
+    assert re.search(r"cetnet: run/checkpoints: a checkpoint takes [\d.]+ KiB and the disk has", stderr)
+    assert resume == Path("run").exists()
