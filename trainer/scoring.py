@@ -67,8 +67,9 @@ class Scores:
         columns |= {key: self._column(name) for key, name in names.items() if name}
         columns.setdefault("weight", np.ones(len(columns["row"]), np.float32))
         path.parent.mkdir(parents=True, exist_ok=True)
-        with written_aside(path) as aside:
-            pq.write_table(pa.table(columns | self.probability), aside, compression="zstd")
+        # A file, since pyarrow takes the path a:b for the address of a store called a.
+        with written_aside(path) as aside, aside.open("wb") as file:
+            pq.write_table(pa.table(columns | self.probability), file, compression="zstd")
 
     def _column(self, name: str) -> NDArray:
         return self.dataset.column(name, None if self.scored.all() else self.scored)

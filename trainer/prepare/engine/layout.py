@@ -132,8 +132,13 @@ def list_column(values: np.ndarray | pl.Series, lengths: np.ndarray) -> pl.Serie
 def check_out(out: Path, overwrite: bool) -> None:
     """UserError if `out` exists, unless it may be overwritten; what is no prepared dataset never is.
 
-    An `out` that a process killed in `publish` had moved away is put back first.
+    Another one if its path is not UTF-8, since pyarrow takes no other. An `out` that a process killed in `publish`
+    had moved away is put back first.
     """
+    try:
+        str(out.absolute()).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{out.absolute()}: a name that is not UTF-8; give another directory") from None
     if not out.exists():
         for replaced in (_beside(out, kind) / "old" for kind in ("work", "tmp")):
             if replaced.exists():
