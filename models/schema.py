@@ -73,7 +73,7 @@ class Schema(Strict):
     tables: dict[TableName, Annotated[int, Field(le=1 << 40)]] = Field(
         description="Number of rows (num_embeddings) of each table."
     )
-    pretrained: dict[str, Annotated[int, Field(gt=0, le=1 << 20)]] = Field(
+    pretrained: dict[TableName, Annotated[int, Field(gt=0, le=1 << 20)]] = Field(
         default_factory=dict,
         description="Tables of given vectors, which are not trained, and the size of a vector. The dataset has "
         "them in `pretrained/<table>.npy`, float32 `[rows, size]`.",

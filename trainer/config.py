@@ -214,7 +214,7 @@ def read_settings(path: Path, overrides: list[str] | None = None) -> dict[str, A
     """What an experiment file says, with `key=value` overrides applied; not checked yet.
 
     An override's key is dotted (`training.seed=7`), its value is YAML and replaces what the file has there.
-    Paths are relative to the working directory.
+    Paths are relative to the working directory; ~ and $NAME in them are expanded.
 
     Raises:
         UserError: naming the key and the remedy.

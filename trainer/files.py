@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from uuid import uuid4
 
 from filelock import FileLock, Timeout
-from pydantic import AfterValidator
+from pydantic import AfterValidator, BeforeValidator
 
 from cetnet.trainer.console import console
 from cetnet.trainer.errors import UserError
@@ -174,6 +174,16 @@ def without_nonfinite(values: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _expanded(path: Any) -> Any:
+    """With ~ and $NAME as a shell has them, which leaves them alone in files, and after the = of `run_dir=~/a`."""
+    if not isinstance(path, str):
+        return path
+    path = os.path.expandvars(path)
+    with suppress(RuntimeError):  # ~name, of no user here
+        return str(Path(path).expanduser()) if path.startswith("~") else path
+    return path
+
+
 def usable(path: Path) -> Path:
     """A path that file systems take, with room for what is written below and beside it; else ValueError."""
     if len(os.fsencode(path)) > 1000 or any(len(os.fsencode(part)) > 200 for part in path.parts):
@@ -189,5 +199,5 @@ def _usable_place(place: str) -> str:
     return place
 
 
-UsablePath = Annotated[Path, AfterValidator(usable)]
-UsablePlace = Annotated[str, AfterValidator(_usable_place)]
+UsablePath = Annotated[Path, BeforeValidator(_expanded), AfterValidator(usable)]
+UsablePlace = Annotated[str, BeforeValidator(_expanded), AfterValidator(_usable_place)]

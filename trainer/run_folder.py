@@ -35,11 +35,11 @@ def check_resumable(config: RunConfig) -> None:
     if (folder / "config.yaml").exists():
         before = load_config(folder / "config.yaml")
         check_same_run(before, config, folder)
-        if before.checkpoint.path != config.checkpoint.path:
+        was, now = _as_it_began(folder, before.checkpoint.path), config.checkpoint.path
+        if was != now and (was is None or now is None or Path(was).resolve() != Path(now).resolve()):
             raise UserError(
-                f"{folder}: cannot resume, checkpoint.path was {before.checkpoint.path!r} and is now "
-                f"{config.checkpoint.path!r}; use the same or, if the checkpoints were moved, change it in its "
-                "config.yaml"
+                f"{folder}: cannot resume, checkpoint.path was {was!r} and is now {now!r}, from {Path.cwd()}; use "
+                "the same or, if the checkpoints were moved, change it in its config.yaml"
             )
 
 
@@ -82,7 +82,21 @@ def load_run(folder: Path, resolve: bool = True) -> tuple[RunConfig, Schema]:
         raise UserError(
             f"{folder}: no config.yaml here; name the folder of a run (the run_dir of `cetnet train`)"
         )
-    return load_config(folder / "config.yaml", resolve=resolve), load_schema(folder)
+    config = load_config(folder / "config.yaml", resolve=resolve)
+    checkpoint = config.checkpoint.model_copy(update={"path": _as_it_began(folder, config.checkpoint.path)})
+    return config.model_copy(update={"checkpoint": checkpoint}), load_schema(folder)
+
+
+def _as_it_began(folder: Path, place: str | None) -> str | None:
+    """A run's `checkpoint.path`, which is relative to the directory that it was started in, if that still has it."""
+    if place is None or "://" in place:
+        return place
+    try:
+        environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+        there = Path(environment["directory"], place)
+        return str(there) if there.is_dir() else place
+    except (OSError, ValueError, LookupError, TypeError):
+        return place
 
 
 def _what_is_learned(config: RunConfig) -> dict[str, Any]:

@@ -83,8 +83,9 @@ class Scores:
         if not schema.weight:
             columns["weight"] = np.ones(len(columns["row"]), np.float32)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with written_aside(path) as aside:
-            pq.write_table(pa.table(columns | self.probability), aside, compression="zstd")
+        # A file, since pyarrow takes the path a:b for the address of a store called a.
+        with written_aside(path) as aside, aside.open("wb") as file:
+            pq.write_table(pa.table(columns | self.probability), file, compression="zstd")
 
     def _column(self, name: str) -> pa.Array:
         return self.dataset.column(name, None if self.scored.all() else self.scored)

@@ -1,11 +1,13 @@
 """Folders, columns and tables of any name."""
 
+import os
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from cetnet.trainer.errors import UserError
 from cetnet.trainer.prepare.engine.layout import SPLITS
 from cetnet.trainer.prepare.engine.tabular import prepare_tabular
 
@@ -50,3 +52,10 @@ def test_columns_that_are_read_twice_do_not_meet_others(tmp_path: Path) -> None:
     ]
     assert len({row["user_group"] for row in rows}) == 3
     assert "group `user_group_2`" in (folder / "out" / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_folder_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    folder = clicks(tmp_path / "x", SCHEMA % "item")
+    out = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    with pytest.raises(UserError, match=r"/caf\\udce9: a name that is not UTF-8; give another directory"):
+        prepare_tabular("csv", folder / "clicks.csv", out, folder / "schema.yaml")

@@ -132,10 +132,14 @@ def list_column(values: np.ndarray | pl.Series, lengths: np.ndarray) -> pl.Serie
 def check_out(out: Path, overwrite: bool) -> None:
     """UserError if `out` can't be made or exists, unless it may be overwritten; what is no dataset never is.
 
-    An `out` that a process killed in `publish` had moved away is put back first.
+    Another one if its path is not UTF-8, since pyarrow takes no other. An `out` that a process killed in `publish`
+    had moved away is put back first.
     """
     try:
         usable(out)
+        str(out.absolute()).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{out.absolute()}: a name that is not UTF-8; give another directory") from None
     except ValueError as error:
         raise UserError(f"{out}: {error}; give another directory") from None
     if out.is_symlink() and not out.exists():

@@ -15,6 +15,7 @@ from cetnet.models.schema import Feature, FeatureKind, Schema
 from cetnet.models.strict import Strict
 from cetnet.trainer.data.hashing import hash_text
 from cetnet.trainer.errors import UserError
+from cetnet.trainer.files import UsablePath
 from cetnet.trainer.prepare.engine.values import (
     LOSSY_FLOAT,
     TIME,
@@ -90,7 +91,7 @@ class RawSchema(Strict):
     tables: dict[TableName, int | None] = Field(
         {}, description="Rows of tables whose values are ids already; null or left out: build a vocabulary."
     )
-    pretrained: dict[str, Path] = Field(
+    pretrained: dict[TableName, UsablePath] = Field(
         {},
         description="Files of given vectors (.npy, .parquet, .h5; see `vectors.open_vectors`) by table, whose "
         "vocabulary are their keys. Paths are relative to this file.",
