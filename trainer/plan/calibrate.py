@@ -29,6 +29,7 @@ from cetnet.models.schema import Feature, Schema
 from cetnet.sharding.config import ClusterConfig, ShardingConfig
 from cetnet.sharding.planner import make_plan, topology
 from cetnet.trainer.console import console, output
+from cetnet.trainer.files import write_text
 from cetnet.trainer.optimizers import fuse_sparse_optimizer
 from cetnet.trainer.processes.distributed import Processes
 
@@ -112,7 +113,7 @@ def report(
     if out is None:
         return
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(text)
+    write_text(out, text)
     output.print(
         f'{out}: written; use it with `cetnet train FILE "sharding.cluster=$(cat {out})"`',
         highlight=False,
