@@ -21,6 +21,7 @@ from cetnet.trainer.failures import install_hooks, tell
 from cetnet.trainer.prepare.cli import app as prepare_app
 from cetnet.trainer.prepare.generate.cli import app as generate_app
 from cetnet.trainer.processes.environment import check_environment, world_size
+from cetnet.trainer.processes.signals import cleaning_up
 from cetnet.trainer.versions import check_loading, check_versions
 
 DISTRIBUTED = {"train", "evaluate", "predict", "calibrate"}
@@ -56,6 +57,7 @@ def _say_version(asked: bool) -> None:
 
 @app.callback()
 def options(
+    context: typer.Context,
     _: Annotated[
         bool,
         typer.Option(
@@ -67,6 +69,9 @@ def options(
     ] = False,
 ) -> None:
     """What comes before a command."""
+    if context.invoked_subcommand in ("prepare", "generate"):
+        # polars, once it is imported, takes SIGINT from its default action, but not from a handler of Python's.
+        context.with_resource(cleaning_up())
 
 
 @app.command()
@@ -284,13 +289,12 @@ def study(
         raise UserError("--smoke and --report-only exclude each other")
     if smoke:
         from cetnet.benchmarks.study.smoke import smoke_study
-        from cetnet.trainer.processes.signals import cleaning_up
 
         with cleaning_up():
             smoke_study(file)
         return
     from cetnet.benchmarks.study.run import report_study, run_study
-    from cetnet.trainer.processes.signals import cleaning_up, pass_on_signals
+    from cetnet.trainer.processes.signals import pass_on_signals
 
     pass_on_signals(SIGHUP)
     with cleaning_up():

@@ -76,6 +76,13 @@ def test_a_signal_while_it_loads(run: Run, tmp_path: Path, module: str, number: 
     assert not (tmp_path / "run").exists()
 
 
+def test_an_interrupt_after_polars_has_loaded_which_handles_it_itself(run: Run, tmp_path: Path) -> None:
+    prepare = ("prepare", "csv", "--raw", "raw.csv", "--schema", "schema.yaml", "--out", "out")
+    at = {"STOP_AT": "cetnet.trainer.prepare.engine.vocabulary", "SIGNAL": str(int(signal.SIGINT))}
+    assert not run(*prepare, expected=128 + signal.SIGINT, **at).stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_group_is_interrupted_while_the_workers_of_a_preparation_load(run: Run, tmp_path: Path) -> None:
     (tmp_path / "raw.csv").write_text(
         "click,user,price\n" + "0,a,17.5\n1,b,0.25\n" * 80_000,
