@@ -35,7 +35,7 @@ class Agreement:
         self._due = time.monotonic() + self._interval
 
     def step(self) -> None:
-        """Take in what was said a step ago, and say what is known now.
+        """Take in what was said a step ago, and say what is known now; signals are heeded from the first call on.
 
         Raises:
             UserError: a checkpoint could not be written.
@@ -46,6 +46,7 @@ class Agreement:
             self.stop, self.save = self.stop or bool(answer[0]), self.save or bool(answer[1])
             if answer[2] and not self.stop:  # then another is tried, at once
                 self._checkpoints.wait()
+        self._signals.heeded.set()
         due = time.monotonic() >= self._due
         if due:
             self._due = float("inf")  # until it is saved

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from signal import SIGHUP
 from typing import Annotated, Any, Literal
 
 import typer
@@ -16,9 +17,14 @@ import cetnet
 from cetnet.launch.cli import app as launch_app
 from cetnet.trainer.console import quieten
 from cetnet.trainer.errors import UserError
+from cetnet.trainer.failures import install_hooks, tell
 from cetnet.trainer.prepare.cli import app as prepare_app
 from cetnet.trainer.prepare.generate.cli import app as generate_app
+from cetnet.trainer.processes.environment import check_environment, world_size
+from cetnet.trainer.processes.signals import cleaning_up
 from cetnet.trainer.versions import check_loading, check_versions
+
+DISTRIBUTED = {"train", "evaluate", "predict", "calibrate"}
 
 app = typer.Typer(
     help="Train and compare click-through-rate ensembles on TorchRec.",
@@ -51,6 +57,7 @@ def _say_version(asked: bool) -> None:
 
 @app.callback()
 def options(
+    context: typer.Context,
     _: Annotated[
         bool,
         typer.Option(
@@ -62,6 +69,9 @@ def options(
     ] = False,
 ) -> None:
     """What comes before a command."""
+    if context.invoked_subcommand in ("prepare", "generate"):
+        # polars, once it is imported, takes SIGINT from its default action, but not from a handler of Python's.
+        context.with_resource(cleaning_up())
 
 
 @app.command()
@@ -87,9 +97,10 @@ def train(
     """
     from cetnet.trainer.check_settings import check_settings
     from cetnet.trainer.config import parse_config, read_settings
-    from cetnet.trainer.processes.launcher import world_size
+    from cetnet.trainer.files import readable_twice
     from cetnet.trainer.run_folder import restarted
 
+    config = readable_twice(config)
     content = read_settings(config, overrides)
     settings = parse_config(content, config, resolve=False)
     resume = resume or restarted(settings.run_dir)
@@ -282,19 +293,21 @@ def study(
     if smoke:
         from cetnet.benchmarks.study.smoke import smoke_study
 
-        smoke_study(file)
+        with cleaning_up():
+            smoke_study(file)
         return
     from cetnet.benchmarks.study.run import report_study, run_study
     from cetnet.trainer.processes.signals import pass_on_signals
 
-    pass_on_signals()
-    if report_only:
-        report_study(file)
-    else:
-        from cetnet.benchmarks.study.check import check_study
+    pass_on_signals(SIGHUP)
+    with cleaning_up():
+        if report_only:
+            report_study(file)
+        else:
+            from cetnet.benchmarks.study.check import check_study
 
-        check_study(file)
-        run_study(file, run_in_fork)
+            check_study(file)
+            run_study(file, run_in_fork)
 
 
 @app.command()
@@ -360,24 +373,42 @@ def run_in_fork(arguments: list[str]) -> None:
 
 
 def main() -> None:
-    """Entry point of `cetnet`: a user's mistake is one line on stderr and exit code 2."""
-    quieten()
-    run = _run
-    if "TORCHELASTIC_ERROR_FILE" in os.environ:  # under torchrun, which reports what is written there
-        from torch.distributed.elastic.multiprocessing.errors import record
+    """The command line in this process: whatever ends it is one line on stderr, and its exit code.
 
-        run = record(_run)
-    run()
+    A user's mistake, and what a disk, a name server or a library's parser did, is 2, a fault of the program 1.
+    """
+    quieten()
+    install_hooks()
+    try:
+        if "TORCHELASTIC_ERROR_FILE" in os.environ:  # under torchrun, which reports what is written there
+            from torch.distributed.elastic.multiprocessing.errors import record
+
+            record(_run)()
+        else:
+            _run()
+    except (SystemExit, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # polars' panics are no Exceptions
+        sys.exit(tell(error))
 
 
 def _run() -> None:
     try:
-        if {"train", "evaluate", "predict", "plan", "calibrate"} & set(sys.argv[1:2]):
+        _check_working_directory()
+        if DISTRIBUTED & set(sys.argv[1:2]):
+            check_environment()
+        if ({"plan"} | DISTRIBUTED) & set(sys.argv[1:2]):
             check_versions()
         app()
     except UserError as error:
-        print(f"cetnet: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(tell(error))
+
+
+def _check_working_directory() -> None:
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise UserError("the working directory is gone; change to one that exists") from None
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 import logging
 import math
-import threading
 import warnings
 from contextlib import AbstractContextManager
 from typing import Any
@@ -110,10 +109,3 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", message="Please use DTensor instead")
     for logger in ("torchrec", "torch.fx", "torch.distributed.checkpoint"):
         logging.getLogger(logger).setLevel(logging.ERROR)
-    threading.excepthook = _say_unless_of_the_disk
-
-
-def _say_unless_of_the_disk(failure: threading.ExceptHookArgs) -> None:
-    """TensorBoard's thread, for which a disk is full, has its error raised by the next number that it is given."""
-    if not isinstance(failure.exc_value, OSError):
-        threading.__excepthook__(failure)

@@ -16,6 +16,8 @@ from pydantic import AfterValidator, BeforeValidator
 
 from cetnet.trainer.console import console
 from cetnet.trainer.errors import UserError
+from cetnet.trainer.failures import remedy
+from cetnet.trainer.processes.signals import cleaning_up
 
 
 @contextmanager
@@ -24,14 +26,19 @@ def written_aside(path: Path) -> Iterator[Path]:
 
     If `path` is a link, it becomes what that points to.
     """
-    path = Path(os.path.realpath(path))
+    target = Path(os.path.realpath(path))
     # Cut, because a name of 255 bytes is as long as one may be.
-    aside = path.with_name(f".{path.name[:50]}.{uuid4().hex[:8]}.tmp")
-    try:
-        yield aside
-        aside.rename(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    aside = target.with_name(f".{target.name[:50]}.{uuid4().hex[:8]}.tmp")
+    with cleaning_up():
+        try:
+            yield aside
+            aside.rename(target)
+        except OSError as error:
+            if error.filename in (None, str(aside)):  # a write doesn't know of what
+                error.filename = str(path)
+            raise
+        finally:
+            aside.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -68,6 +75,15 @@ def write_json(path: Path, content: object, indent: int | None = 1) -> None:
     write_text(path, json.dumps(content, indent=indent) + "\n")
 
 
+def readable_twice(path: Path) -> Path:
+    """The path or, of a pipe such as `<(command)` gives, one of its content, for this process and its forks."""
+    if not path.is_fifo():
+        return path
+    copy = os.memfd_create(path.name)
+    os.write(copy, path.read_bytes())
+    return Path(f"/dev/fd/{copy}")
+
+
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
     """Make what the disk refuses in this block a UserError that names the path."""
@@ -75,7 +91,8 @@ def disk_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"{path}: cannot be written ({error.strerror}); make room or repair the disk, and go on with --resume"
+            f"{path}: cannot be written ({error.strerror or error}); {remedy(error) or 'repair the disk'}, and go on "
+            "with --resume"
         ) from error
 
 

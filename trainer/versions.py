@@ -27,6 +27,8 @@ def check_loading() -> None:
     try:
         importlib.import_module("fbgemm_gpu")
     except (ImportError, OSError) as error:
+        if "failed to map segment" in str(error):
+            raise UserError(f"not enough memory to load torch ({error}); allow more (ulimit -v)") from error
         raise _wrong_installation(f"fbgemm-gpu does not load ({str(error).splitlines()[0]})") from error
 
 

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from cetnet.trainer.errors import UserError
 from cetnet.trainer.processes.fork_server import start
 from cetnet.trainer.processes.signals import SIGNALS
 
+INTERRUPTED = 5.0  # seconds in which a run ends by itself that was interrupted, too
 Train = Callable[[list[str]], object]
 """Trains a run, in a process of its own, from the arguments of `cetnet`; it ends with their exit code."""
 
@@ -76,14 +78,19 @@ def _train(run: Run, train: Train, study: str) -> None:
     try:
         child.join()
     except KeyboardInterrupt:
-        # The terminal sent it to the child as well, which may be saving a checkpoint: don't kill it.
+        child.join(INTERRUPTED)  # the terminal sent it to the child as well
+        if child.exitcode is None and child.pid:
+            os.kill(child.pid, signal.SIGINT)
         child.join()
         raise
     code = child.exitcode
     if code == os.EX_TEMPFAIL:  # the run was told to stop, and has said so
         sys.exit(code)
-    if code is not None and -code in SIGNALS:  # before it could have said so
-        sys.exit(128 - code)
+    if code and (-code if code < 0 else code - 128) in (
+        *SIGNALS,
+        signal.SIGHUP,
+    ):  # before it could have said so
+        sys.exit(128 - code if code < 0 else code)
     if code or not run.finished:
         outcome = f"exit code {code}" if code else "no result.json"
         kept = f", its checkpoints are in {run.checkpoints}" if run.checkpoints else ""

@@ -6,11 +6,10 @@ A few processes train all variants, forked with TorchRec loaded, which takes lon
 import os
 import shutil
 import signal
-import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import active_children
 from pathlib import Path
-from types import FrameType
 
 from rich.console import Console
 
@@ -19,7 +18,8 @@ from cetnet.benchmarks.study.report.compose import write_report
 from cetnet.trainer.check_run import check_run
 from cetnet.trainer.console import output
 from cetnet.trainer.errors import UserError
-from cetnet.trainer.processes.fork_server import default_signals, fork_server
+from cetnet.trainer.processes.fork_server import fork_server
+from cetnet.trainer.processes.launcher import end_with_parent
 
 ROWS = 160  # 128 of them train
 MAX_TABLE_ROWS = 500
@@ -59,26 +59,21 @@ def smoke_study(path: Path, console: Console | None = None) -> None:
         }
     )
     runs = runs_of(study, path)
-    workers = min(MAX_WORKERS, os.cpu_count() or 1, len(runs))
+    workers = min(MAX_WORKERS, len(os.sched_getaffinity(0)), len(runs))
     with ProcessPoolExecutor(workers, fork_server(workers), _start_worker, (workers,)) as pool:
-
-        def stop(number: int, _: FrameType | None) -> None:
-            for worker in list((pool._processes or {}).values()):
-                worker.terminate()
-            sys.exit(128 + number)
-
-        before = signal.signal(signal.SIGTERM, stop)
         futures = {pool.submit(_train, run): run for run in runs}
         try:
             for number, future in enumerate(as_completed(futures), 1):
                 console.print(
                     f"{number}/{len(runs)} {futures[future].variant}: {future.result():.1f} s",
                 )
+        except (KeyboardInterrupt, SystemExit):
+            for worker in active_children():
+                worker.kill()
+            raise
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-        finally:
-            signal.signal(signal.SIGTERM, before)
     write_report(study, f"cetnet study {path} --smoke", runs, console)
 
 
@@ -93,10 +88,10 @@ def _start_worker(workers: int) -> None:
 
     from cetnet.trainer.console import console, quieten
 
-    default_signals()
+    end_with_parent(signal.SIGKILL)  # the server, which ignores signals and ends with its own
     quieten()
     console.quiet = True
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // workers))
     # TorchRec writes the whole model, numbers and all, into a log that nobody reads.
     torch.set_printoptions(threshold=0, edgeitems=1)
 

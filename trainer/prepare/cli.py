@@ -27,7 +27,7 @@ Raw = Annotated[Path, typer.Option(help="Directory (or file) with the raw data."
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")]
 Seed = Annotated[int, typer.Option(help="Seed of the split, and of what is drawn.")]
 Rows = Annotated[int, typer.Option(min=1, help="Rows in all splits together.")]
-CORES = os.cpu_count() or 1
+CORES = len(os.sched_getaffinity(0))
 Workers = Annotated[int, typer.Option(min=1, help="Processes; the result doesn't depend on it.")]
 
 SequenceSplit = Annotated[

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from threading import Timer
 from typing import Any, TypeVar
 from uuid import uuid4
 
@@ -15,6 +16,7 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from cetnet.trainer.errors import UserError
+from cetnet.trainer.failures import say
 from cetnet.trainer.processes.hang_detector import HangDetector
 from cetnet.trainer.processes.malloc import keep_freed_memory
 from cetnet.trainer.versions import installed_versions
@@ -23,6 +25,7 @@ T = TypeVar("T")
 
 # How long the ranks wait for each other to start, and in a collective: hangs are for the detector to find.
 _START, PATIENCE = timedelta(minutes=10), timedelta(hours=6)
+_SLOW = 10.0  # seconds after which a process says that it waits
 
 
 @dataclass(frozen=True)
@@ -109,25 +112,19 @@ def process_group(device: str, timeout_minutes: float = 10) -> Iterator[Processe
     resolved = resolve_device(device)
     if resolved.type == "cuda":
         torch.cuda.set_device(resolved)
-    if "RANK" in os.environ and (
-        missing := {"LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
-        - os.environ.keys()
-    ):
-        raise UserError(
-            f"RANK is set but {', '.join(sorted(missing))} not; start the processes with torchrun"
-        )
     backend = "nccl" if resolved.type == "cuda" else "gloo"
     store: dist.Store = dist.HashStore()
     rank, size = 0, 1
     os.environ.setdefault("LOCAL_WORLD_SIZE", "1")  # TorchRec asks for it, and warns where it is missing
     if "RANK" in os.environ:
-        store, rank, size = next(rendezvous("env://", timeout=_START))
-        store = _fresh(store, rank, size, _START)
+        with _said_if_slow():
+            store, rank, size = _meet()
     hang_detector = HangDetector(store, rank, size, timeout_minutes)
     hang_detector.start()
     try:
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
-        cpu_group = dist.new_group(backend="gloo", timeout=PATIENCE)
+        with _said_if_slow():
+            dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
+            cpu_group = dist.new_group(backend="gloo", timeout=PATIENCE)
         assert dist.group.WORLD is not None
         hang_detector.count_collectives(dist.group.WORLD, cpu_group)
         yield Processes(
@@ -146,6 +143,43 @@ def process_group(device: str, timeout_minutes: float = 10) -> Iterator[Processe
         if dist.is_initialized():
             dist.destroy_process_group()
         hang_detector.close()
+
+
+def _meet() -> tuple[dist.Store, int, int]:
+    """The store that all ranks of this start share, this one's rank, and their number.
+
+    Raises UserError if there is no store at MASTER_ADDR and MASTER_PORT, or not all ranks come.
+    """
+    try:
+        store, rank, size = next(rendezvous("env://", timeout=_START))
+        return _fresh(store, rank, size, _START), rank, size
+    except dist.DistError as error:
+        address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+        why = " ".join(str(error).split("\n")[0].split())
+        if "EADDRINUSE" in why:
+            raise UserError(
+                f"MASTER_PORT={port} is in use on this host; give another, the same to all ranks"
+            ) from error
+        raise UserError(
+            f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} found no other at MASTER_ADDR={address}, "
+            f"MASTER_PORT={port} ({why}); look at what rank 0 printed, and whether its host can be reached"
+        ) from error
+
+
+@contextmanager
+def _said_if_slow() -> Iterator[None]:
+    """Say after some seconds for whom this process waits, and for how long it will."""
+    rank, size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    others = f"for the other ranks, at {address}" if rank == "0" else f"for rank 0, at {address}, or others"
+    line = f"rank {rank} of {size} waits {others}; for {_START.total_seconds() / 60:.0f} minutes at most"
+    timer = Timer(_SLOW, say, [line])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _fresh(store: dist.Store, rank: int, size: int, timeout: timedelta) -> dist.Store:

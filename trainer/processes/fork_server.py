@@ -5,7 +5,7 @@ import signal
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from multiprocessing import forkserver, get_context
+from multiprocessing import forkserver, get_context, resource_tracker
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 
@@ -23,7 +23,9 @@ def fork_server(nproc: int) -> ForkServerContext:
     context.set_forkserver_preload(["cetnet.trainer.processes.preload"])
     # As with `-P`, nothing is imported from the folder one stands in.
     with _environment({"PYTHONSAFEPATH": "1"} | share_cores(nproc)):
-        forkserver.ensure_running()
+        resource_tracker.ensure_running()  # unblocks signals
+        with signals_blocked():  # which the server will ignore, once it has come that far
+            forkserver.ensure_running()
     return context
 
 
@@ -49,7 +51,8 @@ def start(function: Callable[[list[str]], object], arguments: list[str], nproc: 
 def default_signals(ignored: Collection[signal.Signals] = ()) -> None:
     """Be ended by the signals that the server ignores, but for those that are to be ignored."""
     for number in {*SIGNALS, *FROM_TERMINAL} - set(ignored):
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {*SIGNALS, *FROM_TERMINAL})
 
 
 def _call(

@@ -10,9 +10,7 @@ import math
 import os
 import platform
 import signal
-import sys
 import time
-import traceback
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -23,6 +21,7 @@ import psutil
 import torch.distributed as dist
 
 from cetnet.trainer.errors import UserError
+from cetnet.trainer.failures import say, tell
 from cetnet.trainer.processes.signals import SIGNALS
 
 STARTING, LOADING, TRAINING, READING, MEASURING, SAVING, LEFT = (
@@ -144,12 +143,12 @@ class HangDetector:
                     after = self._signs(self._store, range(self._size))
                     gone = [_name(rank, sign) for rank, sign in after.items() if sign == before[rank]]
                     why = f"{_listed(gone)} is gone (killed, out of memory?)" if gone else _first_line(error)
-                    _tell(f"{why}; --resume goes on from the newest checkpoint")
+                    say(f"{why}; --resume goes on from the newest checkpoint")
             return int(self._failure(self._store)["code"])
         except RuntimeError:  # the store has gone with rank 0
             if not _lost_connection(error):
                 return None
-            _tell(f"rank {self._rank} lost the connection to rank 0")
+            say(f"rank {self._rank} lost the connection to rank 0")
             return 1
 
     def close(self) -> None:
@@ -216,7 +215,7 @@ class HangDetector:
             return
         names = _listed([_name(rank, signs[rank]) for rank in hung])
         if self._claim(store, 1, hung):
-            _tell(
+            say(
                 f"{names} {what} for {self._minutes:g} minutes (training.timeout_minutes); "
                 "--resume goes on from the newest checkpoint"
             )
@@ -248,10 +247,8 @@ class HangDetector:
                 _kill_sibling(sign)
         elif self._over.wait(_GRACE):
             return
-        elif isinstance(self._error, UserError):  # the groups can't be taken down, so it was not told yet
-            _tell(str(self._error))
-        elif self._error is not None:
-            traceback.print_exception(self._error)
+        elif self._error is not None:  # the groups can't be taken down, so it was not told yet
+            tell(self._error)
         self._leave(store)
         os._exit(failure["code"])
 
@@ -280,7 +277,3 @@ def _listed(names: list[str]) -> str:
 
 def _first_line(error: Exception) -> str:
     return f"lost the connection to another rank ({str(error).splitlines()[0]})"
-
-
-def _tell(line: str) -> None:
-    print(f"cetnet: {line}", file=sys.stderr, flush=True)

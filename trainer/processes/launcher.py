@@ -17,6 +17,7 @@ from types import FrameType
 from uuid import uuid4
 
 from cetnet.trainer.errors import UserError
+from cetnet.trainer.failures import tell
 from cetnet.trainer.processes.signals import SIGNALS, pass_on_signals
 from cetnet.trainer.versions import check_loading, check_versions
 
@@ -28,11 +29,6 @@ FROM_TERMINAL = (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 _LIBRARIES = ("cetnet.trainer.check_run", "cetnet.trainer.train", "cetnet.trainer.evaluate")
 _GRACE = 30.0  # seconds in which the ranks end once one has failed, before they are killed
 _PR_SET_PDEATHSIG = 1
-
-
-def world_size() -> int:
-    """Number of processes, known before the process group exists."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def share_cores(nproc: int) -> dict[str, str]:
@@ -74,9 +70,6 @@ def run_forked(main: Callable[[], object], arguments: list[str]) -> None:
     sys.argv = ["cetnet", *arguments]
     try:
         main()
-    except Exception:
-        sys.excepthook(*sys.exc_info())
-        sys.exit(1)
     finally:
         atexit._run_exitfuncs()  # multiprocessing doesn't
 
@@ -131,7 +124,9 @@ def launch(
             with signals_blocked():
                 for rank in range(nproc):
                     own = shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-                    ranks.append(context.Process(target=_be_rank, args=(main, arguments, own, listener)))
+                    ranks.append(
+                        context.Process(target=_be_rank, args=(main, arguments, own, listener, os.getpid()))
+                    )
                     ranks[-1].start()
                 told = _pass_on_from_terminal(ranks)
                 pass_on_signals()
@@ -151,7 +146,7 @@ def launch(
 def _check_apart(check: Callable[[], object], context: ForkContext) -> int:
     """Call `check` in a fork, which loses with it the threads that it starts, or CUDA; 0 if it found nothing."""
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_check_and_tell, args=(check, sender))
+    process = context.Process(target=_check_and_tell, args=(check, sender, os.getpid()))
     process.start()
     sender.close()
     mistake = None
@@ -163,30 +158,35 @@ def _check_apart(check: Callable[[], object], context: ForkContext) -> int:
     return _exit_code(process, "the check before the start")
 
 
-def _check_and_tell(check: Callable[[], object], sender: Connection) -> None:
-    end_with_parent(signal.SIGKILL)
+def _check_and_tell(check: Callable[[], object], sender: Connection, parent: int) -> None:
+    end_with_parent(signal.SIGKILL, parent)
     try:
         check()
     except UserError as error:
         sender.send(error)
-    except Exception:
-        sys.excepthook(*sys.exc_info())
-        sys.exit(1)
+    except Exception as error:
+        sys.exit(tell(error))
 
 
-def end_with_parent(number: signal.Signals) -> None:
-    """Have this process sent a signal when the thread that forked it is gone."""
+def end_with_parent(number: signal.Signals, parent: int | None = None) -> None:
+    """Have this process sent a signal when the thread that started it is gone; now, if `parent`, a process, is."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(number))
+    if parent not in (None, os.getppid()):
+        os.kill(os.getpid(), number)
 
 
 def _be_rank(
-    main: Callable[[], object], arguments: list[str], environment: dict[str, str], listener: socket.socket
+    main: Callable[[], object],
+    arguments: list[str],
+    environment: dict[str, str],
+    listener: socket.socket,
+    launcher: int,
 ) -> None:
-    end_with_parent(signal.SIGTERM)
     listener.close()
     os.setsid()  # the terminal's signals go to the launcher, which passes them on
     for number in SIGNALS:
         signal.signal(number, signal.SIG_DFL)
+    end_with_parent(signal.SIGTERM, launcher)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {*SIGNALS, *FROM_TERMINAL})
     os.environ |= environment
     run_forked(main, arguments)

@@ -234,14 +234,18 @@ def test_a_node_joins_and_is_lost(start: Callable[..., Job], whole: dict[str, An
     assert_as_if_nothing_had_happened(first, whole)
 
 
-def test_a_second_signal_leaves_at_once() -> None:
+@pytest.mark.parametrize(
+    ("before", "code"), [("signals.heeded.set()", 128 + signal.SIGUSR1), ("", os.EX_TEMPFAIL)]
+)
+def test_a_second_signal_leaves_at_once_and_before_the_first_step_one_does(before: str, code: int) -> None:
     """Also while the main thread waits in a call that no signal ends, as it does for a rank that hangs."""
-    program = """
+    program = f"""
 from datetime import timedelta
 from torch.distributed import HashStore
 from cetnet.trainer.processes.signals import StopSignals
 
-with StopSignals():
+with StopSignals() as signals:
+    {before}
     print("waiting", flush=True)
     HashStore().wait(["never"], timedelta(days=1))
 """
@@ -254,7 +258,7 @@ with StopSignals():
             return process.poll() is not None
 
         until(told, "gone")
-    assert process.returncode == 128 + signal.SIGUSR1
+    assert process.returncode == code
 
 
 def train_and_leave_an_evaluation(processes: Processes, whole: dict[str, Any], cut: dict[str, Any]) -> None:

@@ -34,6 +34,7 @@ from cetnet.trainer.data.hashing import mix64
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.files import lock_held, usable
 from cetnet.trainer.prepare.engine.card import Card, SplitStatistics, write_card
+from cetnet.trainer.processes.signals import cleaning_up
 from cetnet.trainer.yaml_files import save_yaml
 
 SPLITS = ("train", "validation", "test")
@@ -171,7 +172,8 @@ def locked_folder(out: Path, kind: Literal["work", "tmp"]) -> Iterator[Path]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write beside {out}: {error.strerror}; give a writable directory") from error
-    with lock_held(folder / "lock", f"{out} is being prepared by another process: wait for it"):
+    taken = f"{out} is being prepared by another process: wait for it"
+    with cleaning_up(), lock_held(folder / "lock", taken):
         yield folder
 
 

@@ -10,7 +10,6 @@ import json
 import multiprocessing
 import os
 import shutil
-import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,6 +30,7 @@ from cetnet.trainer.data import arrow_types, hashing
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.files import write_json
 from cetnet.trainer.prepare.engine.layout import check_out, locked_folder, progress_bar
+from cetnet.trainer.processes.launcher import signals_blocked
 
 PROCESS_BYTES = 250_000_000  # of a worker that has imported everything and holds no data
 # peak memory of a task over the raw bytes of its chunk: 6 for Criteo's columns, 28 for lists of digits
@@ -187,9 +187,10 @@ def work_folder(
             raise
         except OSError as error:
             raise Unfinished(
-                f"{error.strerror}: {error.filename or folder}; fix it, and the same command goes on from there"
+                f"{error.strerror or error}: {error.filename or folder}; fix it, and the same command goes on from "
+                "there"
             ) from error
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):
             print(f"interrupted: the same command goes on from {folder}", file=sys.stderr)
             raise
         file.unlink()
@@ -211,9 +212,16 @@ class _ThisProcess(Executor):
         return future
 
 
+class _Workers(ProcessPoolExecutor):
+    """Processes that leave the signals that their whole group gets to their parent, from their first moment."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        with signals_blocked():
+            return super().submit(fn, *args, **kwargs)
+
+
 def _start_worker() -> None:
-    """A worker leaves Ctrl-C to its parent, and does not outlive it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """A worker does not outlive its parent."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -238,11 +246,13 @@ def executor(resources: Resources) -> Iterator[Executor]:
     before = os.environ.get("POLARS_MAX_THREADS")
     threads = max(1, len(os.sched_getaffinity(0)) // resources.workers)
     os.environ["POLARS_MAX_THREADS"] = str(threads)
-    pool = ProcessPoolExecutor(
-        resources.workers, multiprocessing.get_context("spawn"), initializer=_start_worker
-    )
+    pool = _Workers(resources.workers, multiprocessing.get_context("spawn"), initializer=_start_worker)
     try:
         yield pool
+    except (KeyboardInterrupt, SystemExit):
+        for worker in multiprocessing.active_children():
+            worker.kill()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
         del os.environ["POLARS_MAX_THREADS"]

@@ -5,16 +5,14 @@ result does not depend on the number of workers. Columns of all of them: `label`
 `timestamp` (int64, seconds, increasing over DAYS days); `true_probability` (float32, what the label was drawn from).
 """
 
-import signal
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache, partial
 from hashlib import blake2b
 from math import gcd
-from multiprocessing import get_context
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -26,6 +24,7 @@ from cetnet.models.schema import Feature, Schema
 from cetnet.trainer.data.hashing import mix64
 from cetnet.trainer.prepare.engine.card import Card
 from cetnet.trainer.prepare.engine.layout import SPLITS, Fractions, check_fractions, staging, write_dataset
+from cetnet.trainer.prepare.engine.tasks import Resources, executor
 
 # Ids are int64, numbers float64, one per row; ids of lists are [rows, longest], padded with 0.
 Columns = dict[str, np.ndarray]
@@ -195,19 +194,14 @@ def _chunks(draw: Callable[[int, int], pa.Table], rows: int, workers: int) -> It
     if workers == 1:
         yield from (draw(*bound) for bound in bounds)
         return
-    # spawn: forking a process with polars' or arrow's threads can deadlock; Ctrl-C is the parent's to handle
-    ignore_interrupts = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)
-    with ProcessPoolExecutor(workers, get_context("spawn"), ignore_interrupts) as pool:
+    with executor(Resources(workers, share=0)) as pool:
         flying: deque[Future[pa.Table]] = deque()
-        try:
-            for bound in bounds:
-                if len(flying) == 2 * workers:
-                    yield flying.popleft().result()
-                flying.append(pool.submit(draw, *bound))
-            while flying:
+        for bound in bounds:
+            if len(flying) == 2 * workers:
                 yield flying.popleft().result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            flying.append(pool.submit(draw, *bound))
+        while flying:
+            yield flying.popleft().result()
 
 
 def write_log(
