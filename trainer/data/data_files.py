@@ -48,7 +48,7 @@ def data_files(folder: Path, format: Format) -> list[DataFile]:
             raise UserError(
                 f"{directory} is a directory, not a {format} file: give it by itself, or move its files up"
             )
-        if inside := next(_files_below(directory, suffixes), None):
+        if inside := next(_files_below(directory, format), None):
             raise UserError(
                 f"{folder} has {format} files in the subdirectory {directory.name} ({inside.name}), which would not "
                 "be read: give that one, move its files up, or name it key=value (day=2024-01-01): the key becomes a "
@@ -72,7 +72,7 @@ def split_files(path: Path, split: str) -> list[DataFile]:
     """The Parquet files of a dataset's split, see `data_files`."""
     if not (path / split).is_dir():
         folders = sorted(entry for entry in path.iterdir() if entry.is_dir() and not _is_hidden(entry.name))
-        have = [folder.name for folder in folders if any(_files_below(folder, SUFFIXES["parquet"]))]
+        have = [folder.name for folder in folders if any(_files_below(folder, "parquet"))]
         raise UserError(f"{path / split}: no Parquet files; splits here: {', '.join(have) or 'none'}")
     return data_files(path / split, "parquet")
 
@@ -104,7 +104,7 @@ def _is_part(path: Path, format: Format) -> bool:
         with path.open("rb") as file:
             is_parquet = file.read(4) == b"PAR1"
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+        raise UserError(f"{path} cannot be read ({error.strerror}); make it readable") from error
     return is_parquet if format == "parquet" else not is_parquet and _PART.fullmatch(path.name) is not None
 
 
@@ -114,12 +114,13 @@ def _check_regular(path: Path) -> None:
         raise UserError(f"{path} is {what}: restore it, or remove it")
 
 
-def _files_below(directory: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
-    """Files with one of the suffixes, at any depth; hidden ones aside."""
+def _files_below(directory: Path, format: Format) -> Iterator[Path]:
+    """Files that by their names may be data, at any depth."""
     for folder, folders, names in os.walk(directory):
         folders[:] = sorted(name for name in folders if not _is_hidden(name, is_directory=True))
         for name in sorted(names):
-            if name.lower().endswith(suffixes) and not _is_hidden(name):
+            is_data = name.lower().endswith(SUFFIXES[format]) or _PART.fullmatch(name)
+            if is_data and not _is_hidden(name):
                 yield Path(folder, name)
 
 
@@ -147,7 +148,7 @@ class _Walk:
             with os.scandir(folder) as scan:
                 entries = sorted((entry.name, _is_directory(entry)) for entry in scan)
         except OSError as error:
-            raise UserError(f"{folder} cannot be read: {error.strerror}") from error
+            raise UserError(f"{folder} cannot be read ({error.strerror}); make it readable") from error
         here = (status.st_dev, status.st_ino)
         if here in above:
             raise UserError(f"{folder} is a link to a directory that it is in: remove it")

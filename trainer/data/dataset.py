@@ -1,5 +1,6 @@
 """A prepared split: its Parquet row groups, decoded to NumPy and checked on the way."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -239,6 +240,10 @@ def _read_footer(file: Path) -> _Footer:
             entry=(stat.st_size, stat.st_mtime_ns),
         )
     except (OSError, ValueError, pa.ArrowException) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # of the disk, not of the content
+            raise UserError(
+                f"{file}: cannot be read ({os.strerror(error.errno)}); make it readable"
+            ) from error
         raise UserError(
             f"{file}: not a whole Parquet file ({_first_line(error)}); prepare the data again"
         ) from error

@@ -142,6 +142,7 @@ def not_utf8(root: Path) -> None:
         (of("a.parquet", content=TABLE), "others .*: read them with `cetnet prepare parquet`"),
         (of("part-0", content=TABLE), "holds no csv files"),
         (of("2024/a.csv", "2025/a.csv"), "has csv files in the subdirectory 2024 .*name it key=value"),
+        (of("a.csv", "2024/part-00000"), "has csv files in the subdirectory 2024 .part-00000."),
         (of("2024/a.json"), "holds no csv files .*but subdirectories: 2024; give one of them"),
         (of("a.csv", "old/deep/b.csv"), r"the subdirectory old \(b.csv\), which would not be read"),
         (of("a.csv", "b.csv/part-0.csv"), "raw/b.csv is a directory, not a csv file: give it by itself"),

@@ -1,5 +1,6 @@
 """Raw files in pieces that one task reads within its memory: `units` of a file, and the `frames` of a unit."""
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -40,7 +41,8 @@ def units(
             found = parquet_units(path, file, split, chunk_bytes, raw_uses(spec) if named else (), keys)
         else:
             found = csv_units(path, file, split, spec, cuts)
-            check_keys(path, found[0].columns, keys)
+            for unit in found[:1]:
+                check_keys(path, unit.columns, keys)
         return [replace(unit, keys=tuple(keys.items())) for unit in found]
     except _UNREADABLE as error:
         raise _unreadable(path, format, error) from error
@@ -63,7 +65,9 @@ def frames(
 
 def _unreadable(path: Path, format: Format, error: BaseException) -> UserError:
     if isinstance(error, OSError) and error.errno is not None:  # of the disk, not of the content
-        return Unfinished(f"cannot read {path}: {error.strerror}; fix it, and the same command goes on")
+        return Unfinished(
+            f"cannot read {path}: {os.strerror(error.errno)}; fix it, and the same command goes on"
+        )
     return UserError(
         f"{path} is not readable as {format}: {(str(error) or type(error).__name__).splitlines()[0]}"
     )

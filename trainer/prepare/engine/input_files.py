@@ -21,7 +21,7 @@ def input_files(raw: Path, format: Format) -> Mapping[str, Sequence[DataFile]]:
             what = "is no regular file" if raw.exists() else "does not exist"
             raise UserError(f"{raw} {what}: give a {format} file or a directory of them")
     except OSError as error:
-        raise UserError(f"{raw} cannot be read: {error.strerror}") from error
+        raise UserError(f"{raw} cannot be read ({error.strerror}); make it readable") from error
     given = {name: files for name in SPLITS if (files := _of_split(raw, name, format))}
     if len(given) == len(SPLITS):
         check_same_keys([file for files in given.values() for file in files])
