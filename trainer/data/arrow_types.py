@@ -97,9 +97,13 @@ def check_columns(
 
 def check_one_sign(columns: Mapping[Path, pa.Schema], name: str) -> None:
     """Raise UserError if a column of integers is uint64 in one file and not in another: no type holds both."""
-    types = {file: value_type(of_file.field(name).type) for file, of_file in columns.items()}
-    first, expected = next(iter(types.items()))
-    for file, kind in types.items():
+    first, expected = None, None
+    for file, of_file in columns.items():
+        kind = value_type(of_file.field(name).type)
+        if pa.types.is_null(kind):
+            continue
+        if first is None:
+            first, expected = file, kind
         if pa.types.is_uint64(kind) != pa.types.is_uint64(expected):
             raise UserError(
                 f"{file}: column {name!r} is {kind}, but {expected} in {first.name}; write all files alike"

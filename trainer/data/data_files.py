@@ -30,15 +30,16 @@ class DataFile(NamedTuple):
     keys: KeyValues
 
 
-def data_files(folder: Path, format: Format) -> list[DataFile]:
+def data_files(folder: Path, format: Format, may_be_none: bool = False) -> list[DataFile]:
     """The files of a directory and of its `key=value` directories, in the order of their paths.
 
     Names that begin with "." or "_" are passed over. Where nothing has a suffix of the format (SUFFIXES), Parquet
     files are those that begin as such, and CSV files those named as Spark and Hive name parts. Links are followed.
 
     Raises:
-        UserError: no such file, and what there is instead; data in directories of other names, a broken link or a
-            file that is none, a directory that can't be read; a file packed and unpacked; keys that differ.
+        UserError: no such file, unless there may be none, and what there is instead; data in directories of other
+            names, a broken link or a file that is none, a directory that can't be read; a file packed and unpacked;
+            keys that differ.
     """
     walk = _Walk(folder)
     suffixes = SUFFIXES[format]
@@ -56,7 +57,7 @@ def data_files(folder: Path, format: Format) -> list[DataFile]:
             )
     if not found:
         found = [file for file in walk.files if _is_part(file.path, format)]
-    if not found:
+    if not found and not may_be_none:
         raise UserError(f"{folder} holds no {format} files ({', '.join(suffixes)}){walk.what_else(format)}")
     for file in found:
         _check_regular(file.path)
@@ -71,8 +72,12 @@ def data_files(folder: Path, format: Format) -> list[DataFile]:
 def split_files(path: Path, split: str) -> list[DataFile]:
     """The Parquet files of a dataset's split, see `data_files`."""
     if not (path / split).is_dir():
-        folders = sorted(entry for entry in path.iterdir() if entry.is_dir() and not _is_hidden(entry.name))
-        have = [folder.name for folder in folders if any(_files_below(folder, "parquet"))]
+        folders = _entries(path)
+        have = [
+            name
+            for name, is_directory in folders
+            if is_directory and not _is_hidden(name) and any(_files_below(path / name, "parquet"))
+        ]
         raise UserError(f"{path / split}: no Parquet files; splits here: {', '.join(have) or 'none'}")
     return data_files(path / split, "parquet")
 
@@ -143,12 +148,7 @@ class _Walk:
         self._enter(folder, {}, ())
 
     def _enter(self, folder: Path, keys: KeyValues, above: tuple[tuple[int, int], ...]) -> None:
-        try:
-            status = folder.stat()
-            with os.scandir(folder) as scan:
-                entries = sorted((entry.name, _is_directory(entry)) for entry in scan)
-        except OSError as error:
-            raise UserError(f"{folder} cannot be read ({error.strerror}); make it readable") from error
+        entries, status = _entries(folder), folder.stat()
         here = (status.st_dev, status.st_ino)
         if here in above:
             raise UserError(f"{folder} is a link to a directory that it is in: remove it")
@@ -182,6 +182,15 @@ class _Walk:
         readable = any(ending.lower().endswith(SUFFIXES[other]) for ending in endings)
         remedy = f"read them with `cetnet prepare {other}`" if readable else f"convert them to {format}"
         return f", but {len(self.files)} others ({_few(endings)}): {remedy}"
+
+
+def _entries(folder: Path) -> list[tuple[str, bool]]:
+    """Names in a directory, in their order, and whether each is of a directory."""
+    try:
+        with os.scandir(folder) as scan:
+            return sorted((entry.name, _is_directory(entry)) for entry in scan)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read ({error.strerror}); make it readable") from error
 
 
 def _is_directory(entry: os.DirEntry[str]) -> bool:

@@ -186,6 +186,16 @@ def test_splits_that_are_not_clear(tmp_path: Path, made: tuple[str, ...], proble
         input_files(tmp_path / "raw", "csv")
 
 
+def test_directories_that_are_named_as_splits_and_hold_no_data(tmp_path: Path) -> None:
+    of("train/1.png", "test/2.png", "clicks.csv")(tmp_path / "all")
+    assert names(list(input_files(tmp_path / "all", "csv")["all"]), tmp_path / "all") == ["clicks.csv"]
+    of("train/1.png", "train.csv", "validation.csv", "test.csv")(tmp_path / "split")
+    found = input_files(tmp_path / "split", "csv")
+    assert [names(list(files), tmp_path / "split") for files in found.values()] == [
+        ["train.csv"], ["validation.csv"], ["test.csv"]
+    ]  # fmt: skip
+
+
 def test_splits_of_partitioned_directories(tmp_path: Path) -> None:
     for split in ("train", "validation.csv", "test"):  # Spark makes directories that are named as files
         of(f"{split}/d=1/part-0", f"{split}/d=2/part-0", f"{split}/_SUCCESS")(tmp_path)
