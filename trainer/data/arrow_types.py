@@ -97,9 +97,13 @@ def check_columns(
 
 def check_one_sign(columns: Mapping[Path, pa.Schema], name: str) -> None:
     """Raise UserError if a column of integers is uint64 in one file and not in another: no type holds both."""
-    types = {file: value_type(of_file.field(name).type) for file, of_file in columns.items()}
-    first, expected = next(iter(types.items()))
-    for file, kind in types.items():
+    first, expected = None, None
+    for file, of_file in columns.items():
+        kind = value_type(of_file.field(name).type)
+        if pa.types.is_null(kind):
+            continue
+        if first is None:
+            first, expected = file, kind
         if pa.types.is_uint64(kind) != pa.types.is_uint64(expected):
             raise UserError(
                 f"{file}: column {name!r} is {kind}, but {expected} in {first.name}; write all files alike"
@@ -148,20 +152,28 @@ def plain(column: pa.ChunkedArray, use: Use) -> pa.ChunkedArray:
 
 def plain_table(table: pa.Table, uses: Mapping[str, Use]) -> pa.Table:
     """The table with the columns that have a use in plain form."""
-    for index, name in enumerate(table.column_names):
-        if name in uses and not _is_plain(table.field(index).type, uses[name]):
-            table = table.set_column(index, name, plain(table.column(index), uses[name]))
+    for name, use in uses.items():
+        if name in table.column_names:
+            table = table.set_column(table.column_names.index(name), name, plain(table[name], use))
     return table
 
 
-def alike(tables: list[pa.Table], uses: Mapping[str, Use]) -> list[pa.Table]:
+def not_plain(columns: pa.Schema, uses: Iterable[tuple[str, Use]]) -> set[str]:
+    """The columns that are not in plain form for each of their uses."""
+    return {
+        name for name, use in uses if name in columns.names and not _is_plain(columns.field(name).type, use)
+    }
+
+
+def alike(tables: list[pa.Table], schema: Schema) -> list[pa.Table]:
     """Plain tables with one type a column, if need be: numbers float32, ids int64.
 
     An id beyond int64 becomes a negative one, which is no id either.
     """
-    types = [[field.type for field in table.schema] for table in tables]
-    if all(other == types[0] for other in types):
+    if all(table.schema.equals(tables[0].schema) for table in tables[1:]):
         return tables
+    uses = dict(prepared_uses(schema))
+    types = [[field.type for field in table.schema] for table in tables]
     for index, name in enumerate(tables[0].column_names):
         if len({of_table[index] for of_table in types}) > 1:
             use = uses[name]

@@ -33,15 +33,16 @@ class DataFile(NamedTuple):
     keys: KeyValues
 
 
-def data_files(folder: Path, format: Format) -> list[DataFile]:
+def data_files(folder: Path, format: Format, may_be_none: bool = False) -> list[DataFile]:
     """The files of a directory and of its `key=value` directories, in the order of their paths.
 
     Names that begin with "." or "_" are passed over. Where nothing has a suffix of the format (SUFFIXES), Parquet
     files are those that begin as such, and CSV files those named as Spark and Hive name parts. Links are followed.
 
     Raises:
-        UserError: no such file, and what there is instead; data in directories of other names, a broken link or a
-            file that is none, a directory that can't be read; a file packed and unpacked; keys that differ.
+        UserError: no such file, unless there may be none, and what there is instead; data in directories of other
+            names, a broken link or a file that is none, a directory that can't be read; a file packed and unpacked;
+            keys that differ.
     """
     walk = _Walk(folder)
     suffixes = SUFFIXES[format]
@@ -51,7 +52,7 @@ def data_files(folder: Path, format: Format) -> list[DataFile]:
             raise UserError(
                 f"{directory} is a directory, not a {format} file: give it by itself, or move its files up"
             )
-        if inside := next(_files_below(directory, suffixes), None):
+        if inside := next(_files_below(directory, format), None):
             raise UserError(
                 f"{folder} has {format} files in the subdirectory {directory.name} ({inside.name}), which would not "
                 "be read: give that one, move its files up, or name it key=value (day=2024-01-01): the key becomes a "
@@ -59,7 +60,7 @@ def data_files(folder: Path, format: Format) -> list[DataFile]:
             )
     if not found:
         found = [file for file in walk.files if _is_part(file.path, format)]
-    if not found:
+    if not found and not may_be_none:
         raise UserError(f"{folder} holds no {format} files ({', '.join(suffixes)}){walk.what_else(format)}")
     for file in found:
         _check_regular(file.path)
@@ -74,8 +75,12 @@ def data_files(folder: Path, format: Format) -> list[DataFile]:
 def split_files(path: Path, split: str) -> list[DataFile]:
     """The Parquet files of a dataset's split, see `data_files`."""
     if not (path / split).is_dir():
-        folders = sorted(entry for entry in path.iterdir() if entry.is_dir() and not _is_hidden(entry.name))
-        have = [folder.name for folder in folders if any(_files_below(folder, SUFFIXES["parquet"]))]
+        folders = _entries(path)
+        have = [
+            name
+            for name, is_directory in folders
+            if is_directory and not _is_hidden(name) and any(_files_below(path / name, "parquet"))
+        ]
         raise UserError(f"{path / split}: no Parquet files; splits here: {', '.join(have) or 'none'}")
     return data_files(path / split, "parquet")
 
@@ -107,7 +112,7 @@ def _is_part(path: Path, format: Format) -> bool:
         with path.open("rb") as file:
             is_parquet = file.read(4) == b"PAR1"
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+        raise UserError(f"{path} cannot be read ({error.strerror}); make it readable") from error
     return is_parquet if format == "parquet" else not is_parquet and _PART.fullmatch(path.name) is not None
 
 
@@ -117,12 +122,13 @@ def _check_regular(path: Path) -> None:
         raise UserError(f"{path} is {what}: restore it, or remove it")
 
 
-def _files_below(directory: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
-    """Files with one of the suffixes, at any depth; hidden ones aside."""
+def _files_below(directory: Path, format: Format) -> Iterator[Path]:
+    """Files that by their names may be data, at any depth."""
     for folder, folders, names in os.walk(directory):
         folders[:] = sorted(name for name in folders if not _is_hidden(name, is_directory=True))
         for name in sorted(names):
-            if name.lower().endswith(suffixes) and not _is_hidden(name):
+            is_data = name.lower().endswith(SUFFIXES[format]) or _PART.fullmatch(name)
+            if is_data and not _is_hidden(name):
                 yield Path(folder, name)
 
 
@@ -145,12 +151,7 @@ class _Walk:
         self._enter(folder, {}, ())
 
     def _enter(self, folder: Path, keys: KeyValues, above: tuple[tuple[int, int], ...]) -> None:
-        try:
-            status = folder.stat()
-            with os.scandir(folder) as scan:
-                entries = sorted((entry.name, _is_directory(entry)) for entry in scan)
-        except OSError as error:
-            raise UserError(f"{folder} cannot be read: {error.strerror}") from error
+        entries, status = _entries(folder), folder.stat()
         here = (status.st_dev, status.st_ino)
         if here in above:
             raise UserError(f"{folder} is a link to a directory that it is in: remove it")
@@ -184,6 +185,15 @@ class _Walk:
         readable = any(ending.lower().endswith(SUFFIXES[other]) for ending in endings)
         remedy = f"read them with `cetnet prepare {other}`" if readable else f"convert them to {format}"
         return f", but {len(self.files)} others ({_few(endings)}): {remedy}"
+
+
+def _entries(folder: Path) -> list[tuple[str, bool]]:
+    """Names in a directory, in their order, and whether each is of a directory."""
+    try:
+        with os.scandir(folder) as scan:
+            return sorted((entry.name, _is_directory(entry)) for entry in scan)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read ({error.strerror}); make it readable") from error
 
 
 def _is_directory(entry: os.DirEntry[str]) -> bool:

@@ -1,5 +1,6 @@
 """A prepared split: its Parquet row groups, decoded to NumPy and checked on the way."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from cetnet.trainer.data.arrow_types import (
     check_one_sign,
     is_accepted,
     key_column,
+    not_plain,
     plain_table,
     prepared_uses,
 )
@@ -93,14 +95,16 @@ class Dataset:
         self.row_groups: list[RowGroup] = []
         self._footers = {file.path: _read_footer(file.path) for file in files}
         self._keys = {file.path: file.keys for file in files}
+        self._odd: dict[Path, set[str]] = {}  # columns to be brought to plain form
         first_row = 0
-        checked: pa.Schema | None = None
+        checked, odd = None, set[str]()
         for file, footer in self._footers.items():
             keys = self._keys[file]
             if checked is None or not footer.columns.equals(checked):  # there may be thousands alike
                 check_keys(file, footer.columns.names, keys)
                 check_columns(file, footer.columns, uses, "schema.yaml", keys)
-                checked = footer.columns
+                checked, odd = footer.columns, not_plain(footer.columns, uses) | set(keys)
+            self._odd[file] = odd
             for name, use in uses:
                 if name in keys:
                     key_column(file, name, keys[name], use, 0)
@@ -216,7 +220,9 @@ class Dataset:
             if name in keys:
                 values = key_column(group.file, name, keys[name], uses[name], group.num_rows)
                 table = table.append_column(name, values)
-        return plain_table(table.select(list(dict.fromkeys(columns))), uses)
+        if table.column_names != columns:
+            table = table.select(list(dict.fromkeys(columns)))
+        return plain_table(table, {name: uses[name] for name in columns if name in self._odd[group.file]})
 
 
 @dataclass(frozen=True)
@@ -261,6 +267,10 @@ def _read_footer(file: Path) -> _Footer:
             entry=(stat.st_size, stat.st_mtime_ns),
         )
     except (OSError, ValueError, pa.ArrowException) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # of the disk, not of the content
+            raise UserError(
+                f"{file}: cannot be read ({os.strerror(error.errno)}); make it readable"
+            ) from error
         raise UserError(
             f"{file}: not a whole Parquet file ({_first_line(error)}); prepare the data again"
         ) from error
@@ -298,7 +308,7 @@ def _to_rows(
         else:  # with `clip` it writes to `out` at once, not to a buffer first
             values.astype(out.dtype, copy=False).take(order, out=out, mode="clip")
 
-    table = pa.concat_tables(alike(tables, dict(prepared_uses(schema))), promote_options="default")
+    table = pa.concat_tables(alike(tables, schema), promote_options="default")
     row = row if order is None else row.take(order)
     sizes = schema.tables | schema.id_ranges
     categorical = schema.of_kind("categorical")

@@ -142,6 +142,7 @@ def not_utf8(root: Path) -> None:
         (of("a.parquet", content=TABLE), "others .*: read them with `cetnet prepare parquet`"),
         (of("part-0", content=TABLE), "holds no csv files"),
         (of("2024/a.csv", "2025/a.csv"), "has csv files in the subdirectory 2024 .*name it key=value"),
+        (of("a.csv", "2024/part-00000"), "has csv files in the subdirectory 2024 .part-00000."),
         (of("2024/a.json"), "holds no csv files .*but subdirectories: 2024; give one of them"),
         (of("a.csv", "old/deep/b.csv"), r"the subdirectory old \(b.csv\), which would not be read"),
         (of("a.csv", "b.csv/part-0.csv"), "raw/b.csv is a directory, not a csv file: give it by itself"),
@@ -183,6 +184,16 @@ def test_splits_that_are_not_clear(tmp_path: Path, made: tuple[str, ...], proble
     of(*made)(tmp_path / "raw")
     with pytest.raises(UserError, match=problem):
         input_files(tmp_path / "raw", "csv")
+
+
+def test_directories_that_are_named_as_splits_and_hold_no_data(tmp_path: Path) -> None:
+    of("train/1.png", "test/2.png", "clicks.csv")(tmp_path / "all")
+    assert names(list(input_files(tmp_path / "all", "csv")["all"]), tmp_path / "all") == ["clicks.csv"]
+    of("train/1.png", "train.csv", "validation.csv", "test.csv")(tmp_path / "split")
+    found = input_files(tmp_path / "split", "csv")
+    assert [names(list(files), tmp_path / "split") for files in found.values()] == [
+        ["train.csv"], ["validation.csv"], ["test.csv"]
+    ]  # fmt: skip
 
 
 def test_splits_of_partitioned_directories(tmp_path: Path) -> None:

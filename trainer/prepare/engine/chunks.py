@@ -1,5 +1,6 @@
 """Raw files in pieces that one task reads within its memory: `units` of a file, and the `frames` of a unit."""
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -65,7 +66,9 @@ def frames(
 
 def _unreadable(path: Path, format: Format, error: BaseException) -> UserError:
     if isinstance(error, OSError) and error.errno is not None:  # of the disk, not of the content
-        return Unfinished(f"cannot read {path}: {error.strerror}; fix it, and the same command goes on")
+        return Unfinished(
+            f"cannot read {path}: {os.strerror(error.errno)}; fix it, and the same command goes on"
+        )
     return UserError(
         f"{path} is not readable as {format}: {(str(error) or type(error).__name__).splitlines()[0]}"
     )

@@ -15,13 +15,17 @@ def input_files(raw: Path, format: Format) -> Mapping[str, Sequence[DataFile]]:
     Raises UserError for what is none of this.
     """
     try:
-        if raw.is_file():
-            return {"all": [DataFile(raw, {})]}
-        if not raw.is_dir():
-            what = "is no regular file" if raw.exists() else "does not exist"
-            raise UserError(f"{raw} {what}: give a {format} file or a directory of them")
+        return _input_files(raw, format)
     except OSError as error:
-        raise UserError(f"{raw} cannot be read: {error.strerror}") from error
+        raise UserError(f"{raw} cannot be read ({error.strerror}); make it readable") from error
+
+
+def _input_files(raw: Path, format: Format) -> Mapping[str, Sequence[DataFile]]:
+    if raw.is_file():
+        return {"all": [DataFile(raw, {})]}
+    if not raw.is_dir():
+        what = "is no regular file" if raw.exists() else "does not exist"
+        raise UserError(f"{raw} {what}: give a {format} file or a directory of them")
     given = {name: files for name in SPLITS if (files := _of_split(raw, name, format))}
     if len(given) == len(SPLITS):
         check_same_keys([file for files in given.values() for file in files])
@@ -33,13 +37,15 @@ def input_files(raw: Path, format: Format) -> Mapping[str, Sequence[DataFile]]:
 
 
 def _of_split(raw: Path, name: str, format: Format) -> Sequence[DataFile]:
-    places = [raw / name] if (raw / name).is_dir() else []
-    places += [path for suffix in SUFFIXES[format] if (path := raw / (name + suffix)).exists()]
-    if len(places) > 1:
-        both = " and ".join(path.name for path in places)
-        raise UserError(f"{raw} has {both}, which would both be the {name} split: keep one of them")
-    return [
-        file
-        for path in places
-        for file in (data_files(path, format) if path.is_dir() else [DataFile(path, {})])
-    ]
+    found = {}
+    for place in (raw / name, *(raw / (name + suffix) for suffix in SUFFIXES[format])):
+        if place.is_dir():
+            found[place.name] = data_files(place, format, may_be_none=True)
+        elif place.exists() and place.name != name:
+            found[place.name] = [DataFile(place, {})]
+    found = {place: files for place, files in found.items() if files}
+    if len(found) > 1:
+        raise UserError(
+            f"{raw} has {' and '.join(found)}, which would both be the {name} split: keep one of them"
+        )
+    return next(iter(found.values()), [])
