@@ -19,8 +19,10 @@ from cetnet.benchmarks.study.report.compose import write_report
 from cetnet.trainer.check_run import check_run
 from cetnet.trainer.console import output
 from cetnet.trainer.errors import UserError
+from cetnet.trainer.files import locked
 from cetnet.trainer.processes.fork_server import default_signals, fork_server
 
+SMOKE = Path("runs/smoke")
 ROWS = 160  # 128 of them train
 MAX_TABLE_ROWS = 500
 MAX_WORKERS = 4
@@ -43,7 +45,13 @@ def smoke_study(path: Path, console: Console | None = None) -> None:
     study = Study.load(path)
     if study.data_schema is None:
         raise UserError(f"{path}: --smoke needs `schema`, the file that says which columns the data has")
-    folder = Path("runs/smoke") / study.name
+    folder = SMOKE / study.name
+    with locked(SMOKE, f".{study.name}.lock", f"{study.name} is tried here by another process; wait for it"):
+        _train_all(study, path, folder, console)
+
+
+def _train_all(study: Study, path: Path, folder: Path, console: Console) -> None:
+    assert study.data_schema is not None
     shutil.rmtree(folder, ignore_errors=True)
     _prepare(path.parent / study.data_schema, folder / "data")
     smoked = {**OVERRIDES, "data.path": str(folder / "data"), "evaluation.splits": [study.split]}
@@ -60,7 +68,7 @@ def smoke_study(path: Path, console: Console | None = None) -> None:
     )
     runs = runs_of(study, path)
     workers = min(MAX_WORKERS, os.cpu_count() or 1, len(runs))
-    with ProcessPoolExecutor(workers, fork_server(workers), _start_worker, (workers,)) as pool:
+    with _pool(workers) as pool:
 
         def stop(number: int, _: FrameType | None) -> None:
             for worker in list((pool._processes or {}).values()):
@@ -81,6 +89,15 @@ def smoke_study(path: Path, console: Console | None = None) -> None:
         finally:
             signal.signal(signal.SIGTERM, before)
     write_report(study, f"cetnet study {path} --smoke", runs, console)
+
+
+def _pool(workers: int) -> ProcessPoolExecutor:
+    try:
+        return ProcessPoolExecutor(workers, fork_server(workers), _start_worker, (workers,))
+    except OSError as error:  # of the semaphores between the processes
+        raise UserError(
+            f"--smoke needs semaphores of the system, on Linux in /dev/shm ({error.strerror}); mount that, writable"
+        ) from error
 
 
 def _prepare(schema: Path, out: Path) -> None:
