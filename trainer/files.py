@@ -20,15 +20,11 @@ from cetnet.trainer.errors import UserError
 
 @contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
-    """A place to write a file: it becomes `path` when the block ends, and is gone if that is not reached.
-
-    A link stays one: what it points to is written.
-    """
-    target = Path(os.path.realpath(path))
-    aside = target.with_name(f".{uuid4().hex[:8]}.tmp")  # without its name, which may be as long as names get
+    """A place to write a file: it becomes `path` when the block ends, and is gone if that is not reached."""
+    aside = path.with_name(f".{path.name}.{uuid4().hex[:8]}.tmp")
     try:
         yield aside
-        aside.rename(target)
+        aside.rename(path)
     finally:
         aside.unlink(missing_ok=True)
 
@@ -111,24 +107,14 @@ def _say_unlocked(file: Path, error: Exception) -> None:
 def check_writable(path: Path) -> None:
     """Raise UserError if a file can't be written there, folders made as needed; leaves nothing behind."""
     try:
-        target = Path(os.path.realpath(path))  # of a link; `lstat` sees names that are too long, too
-        if target.exists() and not target.is_file():
+        if path.exists() and not path.is_file():
             raise UserError(f"{path} is not a regular file; name another")
-        if target.is_symlink():
-            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
-        with TemporaryFile(dir=first_existing(target.parent)):
+        with TemporaryFile(dir=next(parent for parent in path.absolute().parents if parent.exists())):
             pass
-        if target.exists():
-            target.open("a", encoding="utf-8").close()
+        if path.exists():
+            path.open("a", encoding="utf-8").close()
     except OSError as error:
         raise UserError(f"{path} can't be written: {error.strerror}; name another place") from None
-
-
-def first_existing(folder: Path) -> Path:
-    """The folder, or the nearest above it that is there; a link to nothing is, and no folder can be made there."""
-    return next(
-        path for path in (folder.absolute(), *folder.absolute().parents) if path.exists() or path.is_symlink()
-    )
 
 
 def drop_lines_after(file: Path, step: int) -> int:
