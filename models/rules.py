@@ -6,6 +6,9 @@ Imports neither torch nor torchrec.
 from collections.abc import Collection
 
 _MANAGED_OPTIMIZERS = ("rowwise_adagrad", "sgd")
+# FBGEMM's `legacy_max_embedding_dim`. Beyond it another kernel looks rows up, which has returned zeros (torchrec
+# issue 3673), and beyond 2,048, its `max_embedding_dim`, it refuses. The kernels for CPUs know no limit.
+_WIDEST_ON_CUDA = 1024
 
 
 def indivisible(
@@ -33,6 +36,17 @@ def indivisible(
     if nearest != batch_size:
         remedy.insert(0, f"data.batch_size={nearest}")
     return f"{why}; set {' '.join(remedy)}"
+
+
+def width_refused(table: str, columns: int, *, on_cuda: bool) -> str | None:
+    """Why a table, by its full name, can't be looked up in shards of so many columns."""
+    if not on_cuda or columns <= _WIDEST_ON_CUDA:
+        return None
+    return (
+        f"table {table} has vectors of {columns:,} numbers, and FBGEMM's CUDA kernels may return zeros beyond "
+        f"{_WIDEST_ON_CUDA:,}; make embedding_dim smaller (copies: 2 gives a component two tables), let "
+        "sharding.constraints split the table column_wise, or name it in sharding.dense_tables"
+    )
 
 
 def managed_table_refused(table: str, rows: int, *, dense: bool, lanes: int) -> str | None:

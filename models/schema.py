@@ -170,4 +170,5 @@ class Schema(Strict):
     @property
     def hashed_features(self) -> list[Feature]:
         """Features whose columns hold ids of any value, in the schema's order."""
-        return [feature for feature in self.id_features if feature.table in self.id_ranges]
+        ranges = self.id_ranges
+        return [feature for feature in self.id_features if feature.table in ranges]

@@ -25,7 +25,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection, Embedding
 from torchrec.modules.mc_modules import ManagedCollisionCollection
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
-from cetnet.models.rules import managed_sharding_refused
+from cetnet.models.rules import managed_sharding_refused, width_refused
 from cetnet.models.schema import Schema
 from cetnet.sharding.config import ClusterConfig, ShardingConfig
 from cetnet.sharding.proposers import OneOfEachSize, SplitLargest, slowest_shard
@@ -163,7 +163,7 @@ def make_plan(
 
     Raises:
         NoPlan: the tables don't fit: one line.
-        ValueError: a constraint can't be met: one line with the remedy.
+        ValueError: a constraint can't be met, or a table is too wide: one line with the remedy.
     """
     tables = _tables(model)
     if not tables:
@@ -200,6 +200,8 @@ def make_plan(
             weighed = _alternatives(planner._enumerator.last_stored_search_space or [])
             placements = [_placement(option, weighed[option.fqn]) for option in best]
             outcome = [Plan(sharding_plan, sorted(placements, key=lambda placement: placement.table))]
+            if complaint := _widths_refused(best, topology):
+                outcome = [ValueError(complaint)]
         except PlannerError as error:
             outcome = [NoPlan(f"no sharding plan: {' '.join(str(error).split())}")]
     if distributed:
@@ -208,6 +210,15 @@ def make_plan(
     if isinstance(outcome[0], ValueError):
         raise outcome[0]
     return outcome[0]
+
+
+def _widths_refused(options: Sequence[ShardingOption], topology: Topology) -> str | None:
+    on_cuda = topology.compute_device == "cuda"
+    complaints = (
+        width_refused(option.name, max(shard.size[1] for shard in option.shards), on_cuda=on_cuda)
+        for option in options
+    )
+    return next(filter(None, complaints), None)
 
 
 def _tables(model: nn.Module) -> list[BaseEmbeddingConfig]:

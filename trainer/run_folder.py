@@ -51,7 +51,8 @@ def check_same_run(before: RunConfig, now: RunConfig, place: object) -> None:
 
 def check_folder(folder: Path, key: str) -> None:
     """Raise UserError if a folder, named by a key of the configuration, can't be made or written to."""
-    place = next(path for path in (folder, *folder.parents) if path.exists())
+    # A link to nothing is there: no folder can be made in its place.
+    place = next(path for path in (folder, *folder.parents) if path.exists() or path.is_symlink())
     if not place.is_dir() or not os.access(place, os.W_OK):
         raise UserError(f"{folder}: {place} is not a directory one may write to; choose another {key}=...")
 

@@ -43,7 +43,7 @@ from cetnet.trainer.processes.distributed import Processes, on_every_rank
 from cetnet.trainer.processes.hang_detector import LOADING, MEASURING, SAVING, TRAINING
 from cetnet.trainer.processes.signals import StopSignals
 from cetnet.trainer.progressive_ne import ProgressiveNE
-from cetnet.trainer.run_folder import locked_run
+from cetnet.trainer.run_folder import check_free, locked_run
 from cetnet.trainer.run_writer import RunWriter
 from cetnet.trainer.schedule import LearningRate
 from cetnet.trainer.scoring import score
@@ -86,6 +86,7 @@ def train(run: CheckedRun, processes: Processes) -> dict[str, Any] | None:
         if processes.is_main:
             for folder in folders_of(run.config):
                 locks.enter_context(locked_run(folder))
+            check_free(run.config.run_dir, run.resume)  # again: another process may have trained in it since
         trainer = _start(run, processes, session, signals)
         try:
             with trainer.display:

@@ -175,7 +175,9 @@ class Run(NamedTuple):
     @property
     def arguments(self) -> list[str]:
         """Of `cetnet train`."""
-        return [str(self.base), *self.overrides, "--nproc", str(self.nproc)]
+        base = str(self.base)
+        base = f"./{base}" if base.startswith("-") else base  # not an option
+        return [base, *self.overrides, "--nproc", str(self.nproc)]
 
     @property
     def checkpoints(self) -> str | None:

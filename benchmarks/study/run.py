@@ -14,8 +14,10 @@ from rich.console import Console
 from cetnet.benchmarks.study.definition import Run, Study, refuse_changed, runs_of
 from cetnet.trainer.console import output
 from cetnet.trainer.errors import UserError
+from cetnet.trainer.files import locked
 from cetnet.trainer.processes.fork_server import start
 from cetnet.trainer.processes.signals import SIGNALS
+from cetnet.trainer.run_folder import LOCK
 
 INTERRUPTED = 5.0  # seconds in which a run ends by itself that was interrupted, too
 Train = Callable[[list[str]], object]
@@ -34,25 +36,19 @@ def run_study(path: Path, train: Train, *, console: Console | None = None) -> No
         console: Where progress and the table are printed. Default: the terminal.
 
     Raises:
-        UserError: the study is wrong, a run folder was made with other settings, or a run failed.
+        UserError: the study is wrong, another process trains it, a run folder was made with other settings, or a
+            run failed.
     """
     console = console or output
     study = Study.load(path)
     runs = runs_of(study, path)
     refuse_changed(runs, path)
-    started = time.monotonic()
-    for number, run in enumerate(runs, 1):
-        label = f"run {number} of {len(runs)}: {run.variant}, seed {run.seed}"
-        if run.finished:
-            console.print(f"{label}: finished before")
-            continue
-        elapsed = timedelta(seconds=round(time.monotonic() - started))
-        action = "resuming" if run.folder.exists() else "training"
-        console.rule(f"{study.name}, {label}: {action} · {elapsed} elapsed")
-        _train(run, train, study.name)
-    from cetnet.benchmarks.study.report.compose import write_report  # draws plots: heavy
+    taken = f"another study trains in it; wait for it, end it, or give {path} another `out`"
+    with locked(study.folder, LOCK, taken):
+        _train_missing(study, path, runs, train, console)
+        from cetnet.benchmarks.study.report.compose import write_report  # draws plots: heavy
 
-    write_report(study, f"cetnet study {shlex.quote(str(path))}", runs, console)
+        write_report(study, f"cetnet study {shlex.quote(str(path))}", runs, console)
 
 
 def report_study(path: Path, *, console: Console | None = None) -> None:
@@ -68,6 +64,20 @@ def report_study(path: Path, *, console: Console | None = None) -> None:
     from cetnet.benchmarks.study.report.compose import write_report  # draws plots: heavy
 
     write_report(study, f"cetnet study {shlex.quote(str(path))}", runs, console or output)
+
+
+def _train_missing(study: Study, path: Path, runs: list[Run], train: Train, console: Console) -> None:
+    started = time.monotonic()
+    for number, run in enumerate(runs, 1):
+        label = f"run {number} of {len(runs)}: {run.variant}, seed {run.seed}"
+        refuse_changed([run], path)  # again: somebody else may have begun it since
+        if run.finished:
+            console.print(f"{label}: finished before", highlight=False)
+            continue
+        elapsed = timedelta(seconds=round(time.monotonic() - started))
+        action = "resuming" if run.folder.exists() else "training"
+        console.rule(f"{study.name}, {label}: {action} · {elapsed} elapsed")
+        _train(run, train, study.name)
 
 
 def _train(run: Run, train: Train, study: str) -> None:

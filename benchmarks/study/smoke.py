@@ -18,9 +18,11 @@ from cetnet.benchmarks.study.report.compose import write_report
 from cetnet.trainer.check_run import check_run
 from cetnet.trainer.console import output
 from cetnet.trainer.errors import UserError
+from cetnet.trainer.files import locked
 from cetnet.trainer.processes.fork_server import fork_server
 from cetnet.trainer.processes.launcher import end_with_parent
 
+SMOKE = Path("runs/smoke")
 ROWS = 160  # 128 of them train
 MAX_TABLE_ROWS = 500
 MAX_WORKERS = 4
@@ -43,7 +45,13 @@ def smoke_study(path: Path, console: Console | None = None) -> None:
     study = Study.load(path)
     if study.data_schema is None:
         raise UserError(f"{path}: --smoke needs `schema`, the file that says which columns the data has")
-    folder = Path("runs/smoke") / study.name
+    folder = SMOKE / study.name
+    with locked(SMOKE, f".{study.name}.lock", f"{study.name} is tried here by another process; wait for it"):
+        _train_all(study, path, folder, console)
+
+
+def _train_all(study: Study, path: Path, folder: Path, console: Console) -> None:
+    assert study.data_schema is not None
     shutil.rmtree(folder, ignore_errors=True)
     _prepare(path.parent / study.data_schema, folder / "data")
     smoked = {**OVERRIDES, "data.path": str(folder / "data"), "evaluation.splits": [study.split]}
@@ -60,7 +68,7 @@ def smoke_study(path: Path, console: Console | None = None) -> None:
     )
     runs = runs_of(study, path)
     workers = min(MAX_WORKERS, len(os.sched_getaffinity(0)), len(runs))
-    with ProcessPoolExecutor(workers, fork_server(workers), _start_worker, (workers,)) as pool:
+    with _pool(workers) as pool:
         futures = {pool.submit(_train, run): run for run in runs}
         try:
             for number, future in enumerate(as_completed(futures), 1):
@@ -75,6 +83,15 @@ def smoke_study(path: Path, console: Console | None = None) -> None:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     write_report(study, f"cetnet study {path} --smoke", runs, console)
+
+
+def _pool(workers: int) -> ProcessPoolExecutor:
+    try:
+        return ProcessPoolExecutor(workers, fork_server(workers), _start_worker, (workers,))
+    except OSError as error:  # of the semaphores between the processes
+        raise UserError(
+            f"--smoke needs semaphores of the system, on Linux in /dev/shm ({error.strerror}); mount that, writable"
+        ) from error
 
 
 def _prepare(schema: Path, out: Path) -> None:

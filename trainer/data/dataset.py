@@ -342,8 +342,9 @@ def _to_rows(
 
 def _hash_columns(table: pa.Table, schema: Schema) -> pa.Table:
     """The table with the columns of hashed features as ids of their tables; file by file, whose types may differ."""
+    ranges = schema.id_ranges
     for feature in schema.hashed_features:
-        column, rows = _array(table[feature.name]), schema.id_ranges[str(feature.table)]
+        column, rows = _array(table[feature.name]), ranges[str(feature.table)]
         if feature.kind == "categorical":
             ids = pa.array(hash_ids(column, rows))
         else:
