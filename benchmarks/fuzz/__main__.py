@@ -6,6 +6,7 @@ Each ends as it should, or in a failure: a traceback, a hang, a signal, an exit 
 files, rows lost in silence, a refusal that is not one line or names nothing. One seed is one case: `--only SEED`.
 """
 
+import itertools
 import tempfile
 import time
 from pathlib import Path
@@ -17,6 +18,7 @@ from cetnet.benchmarks.command import run_command
 from cetnet.benchmarks.fuzz.report import Report
 from cetnet.benchmarks.fuzz.sandbox import enter
 from cetnet.trainer.console import console, output
+from cetnet.trainer.errors import UserError
 
 
 def main(
@@ -39,12 +41,16 @@ def main(
     if folder is None:
         console.print("no namespaces here: some of the surroundings are left out", highlight=False)
         folder = Path(tempfile.mkdtemp(prefix="cetnet-fuzz-"))
+    from cetnet.benchmarks.fuzz.cases import SCENARIOS, kind_of
     from cetnet.benchmarks.fuzz.workers import run_cases
 
+    if not any(kind in name for name in SCENARIOS):
+        raise UserError(f"--kind {kind}: none of {', '.join(SCENARIOS)}")
     start = time.monotonic()
-    seeds = [only] if only is not None else list(range(seed, seed + commands))
+    drawn = (number for number in itertools.count(seed) if kind in kind_of(number))
+    seeds = [only] if only is not None else list(itertools.islice(drawn, commands))
     report = Report(out)
-    for result in run_cases(seeds, jobs, folder, kind, out if only is not None else None, sandboxed):
+    for result in run_cases(seeds, jobs, folder, out if only is not None else None, sandboxed):
         report.add(result)
     report.show(output, verbose=only is not None)
     output.print(

@@ -1,6 +1,7 @@
 """What the commands are given before anything is harmed, most of it made by `cetnet` itself."""
 
 import random
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -88,12 +89,14 @@ def write_bases(folder: Path) -> None:
     write_yaml(folder / "hashed/schema.yaml", HASHED)
 
 
-def making() -> list[list[str]]:
-    """The commands that make the others, in their order."""
-    return [
-        ["prepare", "csv", "--raw", "clicks.csv", "--schema", "raw.yaml", "--out", "data", "--workers", "1"],
-        ["train", "train.yaml", "training.max_steps=100"],
-        ["train", "train.yaml", "data.path=hashed", "run_dir=run_hashed"],
-        ["study", "study.yaml"],
-        *(["generate", name, "--rows", "60", "--out", f"sources/{name}"] for name in SOURCES),
-    ]
+def making(needed: Collection[str]) -> list[list[str]]:
+    """The commands that make these of the others (`data`, `run`, `study`, `sources`), in their order."""
+    raw = ["--raw", "clicks.csv", "--schema", "raw.yaml", "--out", "data", "--workers", "1"]
+    sources = [["generate", name, "--rows", "60", "--out", f"sources/{name}"] for name in SOURCES]
+    commands = {
+        "data": [["prepare", "csv", *raw]],
+        "run": [["train", "train.yaml", "training.max_steps=100"]],
+        "study": [["study", "study.yaml"]],
+        "sources": sources,
+    }
+    return [command for name, each in commands.items() if name in needed for command in each]

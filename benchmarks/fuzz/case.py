@@ -40,7 +40,7 @@ class Case:
     bases: Path
     folder: Path
     rng: random.Random
-    kind: str = ""
+    kind: str
     arguments: list[str] = field(default_factory=list)
     surroundings: dict[str, Any] = field(default_factory=dict)
     done: list[str] = field(default_factory=list)
@@ -136,7 +136,10 @@ class Case:
             if left and (ended.code != 2 or not any(".work" in part for part in left[0].parts)):
                 found.append(Failure("left file", f"{self.kind} {left[0].suffix or left[0].name}"))
         for check in self.checks if ended.code == 0 else self.on_failure:
-            found += check()
+            try:
+                found += check()
+            except (OSError, ValueError, LookupError) as error:  # Arrow's are among them
+                found.append(Failure("unreadable", f"{self.kind}: {type(error).__name__}"))
         if not self.done and ended.code and not found:
             found.append(
                 Failure("unharmed", f"{self.kind}: exit code {ended.code} {'; '.join(self.harmless)}")

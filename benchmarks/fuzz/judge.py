@@ -7,7 +7,13 @@ from pathlib import Path
 
 from cetnet.benchmarks.fuzz.command import Command, Ended
 
-ALLOWED = (0, 2, 75, 130, 143)
+_EVERYWHERE = (
+    "processes/launcher.py",
+    "trainer/cli.py",
+    "fuzz/command.py",
+    "fuzz/workers.py",
+    "fuzz/__main__.py",
+)
 _STOPPED = (75, 143, -signal.SIGTERM)
 _SEEN = {
     "traceback": "Traceback (most recent call last)",
@@ -33,14 +39,16 @@ def failures_of_end(command: Command, ended: Ended) -> list[Failure]:
     found = []
     said = ended.stdout + ended.stderr
     if ended.hung:
-        return [Failure("hang", _innermost(ended.stderr) or "no stack")]
+        return [Failure("hang", _frame(ended.stderr, newest=0))]
     for kind, text in _SEEN.items():
         if text in said:
             found.append(Failure(kind, _signature(said[said.index(text) :])))
     stopped = command.stop_after is not None
     if ended.code < 0 and not (stopped and ended.code == -signal.SIGTERM):
-        found.append(Failure("signal", f"{signal.Signals(-ended.code).name} {_innermost(ended.stderr)}"))
-    elif ended.code not in (*ALLOWED, *(_STOPPED if stopped else ())) and not found:
+        found.append(
+            Failure("signal", f"{signal.Signals(-ended.code).name} {_frame(ended.stderr, newest=0)}")
+        )
+    elif ended.code not in (0, 2, *(_STOPPED if stopped else ())) and not found:
         found.append(Failure(f"exit code {ended.code}", _normal(_last_line(said))))
     if ended.stopping is not None and ended.stopping > 15:
         found.append(Failure("slow to stop", " ".join(command.arguments[:2])))
@@ -73,27 +81,17 @@ def _message(command: Command, stderr: str) -> list[Failure]:
 
 
 def _signature(text: str) -> str:
-    lines = text.splitlines()
-    last = next(
-        (
-            line
-            for line in lines[1:]
-            if re.match(r"[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit|Warning|\w*)(:|$)", line)
-        ),
-        "",
-    )
-    return f"{_innermost(text)} {_normal(last)}"
+    """Innermost frame of ours, and the exception, of a traceback."""
+    lines = [re.sub(r"^\[rank\d+\]: ?", "", line) for line in text.splitlines()]
+    last = next((line for line in lines[1:] if re.match(r"[A-Za-z_][\w.]*(: |$)", line)), "")
+    return f"{_frame(text)} {_normal(last)}"
 
 
-def _innermost(text: str) -> str:
-    frames = _FRAME.findall(text)
-    ours = [
-        frame
-        for frame in frames
-        if "benchmarks/fuzz" not in frame[0] and not frame[0].endswith(("launcher.py", "trainer/cli.py"))
-    ]
-    frame = (ours or frames or [("", "", "")])[-1]
-    return f"{frame[0]}:{frame[1]} {frame[2]}"
+def _frame(text: str, newest: int = -1) -> str:
+    """A traceback has the newest call last, faulthandler first."""
+    frames = [frame for frame in _FRAME.findall(text) if not frame[0].endswith(_EVERYWHERE)]
+    path, line, function = frames[newest] if frames else ("", "", "")
+    return f"{path}:{line} {function}"
 
 
 def _last_line(text: str) -> str:

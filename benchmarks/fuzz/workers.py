@@ -6,13 +6,13 @@ import multiprocessing
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
 from cetnet.benchmarks.fuzz import bases
-from cetnet.benchmarks.fuzz.cases import make
+from cetnet.benchmarks.fuzz.cases import make, needs
 from cetnet.benchmarks.fuzz.command import Command, Ended, run
 from cetnet.benchmarks.fuzz.judge import Failure
 from cetnet.benchmarks.fuzz.sandbox import adopt_orphans, unmount
@@ -41,9 +41,9 @@ class Result:
 
 
 def run_cases(
-    seeds: Sequence[int], jobs: int, folder: Path, kind: str, keep: Path | None, sandboxed: bool
+    seeds: Sequence[int], jobs: int, folder: Path, keep: Path | None, sandboxed: bool
 ) -> Iterator[Result]:
-    """Run the cases of these seeds whose kind has `kind` in its name, as they end."""
+    """Run the cases of these seeds as they end; copies of their files are kept in a folder."""
     os.environ |= {
         "TMPDIR": str(folder / "tmp"),
         "HOME": str(folder / "home"),
@@ -58,11 +58,11 @@ def run_cases(
         importlib.import_module(name)
     gc.freeze()
     adopt_orphans()
-    _make_bases(folder / "bases")
+    _make_bases(folder / "bases", needs(seeds))
     connections = []
     for number in range(jobs):
         ours, theirs = _CONTEXT.Pipe(duplex=False)
-        arguments = (theirs, seeds[number::jobs], folder, number, kind, keep, sandboxed)
+        arguments = (theirs, seeds[number::jobs], folder, number, keep, sandboxed)
         _CONTEXT.Process(target=_work, args=arguments).start()
         theirs.close()
         connections.append(ours)
@@ -79,12 +79,12 @@ def run_cases(
             yield result
 
 
-def _make_bases(folder: Path) -> None:
+def _make_bases(folder: Path, needed: Collection[str]) -> None:
     writer = _CONTEXT.Process(target=bases.write_bases, args=(folder,))
     writer.start()
     writer.join()
     assert writer.exitcode == 0
-    for arguments in bases.making():
+    for arguments in bases.making(needed):
         ended = run(Command(arguments, folder))
         if ended.code:
             raise RuntimeError(f"cetnet {' '.join(arguments)}: exit code {ended.code}\n{ended.stderr}")
@@ -95,16 +95,13 @@ def _work(
     seeds: Sequence[int],
     folder: Path,
     number: int,
-    kind: str,
     keep: Path | None,
     sandboxed: bool,
 ) -> None:
     """Run cases one after the other; nothing is computed here, so that forks have no threads to miss."""
     adopt_orphans()
     ours, theirs = _CONTEXT.Pipe()
-    maker = _CONTEXT.Process(
-        target=_make_and_judge, args=(theirs, seeds, folder, number, kind, keep, sandboxed)
-    )
+    maker = _CONTEXT.Process(target=_make_and_judge, args=(theirs, seeds, folder, number, keep, sandboxed))
     maker.start()
     theirs.close()
     own = frozenset([maker.pid or 0])
@@ -125,18 +122,16 @@ def _make_and_judge(
     seeds: Sequence[int],
     folder: Path,
     number: int,
-    kind: str,
     keep: Path | None,
     sandboxed: bool,
 ) -> None:
     for seed in seeds:
         place = folder / f"case-{number}"
         case = make(seed, folder / "bases", place / "here", sandboxed)
-        if kind in case.kind:
-            worker.send(case.command())
-            ended = worker.recv()
-            failures = case.judge(ended)
-            worker.send(Result(seed, case.kind, case.arguments, case.done + case.harmless, ended, failures))
+        worker.send(case.command())
+        ended = worker.recv()
+        failures = case.judge(ended)
+        worker.send(Result(seed, case.kind, case.arguments, case.done + case.harmless, ended, failures))
         if keep:
             shutil.rmtree(keep / str(seed), ignore_errors=True)
             subprocess.run(["cp", "-a", str(place), str(keep / str(seed))], check=False)
