@@ -52,7 +52,9 @@ def main(
     report = Report(out)
     for result in run_cases(seeds, jobs, folder, out if only is not None else None, sandboxed):
         report.add(result)
-    report.show(output, verbose=only is not None)
+    if only is not None:
+        report.show_last()
+    report.show(output)
     output.print(
         f"{report.count} commands, {report.failed} failed, {time.monotonic() - start:.0f} s", highlight=False
     )

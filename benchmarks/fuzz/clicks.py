@@ -123,7 +123,7 @@ def read_csv(path: Path, dialect: Dialect) -> list[dict[str, str]]:
     """What Python's csv module finds in a file; blank lines are no rows. Raises Unreadable."""
     try:
         content = path.read_bytes()
-        if path.suffix == ".gz":
+        if content.startswith(b"\x1f\x8b"):
             content = gzip.decompress(content)
         text = content.decode("utf-8-sig")
     except (OSError, EOFError, UnicodeDecodeError, gzip.zlib.error) as error:  # type: ignore[attr-defined]

@@ -48,7 +48,7 @@ def failures_of_end(command: Command, ended: Ended) -> list[Failure]:
         found.append(
             Failure("signal", f"{signal.Signals(-ended.code).name} {_frame(ended.stderr, newest=0)}")
         )
-    elif ended.code not in (0, 2, *(_STOPPED if stopped else ())) and not found:
+    elif ended.code not in (0, 2, *(_STOPPED if stopped else ())) and not found and 2 not in command.streams:
         found.append(Failure(f"exit code {ended.code}", _normal(_last_line(said))))
     if ended.stopping is not None and ended.stopping > 15:
         found.append(Failure("slow to stop", " ".join(command.arguments[:2])))

@@ -5,12 +5,14 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
 from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
     from cetnet.benchmarks.fuzz.workers import Result
 
+_FIXED = ("commands", "ok", "refused", "failed")
 _SHOWN = 3
 _LINES = 4
 
@@ -42,36 +44,27 @@ class Report:
         else:
             row["ok" if result.ended.code == 0 else "refused"] += 1
 
-    def show(self, console: Console, verbose: bool) -> None:
-        """Print the table, and the groups of failures; `verbose`: the last case in full."""
-        if verbose and self._last:
-            last = self._last
-            said = f"cetnet {last.arguments}\n{last.done}\nexit code {last.ended.code}, {last.ended.seconds:.2f} s"
-            console.print(said, markup=False, highlight=False, soft_wrap=True)
-            console.print(last.ended.stdout, last.ended.stderr, markup=False, highlight=False, soft_wrap=True)
-        kinds = list(dict.fromkeys(kind for row in self._codes.values() for kind in row))
-        fixed = ["commands", "ok", "refused", "failed"]
-        kinds = fixed + sorted(kind for kind in kinds if kind not in fixed)
-        table = Table("command", *kinds, pad_edge=False)
+    def show(self, console: Console) -> None:
+        """Print the table, and the failures by signature."""
+        found = sorted({kind for row in self._codes.values() for kind in row} - set(_FIXED))
+        table = Table("command", *_FIXED, *found, pad_edge=False)
         for name, row in sorted(self._codes.items()):
-            table.add_row(name, *(str(row[kind] or "") for kind in kinds))
+            table.add_row(name, *(str(row[kind] or "") for kind in (*_FIXED, *found)))
         console.print(table)
         for (kind, signature), results in sorted(self._groups.items(), key=lambda item: -len(item[1])):
-            console.print(
-                f"{len(results)} x {kind}: {signature}", markup=False, highlight=False, soft_wrap=True
-            )
+            typer.echo(f"{len(results)} x {kind}: {signature}")
             for result in sorted(results, key=lambda result: len(result.done))[:_SHOWN]:
-                console.print(
-                    f"    seed {result.seed}: {' '.join(result.arguments)!r:.150}",
-                    markup=False,
-                    highlight=False,
-                    soft_wrap=True,
-                )
-                console.print(
-                    f"        {'; '.join(result.done)!r:.200}", markup=False, highlight=False, soft_wrap=True
-                )
+                typer.echo(f"    seed {result.seed}: {' '.join(result.arguments)!r:.150}")
+                typer.echo(f"        {'; '.join(result.done)!r:.200}")
             for line in results[0].ended.stderr.splitlines()[-_LINES:]:
-                console.print(f"        | {line[:200]}", markup=False, highlight=False, soft_wrap=True)
+                typer.echo(f"        | {line[:200]}")
+
+    def show_last(self) -> None:
+        """Print what the last case was, and all that it printed."""
+        if last := self._last:
+            typer.echo(f"cetnet {' '.join(last.arguments)!r}")
+            typer.echo(f"{'; '.join(last.done)!r}\nexit code {last.ended.code}, {last.ended.seconds:.2f} s")
+            typer.echo(last.ended.stdout + last.ended.stderr)
 
 
 def _line(result: "Result") -> dict[str, Any]:
