@@ -1,0 +1,1 @@
+"""Thousands of commands on bad files, disks and environments: what they answer is judged."""

@@ -1,0 +1,1 @@
+"""Commands, each with its files, and what must come of it."""
