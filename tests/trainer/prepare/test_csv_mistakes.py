@@ -86,6 +86,7 @@ def log(*lines: str, at: int = 10) -> str:
         ("0,i1,['a'],1\n", {}, ["column 'history', row 11"]),
         ('0,i1,"{1,2}",1\n', {}, ["column 'history', row 11"]),
         ('0,i1,"(1, 2)",1\n', {}, ["column 'history', row 11"]),
+        ("0,i1,[1|2],1\n", {}, ["column 'history', row 11"]),
         ("0,i1,[],1\n", {}, ["column 'history', row 11"]),
         ("0,i1,i1,1\n-1,i1,i1,1\n", {}, ["column 'click' has both -1 in", "row 12", "0 in", "row 1:"]),
     ],
@@ -140,6 +141,9 @@ def test_headers(tmp_path: Path) -> None:
     )
     refused(tmp_path, "click,item,item,history\n" + text, "the header has the column 'item' twice")
     refused(tmp_path, "click;item;history;price\n", "is `delimiter` right?")
+    refused(
+        tmp_path, text, "has no column 'click'; it has '0', 'i0'", "give the names of the columns as `header`"
+    )
     refused(
         tmp_path,
         text,
@@ -217,6 +221,17 @@ def test_labels_of_two_files(tmp_path: Path) -> None:
         UserError, match=r"both -1 in .*b\.csv, row 2, and 0 in .*a\.csv, row 1: give 0 and 1"
     ):
         prepare_tabular("csv", tmp_path / "raw", tmp_path / "out", tmp_path / "raw.yaml")
+
+
+def test_categories_in_parquet_are_texts(tmp_path: Path) -> None:
+    plain = prepare(tmp_path, log())
+    frame = pl.read_csv(log().encode(), infer_schema=False).with_columns(pl.all().cast(pl.Categorical))
+    frame.write_parquet(tmp_path / "log.parquet")
+    prepare_tabular(
+        "parquet", tmp_path / "log.parquet", tmp_path / "out", tmp_path / "raw.yaml", overwrite=True
+    )
+    rows = [row for part in read(tmp_path / "out").values() for row in part]
+    assert sorted(rows, key=lambda row: row["price"]) == plain
 
 
 def test_columns_of_other_names(tmp_path: Path) -> None:
