@@ -57,8 +57,8 @@ def check_forms(
         if "lossy" in examples:
             lossy, here = examples["lossy"]
             raise UserError(
-                f"{what} are written as {lossy!r} in {here}, without their last digits: write them as integers or text, "
-                "or set `whole_floats: text` in the schema if these are names"
+                f"{what} are written as {lossy!r} in {here}, without their last digits: write them as integers or "
+                "text, or set `whole_floats: text` in the schema if these are names"
             )
         if "integer" in examples and "whole" in examples:
             (integer, there), (whole, here) = examples["integer"], examples["whole"]
