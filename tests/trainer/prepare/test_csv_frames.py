@@ -90,7 +90,7 @@ ENCODINGS = {
 def files(draw: st.DrawFn) -> tuple[RawSchema, Rows, bytes]:
     """A schema, rows, and what csv.writer makes of them."""
     columns = draw(st.integers(1, 3))
-    delimiter = draw(st.sampled_from(",\t;| x"))
+    delimiter = draw(st.sampled_from(",\t;| x\x01"))
     quote = draw(st.sampled_from(['"', "'", None]))
     escape = draw(st.sampled_from([None, None, "\\", "^"]))
     encoding = draw(st.sampled_from(list(ENCODINGS)))
