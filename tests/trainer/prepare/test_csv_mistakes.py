@@ -1,8 +1,10 @@
 """What `prepare csv` says of files that are not what they should be, and what it reads as people write it."""
 
+import bz2
 import gzip
 import io
 import json
+import lzma
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -132,6 +134,14 @@ def test_files_that_are_not_text(tmp_path: Path) -> None:
     refused(tmp_path, table.getvalue(), "is a Parquet file: use `cetnet prepare parquet`")
     # whatever it is called
     assert len(prepare(tmp_path, gzip.compress(log().encode(), mtime=0), name="log")) == 40
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw/a.csv.bz2").write_bytes(bz2.compress((HEADER + "".join(LINES[:20])).encode()))
+    (tmp_path / "raw/b.tsv.xz").write_bytes(lzma.compress((HEADER + "".join(LINES[20:])).encode()))
+    before = read(tmp_path / "out")
+    prepare_tabular(
+        "csv", tmp_path / "raw", tmp_path / "out", tmp_path / "raw.yaml", overwrite=True, workers=1
+    )
+    assert read(tmp_path / "out") == before
 
 
 def test_headers(tmp_path: Path) -> None:
