@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cetnet.trainer.errors import UserError
@@ -20,7 +20,6 @@ from tests.trainer.prepare.test_tabular import write_schema
 text = st.text(st.sampled_from('ab,"\n'), max_size=8)
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(text, text), min_size=1, max_size=30), st.integers(60, 200))
 def test_cuts_are_between_records(records: list[tuple[str, str]], chunk_bytes: int) -> None:
     file = io.StringIO(newline="")
