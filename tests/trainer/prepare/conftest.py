@@ -1,13 +1,11 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
 
 from cetnet.trainer.prepare.engine.tasks import Resources, TaskSizes
 from cetnet.trainer.prepare.engine.typed import ENTRY_BYTES
 from tests.paths import SHARED_DATA
 
-settings.register_profile("thorough", max_examples=10_000)
 SMALL = TaskSizes(chunk_bytes=2_000, bucket_bytes=ENTRY_BYTES * 40)
 
 

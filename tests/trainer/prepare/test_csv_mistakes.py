@@ -1,8 +1,10 @@
 """What `prepare csv` says of files that are not what they should be, and what it reads as people write it."""
 
+import bz2
 import gzip
 import io
 import json
+import lzma
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -86,6 +88,7 @@ def log(*lines: str, at: int = 10) -> str:
         ("0,i1,['a'],1\n", {}, ["column 'history', row 11"]),
         ('0,i1,"{1,2}",1\n', {}, ["column 'history', row 11"]),
         ('0,i1,"(1, 2)",1\n', {}, ["column 'history', row 11"]),
+        ("0,i1,[1|2],1\n", {}, ["column 'history', row 11"]),
         ("0,i1,[],1\n", {}, ["column 'history', row 11"]),
         ("0,i1,i1,1\n-1,i1,i1,1\n", {}, ["column 'click' has both -1 in", "row 12", "0 in", "row 1:"]),
     ],
@@ -131,6 +134,14 @@ def test_files_that_are_not_text(tmp_path: Path) -> None:
     refused(tmp_path, table.getvalue(), "is a Parquet file: use `cetnet prepare parquet`")
     # whatever it is called
     assert len(prepare(tmp_path, gzip.compress(log().encode(), mtime=0), name="log")) == 40
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw/a.csv.bz2").write_bytes(bz2.compress((HEADER + "".join(LINES[:20])).encode()))
+    (tmp_path / "raw/b.tsv.xz").write_bytes(lzma.compress((HEADER + "".join(LINES[20:])).encode()))
+    before = read(tmp_path / "out")
+    prepare_tabular(
+        "csv", tmp_path / "raw", tmp_path / "out", tmp_path / "raw.yaml", overwrite=True, workers=1
+    )
+    assert read(tmp_path / "out") == before
 
 
 def test_headers(tmp_path: Path) -> None:
@@ -140,6 +151,9 @@ def test_headers(tmp_path: Path) -> None:
     )
     refused(tmp_path, "click,item,item,history\n" + text, "the header has the column 'item' twice")
     refused(tmp_path, "click;item;history;price\n", "is `delimiter` right?")
+    refused(
+        tmp_path, text, "has no column 'click'; it has '0', 'i0'", "give the names of the columns as `header`"
+    )
     refused(
         tmp_path,
         text,
@@ -217,6 +231,17 @@ def test_labels_of_two_files(tmp_path: Path) -> None:
         UserError, match=r"both -1 in .*b\.csv, row 2, and 0 in .*a\.csv, row 1: give 0 and 1"
     ):
         prepare_tabular("csv", tmp_path / "raw", tmp_path / "out", tmp_path / "raw.yaml")
+
+
+def test_categories_in_parquet_are_texts(tmp_path: Path) -> None:
+    plain = prepare(tmp_path, log())
+    frame = pl.read_csv(log().encode(), infer_schema=False).with_columns(pl.all().cast(pl.Categorical))
+    frame.write_parquet(tmp_path / "log.parquet")
+    prepare_tabular(
+        "parquet", tmp_path / "log.parquet", tmp_path / "out", tmp_path / "raw.yaml", overwrite=True
+    )
+    rows = [row for part in read(tmp_path / "out").values() for row in part]
+    assert sorted(rows, key=lambda row: row["price"]) == plain
 
 
 def test_columns_of_other_names(tmp_path: Path) -> None:

@@ -34,7 +34,10 @@ def check_labels(
 def check_forms(
     spec: RawSchema, chunks: Sequence[Chunk], facts: Sequence[Facts], files: Sequence[Path]
 ) -> None:
-    """UserError if ids of a table are written both as 17 and as 17.0, unless `whole_floats` says what is meant."""
+    """UserError if ids of a table are written both as 17 and as 17.0, or as 1.7e+18.
+
+    Unless `whole_floats` says what is meant.
+    """
     if spec.whole_floats != "refuse":
         return
     found: dict[
@@ -50,9 +53,15 @@ def check_forms(
         for form, example in forms(open_vectors(path).keys).items():
             found.setdefault(table, {}).setdefault(form, (example, f"the keys of {path}"))
     for table, examples in found.items():
-        if len(examples) == 2:
-            (integer, there), (whole, here) = examples["integer"], examples["whole_float"]
-            what = "groups" if table == GROUP else f"ids of table {table!r}"
+        what = "groups" if table == GROUP else f"ids of table {table!r}"
+        if "lossy" in examples:
+            lossy, here = examples["lossy"]
+            raise UserError(
+                f"{what} are written as {lossy!r} in {here}, without their last digits: write them as integers or "
+                "text, or set `whole_floats: text` in the schema if these are names"
+            )
+        if "integer" in examples and "whole" in examples:
+            (integer, there), (whole, here) = examples["integer"], examples["whole"]
             raise UserError(
                 f"{what} are written as {whole!r} in {here}, and as {integer!r} in {there}: set `whole_floats` in "
                 "the schema to `integer`, which reads 17.0 as 17, or to `text` if these are different"

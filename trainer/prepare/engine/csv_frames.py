@@ -153,7 +153,9 @@ def _blocks(file: Utf8Stream | BinaryIO, unit: Unit, spec: RawSchema, chunk_byte
     while piece := file.read(left if left < 2 * chunk_bytes else chunk_bytes):
         left -= len(piece)
         rest += piece
-        if left and (end := rows_end(rest, spec)):
+        if not left:
+            break
+        if end := rows_end(rest, spec):
             yield rest[:end]
             rest = rest[end:]
         if len(rest) > longest:

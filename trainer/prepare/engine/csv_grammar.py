@@ -19,7 +19,7 @@ from cetnet.trainer.prepare.engine.raw import RawSchema
 # polars skips the first and decompresses what starts with the others (gzip, zlib, zstd), in the middle of a file, too
 _NOT_FOR_POLARS = (codecs.BOM_UTF8, b"\x1f\x8b", b"x\x01", b"x^", b"x\x9c", b"x\xda", b"\x28\xb5\x2f\xfd")
 _CACHED = 1 << 18  # bytes that are looked at together
-_BLANK = 1  # in the place of what is masked: neither delimiter, quote nor line end
+_BLANK = 0  # in the place of what is masked: neither delimiter, quote nor line end
 
 
 class Problem(NamedTuple):

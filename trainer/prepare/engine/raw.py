@@ -20,9 +20,9 @@ from cetnet.trainer.prepare.engine.values import (
     LOSSY_FLOAT,
     TIME,
     WHOLE_FLOAT,
-    WRITTEN_LIST,
     seconds,
     truth,
+    written_list,
 )
 from cetnet.trainer.yaml_files import read_model
 
@@ -291,14 +291,17 @@ def columns(path: Path, dtypes: pl.Schema, spec: RawSchema) -> Iterator[Column]:
     schema = spec.draft
     check_columns(path, dtypes.names(), spec)
 
+    # numbers must not be read of the codes that categories have
+    texts = {name for name, dtype in dtypes.items() if dtype in (pl.String, pl.Categorical, pl.Enum)}
+
     def present(name: str) -> pl.Expr:
-        column = pl.col(name)
-        if dtypes[name] == pl.String and spec.null_values:
+        column = pl.col(name).cast(pl.String) if name in texts else pl.col(name)
+        if name in texts and spec.null_values:
             return pl.when(~column.is_in(list(spec.null_values))).then(column).alias(name)
         return column
 
     label = present(spec.label)
-    number = truth(label) if dtypes[spec.label] == pl.String else label.cast(pl.Float64, strict=False)
+    number = truth(label) if spec.label in texts else label.cast(pl.Float64, strict=False)
     expected = "0 or 1 (or false and true, or -1 and 1)"
     yield Column(spec.label, spec.label, number, (Check(~number.is_in([-1.0, 0.0, 1.0]), expected),))
     if spec.group is not None and schema.group is not None:
@@ -306,7 +309,7 @@ def columns(path: Path, dtypes: pl.Schema, spec: RawSchema) -> Iterator[Column]:
         yield Column(spec.group, schema.group, value, (Check(value.is_null(), "a value"),))
     if spec.timestamp is not None and schema.timestamp is not None:
         value = present(spec.timestamp)
-        if dtypes[spec.timestamp] == pl.String:
+        if spec.timestamp in texts:
             value = value.map_batches(seconds, return_dtype=pl.Int64)
         value = value.dt.epoch("s") if dtypes[spec.timestamp].is_temporal() else value
         value = value.cast(pl.Int64, strict=False)
@@ -324,7 +327,8 @@ def columns(path: Path, dtypes: pl.Schema, spec: RawSchema) -> Iterator[Column]:
             expected = "a finite number or nothing (`null_values` are texts that mean nothing)"
             yield Column(feature.raw, feature.name, kept.fill_nan(None), (Check(bad, expected),))
         else:
-            yield _id_column(path, feature, column, dtypes[feature.raw], spec)
+            dtype = pl.String() if feature.raw in texts else dtypes[feature.raw]
+            yield _id_column(path, feature, column, dtype, spec)
 
 
 def check_columns(path: Path, found: Sequence[str], spec: RawSchema) -> None:
@@ -338,6 +342,8 @@ def check_columns(path: Path, found: Sequence[str], spec: RawSchema) -> None:
             message += f": write {similar[0]!r} in the schema (of a feature, as its `column`)"
         if len(found) == 1:
             message += ": is `delimiter` right?"
+        elif spec.header is None and not set(found) & set(spec.raw_columns):
+            message += ": if these are the first row's values, give the names of the columns as `header`"
         raise UserError(message)
 
 
@@ -351,7 +357,7 @@ def _id_column(
     is_list = isinstance(dtype, pl.List)
     checks = []
     if feature.kind != "categorical" and dtype == pl.String:
-        written = column.str.contains(WRITTEN_LIST).fill_null(False)
+        written = column.str.contains(written_list(spec.separator)).fill_null(False)
         checks.append(
             Check(written, f"values with {spec.separator!r} between them, not a list as Python writes it")
         )

@@ -1,5 +1,7 @@
 """Texts that stand for numbers, times and lists in raw files."""
 
+import re
+
 import numpy as np
 import polars as pl
 
@@ -8,8 +10,6 @@ WHOLE_FLOAT = r"^(-?[0-9]+)\.0*$"
 LOSSY_FLOAT = (
     r"^-?[0-9](\.[0-9]+)?e\+[0-9]+$"  # of an id beyond 53 bits, most of whose digits are not its own
 )
-# lists, tuples, sets and mappings as Python, numpy, JSON and Postgres write them; [x] and (x) may be values
-WRITTEN_LIST = r"(?s)^\s*(\[\s*\]|\[\s*-?[0-9.]+\s*\]|\[.*[,\s'\"].*\]|\(.*,.*\)|\{\s*\}|\{.*[,'\"].*\})\s*$"
 _TIME = (
     r"^(?<date>\d{4}-\d\d-\d\d)(?:[T ](?<minute>\d\d:\d\d)(?::(?<second>\d\d)(?:[.,]\d+)?)?"
     r" ?(?:Z|UTC|(?<sign>[+-])(?<hours>\d\d):?(?<minutes>\d\d)?)?)?$"
@@ -41,6 +41,15 @@ def seconds(texts: pl.Series) -> pl.Series:
     return pl.select(pl.coalesce(numbers, whole, times)).to_series().alias(texts.name)
 
 
+def written_list(separator: str) -> str:
+    """A pattern of lists, tuples, sets and mappings as Python, numpy, JSON and Postgres write them.
+
+    [x] and (x) may be values, as (not set) is.
+    """
+    several = rf".*(?:[,\s'\"]|{re.escape(separator)}).*"
+    return rf"(?s)^\s*(\[\s*\]|\[\s*-?[0-9.]+\s*\]|\[{several}\]|\(.*,.*\)|\{{\s*\}}|\{{.*[,'\"].*\}})\s*$"
+
+
 def truth(texts: pl.Expr) -> pl.Expr:
     """Float64 of numbers, true and false; what is neither is null."""
     words = texts.str.to_lowercase().replace_strict({"true": 1.0, "false": 0.0}, default=None)
@@ -54,7 +63,7 @@ def canonical_integers(texts: pl.Series) -> pl.Series:
 
 
 def forms(distinct: pl.Series, codes: np.ndarray | None = None) -> dict[str, str]:
-    """Examples of an `integer` (17) and of a `whole_float` (17.0) among sorted distinct texts.
+    """Examples of an `integer` (17), a `whole` float (17.0) and a `lossy` one (1.7e+18) among sorted distinct texts.
 
     With `codes` (1 + position in `distinct`, or 0), among those that they stand for.
     """
@@ -64,11 +73,13 @@ def forms(distinct: pl.Series, codes: np.ndarray | None = None) -> dict[str, str
     integer = _example(distinct, codes, first, numeric.head(1000).str.contains(INTEGER))
     if integer is None:
         integer = _example(distinct, codes, first, numeric.str.contains(INTEGER))
-    written = numeric.str.contains(".", literal=True) | numeric.str.contains("e+", literal=True)
-    if written.any():
-        written &= numeric.str.contains(f"{WHOLE_FLOAT}|{LOSSY_FLOAT}")
-    whole = _example(distinct, codes, first, written)
-    return {form: text for form, text in (("integer", integer), ("whole_float", whole)) if text is not None}
+    found = {"integer": integer}
+    for form, mark, pattern in (("whole", r"\.", WHOLE_FLOAT), ("lossy", r"[eE]\+", LOSSY_FLOAT)):
+        marked = numeric.str.contains(mark)
+        found[form] = (
+            _example(distinct, codes, first, marked & numeric.str.contains(pattern)) if marked.any() else None
+        )
+    return {form: text for form, text in found.items() if text is not None}
 
 
 def _example(distinct: pl.Series, codes: np.ndarray | None, first: int, found: pl.Series) -> str | None:
