@@ -146,7 +146,7 @@ def predict(
     from cetnet.trainer.files import check_writable
 
     check_writable(out)
-    if os.path.dirname(os.path.realpath(out)) == os.path.realpath(data / split):
+    if Path(os.path.realpath(out)).parent == Path(os.path.realpath(data / split)):
         raise UserError(f"{out}: {data / split} holds the rows to score; name another place")
     dataset = check_scored(run, data, split, labelled=False)
     if nproc > 1 and "RANK" not in os.environ:
