@@ -64,7 +64,9 @@ class Schema(Strict):
     """
 
     label: str = Field(description="Column with 0 or 1.")
-    group: str | None = Field(None, description="Integer column; gAUC is computed within each of its values.")
+    group: str | None = Field(
+        None, description="Integer column; gAUC is computed within each of its values. A null is in none."
+    )
     timestamp: str | None = Field(None, description="Integer column, seconds; orders a time split.")
     weight: str | None = Field(None, description="Float column: the row's weight in losses and metrics.")
     true_probability: str | None = Field(

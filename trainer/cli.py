@@ -157,7 +157,7 @@ def predict(
     from cetnet.trainer.files import check_writable
 
     check_writable(out)
-    if out.resolve().parent == (data / split).resolve():
+    if Path(os.path.realpath(out)).parent == Path(os.path.realpath(data / split)):
         raise UserError(f"{out}: {data / split} holds the rows to score; name another place")
     dataset = check_scored(run, data, split, labelled=False)
     if nproc > 1 and "RANK" not in os.environ:

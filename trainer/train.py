@@ -257,7 +257,7 @@ def _finish(trainer: Trainer) -> dict[str, Any] | None:
     stopping = config.evaluation.early_stopping
     if stopping and state.best is None:
         trainer.display.say(
-            f"{stopping.monitor} was defined at no evaluation: the result is the model of the last step"
+            f"no evaluation is the best by {stopping.monitor}: the result is the model of the last step"
         )
     elif stopping:
         with trainer.processes.hang_detector.while_doing(SAVING):

@@ -28,7 +28,9 @@ def check_study(path: Path) -> None:
     checked = set()
     for run, config in check_configurations(path):
         # What `check_settings` looks at; variants that share it, and seeds, are checked once.
-        parts = config.model_dump_json(exclude={"run_dir": True, "model": True, "training": {"seed"}})
+        parts = config.model_dump_json(
+            exclude={"run_dir": True, "model": True, "checkpoint": True, "training": {"seed"}}
+        )
         if parts in checked:
             continue
         checked.add(parts)

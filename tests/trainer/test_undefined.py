@@ -75,7 +75,7 @@ def test_a_monitor_without_a_value_decides_nothing(run: Run) -> None:
     why = "validation: no NE, AUC, gAUC, calibration (-): every row that counts has the label 0\n"
     assert said.count(why) == 1
     assert said.count("auc/fused is undefined") == 1
-    assert said.count("auc/fused was defined at no evaluation: the result is the model of the last step") == 1
+    assert said.count("no evaluation is the best by auc/fused: the result is the model of the last step") == 1
     assert "nan" not in said
     assert not Path("run/checkpoints/best").exists()
     evaluations = [
