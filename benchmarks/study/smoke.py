@@ -45,8 +45,9 @@ def smoke_study(path: Path, console: Console | None = None) -> None:
         raise UserError(f"{path}: --smoke needs `schema`, the file that says which columns the data has")
     folder = Path("runs/smoke") / study.name
     shutil.rmtree(folder, ignore_errors=True)
-    _prepare(path.parent / study.data_schema, folder / "data")
-    smoked = {**OVERRIDES, "data.path": str(folder / "data"), "evaluation.splits": [study.split]}
+    data = folder / "_data"  # as no variant is called
+    _prepare(path.parent / study.data_schema, data)
+    smoked = {**OVERRIDES, "data.path": str(data), "evaluation.splits": [study.split]}
     study = study.model_copy(
         update={
             "out": folder,
