@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from cetnet.trainer.errors import UserError, printable
+from cetnet.trainer.yaml_files import decoded
 
 WORKDIR = PurePosixPath("/app")
 """Where `launch/Dockerfile` puts the project: relative paths of a job in a container start here."""
@@ -208,7 +209,7 @@ def kubernetes_manifests(
         queue: Kueue's LocalQueue, which starts all pods or none.
 
     Raises:
-        UserError: run_dir would be lost with the pod.
+        UserError: run_dir would be lost with the pod, or the experiment file is a pipe.
     """
     folder = PurePosixPath(normpath(WORKDIR / run_dir))
     if not any(folder.is_relative_to(mount.path) and not mount.read_only for mount in mounts):
@@ -217,7 +218,10 @@ def kubernetes_manifests(
             "--mount CLAIM:/PATH and a run_dir=... on it"
         )
     metadata = {"name": job.name, "labels": _labels(job)}
-    config = {_CONFIG.name: Path(job.arguments[0]).read_text(encoding="utf-8")}
+    text = decoded(Path(job.arguments[0]).read_bytes())
+    if not text:
+        raise UserError(f"{job.arguments[0]}: can be read only once; name a file on the disk")
+    config = {_CONFIG.name: text}
     documents = [
         {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": config},
         _service(job, metadata),

@@ -23,7 +23,7 @@ _MARKS |= {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.B
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file that holds a mapping, in UTF-8 or as its byte order mark says; raises UserError otherwise."""
     try:
-        content = read_strict_yaml(_decoded(path.read_bytes()))
+        content = read_strict_yaml(decoded(path.read_bytes()))
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
     except OSError as error:
@@ -35,7 +35,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def _decoded(content: bytes) -> str:
+def decoded(content: bytes) -> str:
+    """The text of a file in UTF-8, or as its byte order mark says; ValueError names the line of what is neither."""
     encoding = next((name for mark, name in _MARKS.items() if content.startswith(mark)), "utf-8")
     try:
         return content.decode(encoding)

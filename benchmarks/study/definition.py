@@ -154,11 +154,12 @@ class Study(Strict):
     @classmethod
     def load(cls, path: Path) -> "Study":
         """Read a study file; raises UserError naming the file, the key and what is wrong with it."""
-        content = read_yaml(path)
+        content, source = read_yaml(path), str(path)
         for key in ("variants", "paper"):
             if isinstance(content.get(key), str):
+                source += f", {key} in {path.parent / content[key]}"
                 content[key] = read_yaml(path.parent / content[key])
-        return checked(content, cls, path)
+        return checked(content, cls, source)
 
 
 class Run(NamedTuple):

@@ -53,8 +53,9 @@ def smoke_study(path: Path, console: Console | None = None) -> None:
 def _train_all(study: Study, path: Path, folder: Path, console: Console) -> None:
     assert study.data_schema is not None
     shutil.rmtree(folder, ignore_errors=True)
-    _prepare(path.parent / study.data_schema, folder / "data")
-    smoked = {**OVERRIDES, "data.path": str(folder / "data"), "evaluation.splits": [study.split]}
+    data = folder / "_data"  # as no variant is called
+    _prepare(path.parent / study.data_schema, data)
+    smoked = {**OVERRIDES, "data.path": str(data), "evaluation.splits": [study.split]}
     study = study.model_copy(
         update={
             "out": folder,

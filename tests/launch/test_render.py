@@ -122,6 +122,13 @@ def test_manifests_are_what_kubernetes_expects(version: str, shape: dict[str, An
     assert {"claimName": "clicks", "readOnly": True} in claims
 
 
+def test_the_experiment_file_travels_as_text(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_bytes("é: 1\n".encode("utf-16"))
+    assert manifests(Job([str(tmp_path / "c.yaml")]))["ConfigMap"]["data"]["config.yaml"] == "é: 1\n"
+    with pytest.raises(UserError, match="can be read only once"):
+        manifests(Job(["/dev/null"]))
+
+
 def test_a_schema_knows_a_wrong_manifest(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("a: 1\n")
     document = manifests(Job([str(tmp_path / "c.yaml")]))["Job"]

@@ -102,7 +102,7 @@ def test_a_job_of_unknown_state_is_left_alone(program: Callable[[str, str], Path
     launch()
     for name in ("sacct", "squeue"):
         program(name, "#!/bin/bash\necho 'Unable to contact slurm controller' >&2\nexit 1\n")
-    assert launch().count("Unable to contact slurm controller") == 4
+    assert launch().count("answers: Unable to contact slurm controller") == 4
     assert len(list(Path("queue").iterdir())) == 4
 
 

@@ -65,7 +65,7 @@ def test_every_variant_is_trained_and_reported(tmp_path: Path, monkeypatch: pyte
         assert config["model"]["components"]
         assert config["evaluation"]["early_stopping"]
         assert not (folder / variant / "seed3" / "checkpoints").exists()
-    tables = yaml.safe_load((folder / "data" / "schema.yaml").read_text())["tables"]
+    tables = yaml.safe_load((folder / "_data" / "schema.yaml").read_text())["tables"]
     assert max(tables.values()) == 500
 
 
