@@ -3,6 +3,7 @@
 It imports little until whatever goes wrong from then on can be told in a line.
 """
 
+import gc
 import os
 import signal
 import sys
@@ -25,6 +26,7 @@ def main() -> None:
             command_line()
         finally:
             _flush()
+            gc.freeze()  # else Python ends with a second's search for cycles in all that the libraries have made
     except (SystemExit, KeyboardInterrupt):
         raise
     except BaseException as error:
