@@ -27,7 +27,9 @@ def main() -> None:
         finally:
             _flush()
             gc.freeze()  # else Python ends with a second's search for cycles in all that the libraries have made
-    except (SystemExit, KeyboardInterrupt):
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+    except SystemExit:
         raise
     except BaseException as error:
         sys.exit(tell(error))
@@ -39,7 +41,7 @@ def _open_standard_streams() -> None:
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # which gets the lowest number that is free
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # it gets the lowest number that is free
             setattr(sys, name, os.fdopen(number, "w" if number else "r", encoding="utf-8"))
 
 
