@@ -69,8 +69,9 @@ def options(
     ] = False,
 ) -> None:
     """What comes before a command."""
-    if context.invoked_subcommand in ("prepare", "generate"):
+    if context.invoked_subcommand in ("prepare", "generate", "launch"):
         # polars, once it is imported, takes SIGINT from its default action, but not from a handler of Python's.
+        # TorchX ends what it has started.
         context.with_resource(cleaning_up())
 
 

@@ -120,7 +120,7 @@ def say(line: str) -> None:
     try:
         text = f"cetnet: {UserError(line)}".encode(sys.stderr.encoding, "backslashreplace")
         print(text.decode(sys.stderr.encoding), file=sys.stderr, flush=True)
-    except (OSError, ValueError):
+    except (AttributeError, OSError, ValueError):  # there is none, it is full, it is closed
         return
 
 

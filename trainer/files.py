@@ -134,8 +134,10 @@ def lock_held(file: Path, taken: str) -> Iterator[None]:
     except NotImplementedError as error:
         _say_unlocked(file, error)
     except OSError as error:
-        if isinstance(error, PermissionError) and file.exists():  # another user's
-            raise UserError(taken) from None
+        if isinstance(error, PermissionError) and file.exists():
+            raise UserError(
+                f"{taken} (its lock, {file}, is another user's: have it removed if nothing runs there)"
+            ) from None
         if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
             raise UserError(f"{file}: cannot be locked ({error.strerror}); name another folder") from error
         _say_unlocked(file, error)

@@ -103,6 +103,9 @@ def _train(run: Run, train: Train, study: str) -> None:
         sys.exit(128 - code if code < 0 else code)
     if code or not run.finished:
         outcome = f"exit code {code}" if code else "no result.json"
+        if code and code < 0:
+            guess = " (out of memory?)" if -code == signal.SIGKILL else ""
+            outcome = f"killed by {signal.Signals(-code).name}{guess}"
         kept = f", its checkpoints are in {run.checkpoints}" if run.checkpoints else ""
         raise UserError(
             f"study {study}: run {run.variant}, seed {run.seed} failed ({outcome}; its messages are above, "

@@ -3,6 +3,7 @@
 It imports little until whatever goes wrong from then on can be told in a line.
 """
 
+import gc
 import os
 import signal
 import sys
@@ -25,7 +26,10 @@ def main() -> None:
             command_line()
         finally:
             _flush()
-    except (SystemExit, KeyboardInterrupt):
+            gc.freeze()  # else Python ends with a second's search for cycles in all that the libraries have made
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+    except SystemExit:
         raise
     except BaseException as error:
         sys.exit(tell(error))
@@ -37,7 +41,7 @@ def _open_standard_streams() -> None:
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # which gets the lowest number that is free
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # it gets the lowest number that is free
             setattr(sys, name, os.fdopen(number, "w" if number else "r", encoding="utf-8"))
 
 

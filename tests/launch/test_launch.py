@@ -148,9 +148,11 @@ def test_a_study_trains_a_component_of_an_installed_package_called_models(config
 def test_a_component_that_lies_in_the_working_directory_is_refused(config: Path) -> None:
     (config.parent / "nearby.py").write_text(OWN_COMPONENT)
     train = ("train", "config.yaml", "run_dir=refused", "model.components={a: {kind: nearby.MeanMLP}}")
+    rank_0 = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    rank_0 |= {"MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
     for said in (
         call(config, "cetnet", *train, "--nproc", "2", code=2),
-        call(config, *CETNET, *train, code=2, RANK="0", WORLD_SIZE="2"),  # a process of --nproc
+        call(config, *CETNET, *train, code=2, **rank_0),  # a process of --nproc
     ):
         assert "cannot be imported: No module named 'nearby'" in said
         assert said.count("\n") == 1

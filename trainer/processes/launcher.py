@@ -105,6 +105,7 @@ def launch(
     from torch.distributed import TCPStore
 
     context = get_context("fork")
+    _check_loopback()
     if check is not None and (code := _check_apart(check, context)):
         return code
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -141,6 +142,18 @@ def launch(
                     process.kill()
     del store
     return code
+
+
+def _check_loopback() -> None:
+    """Raise UserError if processes of this machine can't reach each other, for which they would wait in vain."""
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            socket.create_connection(server.getsockname(), timeout=5).close()
+    except OSError as error:
+        raise UserError(
+            f"127.0.0.1: {error.strerror or error}; bring the loopback interface up (ip link set lo up), or give "
+            "--nproc 1"
+        ) from error
 
 
 def _check_apart(check: Callable[[], object], context: ForkContext) -> int:

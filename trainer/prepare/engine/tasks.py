@@ -246,7 +246,10 @@ def executor(resources: Resources) -> Iterator[Executor]:
     before = os.environ.get("POLARS_MAX_THREADS")
     threads = max(1, len(os.sched_getaffinity(0)) // resources.workers)
     os.environ["POLARS_MAX_THREADS"] = str(threads)
-    pool = _Workers(resources.workers, multiprocessing.get_context("spawn"), initializer=_start_worker)
+    try:
+        pool = _Workers(resources.workers, multiprocessing.get_context("spawn"), initializer=_start_worker)
+    except OSError as error:  # their semaphores are files there
+        raise Unfinished(f"/dev/shm: {error.strerror}; make it writable, or give --workers 1") from error
     try:
         yield pool
     except (KeyboardInterrupt, SystemExit):
