@@ -5,7 +5,7 @@ import shutil
 import pyarrow.parquet as pq
 
 from cetnet.benchmarks.fuzz.case import Case
-from cetnet.benchmarks.fuzz.checks import not_there, predicted, trained
+from cetnet.benchmarks.fuzz.checks import predicted, trained
 from cetnet.benchmarks.fuzz.clicks import SPLITS
 from cetnet.benchmarks.fuzz.harm.columns import harm_columns, writer_options
 from cetnet.benchmarks.fuzz.harm.files import ANY_FILE
@@ -95,4 +95,4 @@ def predict(case: Case) -> None:
     case.inputs, case.outputs = ["run", "data"], ["scores.parquet"]
     case.arguments = ["predict", "run", "data", "--split", split, "--out", "scores.parquet"]
     case.checks.append(lambda: predicted(case.at("data") / split, case.at("scores.parquet")))
-    case.on_failure.append(lambda: not_there(case.at("scores.parquet")))
+    case.made = ["scores.parquet"]
