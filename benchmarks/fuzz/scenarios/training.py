@@ -36,10 +36,11 @@ def train_data(case: Case) -> None:
     case.take(data, "train.yaml")
     files = sorted((case.folder / data).glob("*/*.parquet"))
     path = rng.choice(files)
+    columns = pq.ParquetFile(path).read()
     for _ in range(rng.choice([0, 1, 1, 1, 2])):
-        columns, what = harm_columns(rng, pq.ParquetFile(path).read())
+        columns, what = harm_columns(rng, columns)
         case.done.append(f"{path.parent.name}: {what}")
-        pq.write_table(columns, path, row_group_size=rng.choice([7, 30, 1000]), **writer_options(rng))
+    pq.write_table(columns, path, row_group_size=rng.choice([7, 30, 1000]), **writer_options(rng))
     if rng.random() < 0.4:
         case.harm_file(path, ANY_FILE)
     policy = rng.choice(["fail", "quarantine"])
