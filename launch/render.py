@@ -59,7 +59,9 @@ class Job:
                 f"--name {self.name!r}: use at most 52 lower-case letters, digits and dashes, a letter first"
             )
         if self.gpu and self.nproc > self.gpu:
-            raise UserError(f"-j: {self.nproc} processes on a node of {self.gpu} GPUs; start one process per GPU")
+            raise UserError(
+                f"-j: {self.nproc} processes on a node of {self.gpu} GPUs; start one process per GPU"
+            )
         for key in self.env:
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
                 raise UserError(f"--env {key!r} is not the name of an environment variable")
