@@ -57,13 +57,15 @@ class Job:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z]([-a-z0-9]{0,50}[a-z0-9])?", self.name):
             raise UserError(
-                f"name {self.name!r}: use at most 52 lower-case letters, digits and dashes, a letter first"
+                f"--name {self.name!r}: use at most 52 lower-case letters, digits and dashes, a letter first"
             )
         if self.gpu and self.nproc > self.gpu:
-            raise UserError(f"{self.nproc} processes on a node of {self.gpu} GPUs; start one process per GPU")
+            raise UserError(
+                f"-j: {self.nproc} processes on a node of {self.gpu} GPUs; start one process per GPU"
+            )
         for key in self.env:
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
-                raise UserError(f"env: {key!r} is not the name of an environment variable")
+                raise UserError(f"--env {key!r} is not the name of an environment variable")
 
     @property
     def environment(self) -> dict[str, str]:
@@ -185,7 +187,7 @@ class Mount:
         """`CLAIM:PATH` or `CLAIM:PATH:ro`."""
         match = re.fullmatch(r"([a-z0-9]([-.a-z0-9]*[a-z0-9])?):(/[^:]*)(:ro)?", text)
         if match is None:
-            raise UserError(f"mount {text!r} is not CLAIM:/PATH or CLAIM:/PATH:ro")
+            raise UserError(f"--mount {text!r} is not CLAIM:/PATH or CLAIM:/PATH:ro")
         return cls(match[1], PurePosixPath(match[3]), match[4] is not None)
 
 

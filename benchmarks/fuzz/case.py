@@ -33,7 +33,7 @@ class Case:
         harmless: what was changed and must not matter.
         inputs, outputs: files and folders that it reads and makes, as its arguments or its files name them.
         checks: what must hold if it succeeds.
-        on_failure: what must hold if it doesn't.
+        made: outputs that are whole or not there, whatever happens.
     """
 
     seed: int
@@ -45,7 +45,7 @@ class Case:
     surroundings: dict[str, Any] = field(default_factory=dict)
     done: list[str] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
-    on_failure: list[Check] = field(default_factory=list)
+    made: list[str] = field(default_factory=list)
     before: frozenset[Path] = frozenset()
     harmless: list[str] = field(default_factory=list)
     inputs: list[str] = field(default_factory=list)
@@ -125,6 +125,7 @@ class Case:
     def command(self) -> Command:
         """The command; from now on what is new in the folder is its own."""
         self.before = frozenset(self.folder.rglob("*"))
+        self.made = [name for name in self.made if not self.at(name).exists()]
         return Command(self.arguments, self.folder, **self.surroundings)
 
     def judge(self, ended: Ended) -> list[Failure]:
@@ -135,7 +136,13 @@ class Case:
             left = leftovers(self.before, self.folder)
             if left and (ended.code != 2 or not any(".work" in part for part in left[0].parts)):
                 found.append(Failure("left file", f"{self.kind} {left[0].suffix or left[0].name}"))
-        for check in self.checks if ended.code == 0 else self.on_failure:
+        if ended.code and not found:
+            found += [
+                Failure("half-written", f"{self.kind}: {name}")
+                for name in self.made
+                if self.at(name).exists()
+            ]
+        for check in self.checks if ended.code == 0 else ():
             try:
                 found += check()
             except (OSError, ValueError, LookupError) as error:  # Arrow's are among them

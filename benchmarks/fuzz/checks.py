@@ -10,11 +10,6 @@ from cetnet.benchmarks.fuzz.clicks import Dialect, Unreadable, key, read_csv, re
 from cetnet.benchmarks.fuzz.judge import Failure
 
 
-def not_there(out: Path) -> list[Failure]:
-    """A command that failed has made nothing that looks finished."""
-    return [Failure("half-written", out.name)] if out.exists() else []
-
-
 def counted(out: Path, expected: int) -> list[Failure]:
     """As many rows as there were."""
     found = sum(pq.read_metadata(path).num_rows for path in out.glob("*/*.parquet"))

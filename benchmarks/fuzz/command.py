@@ -42,7 +42,7 @@ class Command:
     streams: dict[int, Stream] = field(default_factory=dict)
     stop_after: float | None = None
     nobody: bool = False
-    timeout: float = 90
+    timeout: float = 60
 
 
 @dataclass

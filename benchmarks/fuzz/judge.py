@@ -21,6 +21,7 @@ _SEEN = {
     "C++ exception": "terminate called",
     "panic": "panicked at",
 }
+_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _FRAME = re.compile(
     r'File "[^"]*/cetnet/((?:trainer|models|sharding|launch|benchmarks)/[^"]+\.py)", line (\d+),? in (\S+)'
 )
@@ -63,6 +64,7 @@ def _message(command: Command, stderr: str) -> list[Failure]:
     """A refusal is one line that names a file, a key or an option; or the box of a usage error."""
     if command.streams.get(2):
         return []
+    stderr = _ESCAPES.sub("", stderr)
     if "Usage: " in stderr:
         return []
     lines = [line for line in stderr.splitlines() if line.strip()]
@@ -72,7 +74,7 @@ def _message(command: Command, stderr: str) -> list[Failure]:
     names = {
         part for argument in command.arguments for part in re.split(r"[/=\s]", argument) if len(part) > 1
     }
-    names |= {path.name for path in command.folder.rglob("*")}
+    names |= {path.name for path in command.folder.rglob("*")} | set(command.environment)
     if not any(name in said for name in names) and not re.search(r"--\w|\w\.\w+|\w=|'[^']+'", said):
         return [Failure("message", f"names nothing: {_normal(said)}")]
     if len(said) < 15:

@@ -87,9 +87,9 @@ def test_a_lost_row_or_another_value_is_seen(tmp_path: Path) -> None:
 
 
 def test_a_sample(tmp_path: Path) -> None:
-    command = [sys.executable, "-P", "-m", "cetnet.benchmarks.fuzz", "--commands", "40", "--jobs", "2"]
+    command = [sys.executable, "-P", "-m", "cetnet.benchmarks.fuzz", "--commands", "24", "--jobs", "2"]
     done = subprocess.run(
         [*command, "--out", str(tmp_path)], capture_output=True, text=True, check=False, timeout=400
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "40 commands, 0 failed" in done.stdout
+    assert "24 commands, 0 failed" in done.stdout

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 
 from cetnet.benchmarks.fuzz.bases import SOURCES
 from cetnet.benchmarks.fuzz.case import Case
-from cetnet.benchmarks.fuzz.checks import counted, files_in, not_there, same_as_csv, same_as_parquet
+from cetnet.benchmarks.fuzz.checks import counted, files_in, same_as_csv, same_as_parquet
 from cetnet.benchmarks.fuzz.clicks import (
     SCHEMA,
     csv_bytes,
@@ -64,7 +64,7 @@ def prepare_csv(case: Case) -> None:
     ]
     case.arguments += ["--workers", "1"]
     case.checks.append(lambda: same_as_csv(case.at("out"), files_in(case.at(raw)), dialect))
-    case.on_failure.append(lambda: not_there(case.at("out")))
+    case.made = ["out"]
 
 
 def prepare_yaml(case: Case) -> None:
@@ -87,7 +87,7 @@ def prepare_yaml(case: Case) -> None:
     ]
     case.arguments += ["--workers", "1"]
     case.checks.append(lambda: counted(case.at("out"), 80))
-    case.on_failure.append(lambda: not_there(case.at("out")))
+    case.made = ["out"]
 
 
 def prepare_parquet(case: Case) -> None:
@@ -123,7 +123,7 @@ def prepare_parquet(case: Case) -> None:
     ]
     case.arguments += ["--workers", "1"]
     case.checks.append(lambda: same_as_parquet(case.at("out"), files_in(case.at("raw"))))
-    case.on_failure.append(lambda: not_there(case.at("out")))
+    case.made = ["out"]
 
 
 def prepare_source(case: Case) -> None:
@@ -142,4 +142,4 @@ def prepare_source(case: Case) -> None:
     raw = f"sources/{name}/{files[0].name}" if name in ("avazu", "criteo") else f"sources/{name}"
     case.inputs, case.outputs = [raw], ["out"]
     case.arguments = ["prepare", command, "--raw", raw, "--out", "out", *options]
-    case.on_failure.append(lambda: not_there(case.at("out")))
+    case.made = ["out"]

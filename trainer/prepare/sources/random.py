@@ -158,7 +158,7 @@ def prepare_random(
     """
     schema = read_schema(schema_path)
     if rows < 10:
-        raise UserError(f"cannot split {rows} rows: give at least 10")
+        raise UserError(f"cannot split {rows} rows: give at least 10 --rows")
     if max_table_rows is not None:
         tables = {name: min(size, max_table_rows) for name, size in schema.tables.items()}
         schema = schema.model_copy(update={"tables": tables})

@@ -201,7 +201,7 @@ def prepare_synthetic(
     if rows < 1_000 or workers < 1 or users < 1 or not 1 <= categories <= items:
         raise UserError(
             f"cannot draw {rows} rows of {users} users and {items} items in {categories} categories with "
-            f"{workers} workers: at least 1000 rows, one of each other, no more categories than items"
+            f"{workers} workers: at least 1000 --rows, one of each other, no more categories than items"
         )
     world = World(seed, rows, users, items, categories)
     features = (

@@ -117,7 +117,9 @@ def prepare_synthetic_fields(
     existing `out`.
     """
     if rows < 1_000 or workers < 1:
-        raise UserError(f"cannot draw {rows} rows with {workers} workers: at least 1000 rows and one worker")
+        raise UserError(
+            f"cannot draw {rows} rows with {workers} workers: at least 1000 --rows and one worker"
+        )
     features = [Feature(name=name, kind="categorical") for name in FIELD_SIZES]
     card = Card(
         title="Synthetic click log of id fields",
