@@ -90,6 +90,11 @@ class Schema(Strict):
         description="Tables without a vocabulary, of columns as those of `hashed`, that give an id a row of its own "
         "when training first sees it, and take it from ids long unseen (TorchRec's MPZCH). They train on CUDA only.",
     )
+    vocabularies: dict[str, str] | None = Field(
+        None,
+        description="Digests of the values that `cetnet prepare` gave the rows of tables: data that a run scores, or "
+        "goes on with, must have those of its own.",
+    )
     features: tuple[Feature, ...] = Field(min_length=1)
 
     @model_validator(mode="after")

@@ -105,6 +105,12 @@ def _check_same(run: Schema, data: Schema, path: Path) -> None:
         raise UserError(
             f"{path}: table {table!r} has other rows than in the run; use the run's own vocabulary"
         )
+    before, now = run.vocabularies or {}, data.vocabularies or {}
+    if changed := [table for table in before if now.get(table, before[table]) != before[table]]:
+        raise UserError(
+            f"{path}: the ids of table {changed[0]!r} stand for other values than in the run, as of data prepared "
+            "anew; score data of the run's own preparation, or train again"
+        )
     if different := set(run.id_ranges.items()) ^ set(data.id_ranges.items()):
         table = min(different)[0]
         raise UserError(

@@ -1,6 +1,7 @@
 """Where checkpoints are kept: a folder on a disk, or a place in an object store. Both appear whole or not at all."""
 
 import json
+import os
 import re
 import shutil
 from contextlib import suppress
@@ -57,11 +58,12 @@ class Disk:
 
     def _publish(self, temporary: Path, name: str, keep: int) -> None:
         final, old = self._folder / name, self._folder / f".{name}.old"
-        if final.exists():
+        if os.path.lexists(final):
             final.rename(old)
         temporary.rename(final)
         sync(self._folder)
-        shutil.rmtree(old, ignore_errors=True)
+        with suppress(OSError):
+            _delete(old)
         for path in self.steps()[:-keep]:
             _remove(path)
 
@@ -73,18 +75,25 @@ class Disk:
                     final = self._folder / left["name"]
                     if left["kind"] == "old" and not final.exists():
                         path.rename(final)
-                    elif path.is_dir():
-                        shutil.rmtree(path)
                     else:
-                        path.unlink()
+                        _delete(path)
 
 
 def _remove(checkpoint: Path) -> None:
     """Remove a checkpoint so that a crash in between leaves no part of it under its name."""
     hidden = checkpoint.with_name(f".{checkpoint.name}.tmp")
-    shutil.rmtree(hidden, ignore_errors=True)
+    with suppress(OSError):
+        _delete(hidden)
     checkpoint.rename(hidden)
-    shutil.rmtree(hidden)
+    _delete(hidden)
+
+
+def _delete(path: Path) -> None:
+    """Delete a checkpoint, or what somebody has put in its place: a link, of which the target stays, or a file."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 class ObjectStore:

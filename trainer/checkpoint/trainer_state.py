@@ -93,14 +93,20 @@ def _kinds(settings: Any) -> Iterator[Any]:
 def _identity(dataset: Dataset) -> dict[str, Any]:
     """What a step means: the schema, and the rows of each row group in order."""
     return {
-        "schema": dataset.schema.model_dump(mode="json"),
+        "schema": dataset.schema.model_dump(mode="json", exclude={"vocabularies"}),
+        "vocabularies": dataset.schema.vocabularies,
         "row_groups": [group.num_rows for group in dataset.row_groups],
     }
 
 
 def _check_same_data(state: dict[str, Any], dataset: Dataset, checkpoint: Place) -> None:
     now = _identity(dataset)
-    if changed := first_difference({key: state.get(key) for key in now}, now):
+    before = {key: state.get(key) for key in now}
+    if (
+        before["vocabularies"] is None or now["vocabularies"] is None
+    ):  # of data that an earlier version prepared
+        del before["vocabularies"], now["vocabularies"]
+    if changed := first_difference(before, now):
         raise UserError(
             f"{checkpoint}: the data changed since it was written, so its step means other rows ({changed}); "
             "restore the data or choose another run_dir=..."

@@ -11,9 +11,12 @@ import pytest
 import yaml
 
 from cetnet.benchmarks.study.definition import Study, runs_of
-from cetnet.benchmarks.study.run import report_study
+from cetnet.benchmarks.study.run import report_study, run_study
 from cetnet.trainer.console import PlainConsole
 from cetnet.trainer.errors import UserError
+from cetnet.trainer.files import locked
+from cetnet.trainer.run_folder import LOCK
+from tests.benchmarks.study import fake_trainer
 from tests.benchmarks.study.studies import PNG, Make, calls, run
 
 
@@ -198,3 +201,33 @@ def test_values_reach_the_trainer_as_they_were_written(make: Make) -> None:
 def test_does_not_import_torch() -> None:
     code = "import sys, cetnet.benchmarks.study.run; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_one_study_at_a_time_trains_in_a_folder(make: Make) -> None:
+    path = make(seeds=[1])
+    with (
+        locked(Path("runs/small"), LOCK, "taken"),
+        pytest.raises(UserError, match="another study trains in it"),
+    ):
+        run(path)
+    assert calls() == []
+    run(path)
+    assert len(calls()) == 2
+    assert not (Path("runs/small") / LOCK).exists()
+
+
+def begin_another_run_and_train(arguments: list[str]) -> None:
+    Path("runs/small/pair/seed1").mkdir(parents=True)
+    fake_trainer.train(arguments)
+
+
+def test_a_run_that_somebody_else_began_meanwhile_is_not_gone_on_with(make: Make) -> None:
+    path = make(seeds=[1])
+    with pytest.raises(UserError, match=r"pair/seed1: not made by this study"):
+        run_study(path, begin_another_run_and_train, console=PlainConsole(file=io.StringIO()))
+
+
+def test_a_base_whose_name_begins_with_a_dash_is_no_option(make: Make) -> None:
+    path = make(base="-base.yaml")
+    Path("base.yaml").rename("-base.yaml")
+    assert {run.arguments[0] for run in runs_of(Study.load(path), path)} == {"./-base.yaml"}

@@ -19,13 +19,16 @@ import yaml
 
 from cetnet.benchmarks.study.report.spectra import spectra_of
 from cetnet.models.cetnet import CETNet
+from cetnet.trainer.check_run import check_run
 from cetnet.trainer.checkpoint.checkpoints import verify_checkpoint
 from cetnet.trainer.checkpoint.manifest import find_damage
-from cetnet.trainer.config import RunConfig
+from cetnet.trainer.checkpoint.store import Disk
+from cetnet.trainer.config import RunConfig, load_config
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.processes.distributed import Processes, process_group
 from cetnet.trainer.processes.launcher import CETNET
 from cetnet.trainer.run_folder import locked_run
+from cetnet.trainer.train import train
 from cetnet.trainer.yaml_files import save_yaml
 from tests.data import make_schema, write_dataset
 from tests.paths import ROOT
@@ -244,6 +247,34 @@ def test_killed_while_it_saves(folder: Path, run: Callable[..., tuple[int, str]]
     (checkpoints / ".notes.tmp").mkdir()  # somebody's, and to stay
     assert run(*arguments, "--resume")[0] == 0
     assert sorted(path.name for path in checkpoints.iterdir()) == [".notes.tmp", "step-000000036"]
+
+
+def test_a_folder_that_another_process_trained_in_since_it_was_checked(folder: Path) -> None:
+    config = load_config(folder / "experiment.yaml", ["run_dir=again"])
+    checked = check_run(config, 1)
+    shutil.copytree("run", "again")
+    before = (folder / "again" / "metrics.jsonl").read_bytes()
+    with process_group("cpu") as processes, pytest.raises(UserError, match=r"again exists; continue it with"):
+        train(checked, processes)
+    assert (folder / "again" / "metrics.jsonl").read_bytes() == before
+
+
+def test_links_and_files_in_the_place_of_checkpoints_go_without_what_they_point_to(tmp_path: Path) -> None:
+    mine, folder = tmp_path / "mine", tmp_path / "checkpoints"
+    for path in (mine, folder, folder / ".step-4.tmp"):
+        path.mkdir()
+    (mine / "notes").write_text("kept", encoding="utf-8")
+    for name in ("step-000000001", "step-000000005", ".step-000000003.tmp"):
+        (folder / name).symlink_to(mine)
+    (folder / "step-000000002").write_text("of somebody", encoding="utf-8")
+    with process_group("cpu") as processes:
+        store = Disk(folder)
+        store.start(processes.cpu_group)
+        (folder / ".step-000000005.tmp").mkdir()
+        store.publish(folder / ".step-000000005.tmp", "step-000000005", 1, processes.cpu_group)
+    assert [path.name for path in folder.iterdir()] == ["step-000000005"]
+    assert not (folder / "step-000000005").is_symlink()
+    assert (mine / "notes").exists()
 
 
 def test_a_disk_that_is_still_full_when_the_run_is_resumed(folder: Path) -> None:

@@ -153,13 +153,13 @@ def check_out(out: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise UserError(f"{out} exists already: give another directory, or overwrite it with --overwrite")
-    if out.is_mount():
-        raise UserError(f"{out} is a mount point, which can't be replaced: give a directory in it")
     if not out.is_dir() or (any(out.iterdir()) and not (out / "card.json").is_file()):
         raise UserError(
             f"{out} is not a prepared dataset (no card.json), so it is not overwritten: "
             "remove it, or give another directory"
         )
+    if out.is_mount():
+        raise UserError(f"{out} is a mount point, which can't be replaced: give a directory in it")
 
 
 def _beside(out: Path, kind: str) -> Path:

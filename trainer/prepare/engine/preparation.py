@@ -61,9 +61,10 @@ Facts = Mapping[str, Any]  # of a chunk, see `type_rows`
 
 
 class Vocabulary(NamedTuple):
-    """The values kept of a table: how many, and the ranges that they are in, with their first ids."""
+    """The values kept of a table: how many, a digest, and the ranges that they are in, with their first ids."""
 
     kept: int
+    digest: str
     ranges: Sequence[Numbered]
 
 
@@ -192,9 +193,11 @@ class Preparation:
         self._run("number", "values", number_values, list(chain.from_iterable(tasks.values())))
         vocabularies = {}
         for table, of_table in tasks.items():
-            ends = list(accumulate((read_facts(task.out)["kept"] for task in of_table), initial=0))
+            numbered = [read_facts(task.out) for task in of_table]
+            ends = list(accumulate((of_range["kept"] for of_range in numbered), initial=0))
+            digest = sum(of_range["digest"] for of_range in numbered) % 2**64
             ranges = [Numbered(task.out, base) for task, base in zip(of_table, ends, strict=False)]
-            vocabularies[table] = Vocabulary(ends[-1], ranges)
+            vocabularies[table] = Vocabulary(ends[-1], f"{digest:016x}", ranges)
         return vocabularies
 
     def encode(
@@ -209,12 +212,15 @@ class Preparation:
         counts = [read_facts(folder) for folder in counted]
         rows_of = [sum(count["splits"][i] for count in counts) for i in range(len(SPLITS))]
         check_split_rows(dict(zip(SPLITS, rows_of, strict=True)))
-        rows_of_tables = {table: 1 + kept for table, (kept, _) in vocabularies.items() if table != GROUP}
-        schema = self.spec.prepared(rows_of_tables, self.vector_sizes)
+        of_tables = {table: vocabulary for table, vocabulary in vocabularies.items() if table != GROUP}
+        rows_of_tables = {table: 1 + vocabulary.kept for table, vocabulary in of_tables.items()}
+        schema = self.spec.prepared(rows_of_tables, self.vector_sizes).model_copy(
+            update={"vocabularies": {table: each.digest for table, each in sorted(of_tables.items())} or None}
+        )
         splitters = self._time_splitters(chunks, facts) if in_time_order else None
         encoding = Encoding(
             schema,
-            {table: ranges for table, (_, ranges) in vocabularies.items()},
+            {table: vocabulary.ranges for table, vocabulary in vocabularies.items()},
             {f.name: _moments(f, counts) for f in self.spec.features if f.transform == "standardize"},
             _lowest(chunks, facts),
             in_time_order,

@@ -168,7 +168,7 @@ def _vector_notes(schema: Schema, vocabularies: Mapping[str, Vocabulary]) -> lis
     """Lines of the card: given vectors, and what has no partner."""
     notes = []
     for table, size in schema.pretrained.items():
-        kept, ranges = vocabularies[table]
+        kept, _, ranges = vocabularies[table]
         of_ranges = [read_facts(numbered.path) for numbered in ranges]
         without = [sum(fact[key] for fact in of_ranges) for key in ("without_value", "without_key")]
         notes.append(

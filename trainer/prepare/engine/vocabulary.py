@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from cetnet.trainer.data.hashing import hash_text
 from cetnet.trainer.prepare.engine.arrow_files import IPC_OPTIONS, read_batch
 from cetnet.trainer.prepare.engine.raw import RawSchema
 from cetnet.trainer.prepare.engine.splits import Assign
@@ -132,7 +133,9 @@ def number_values(
     with pa.ipc.new_file(folder / "ids.arrow", _IDS, options=IPC_OPTIONS) as writer:
         for part in np.split(array, np.cumsum(lengths)[:-1]):
             writer.write_batch(pa.record_batch([part], _IDS))
-    of_number = {"kept": kept.height}
+    # Values are numbered in their order, so that the set of them says it all; of ranges it is the sum.
+    digest = hash_text(kept["value"].to_arrow()).sum(dtype=np.uint64)
+    of_number = {"kept": kept.height, "digest": int(digest)}
     if given is not None:
         distinct = entries.select("value").unique()
         common = distinct.join(kept, on="value", how="semi").height
