@@ -79,9 +79,16 @@ def readable_twice(path: Path) -> Path:
     """The path or, of a pipe such as `<(command)` gives, one of its content, for this process and its forks."""
     if not path.is_fifo():
         return path
+    check_written_pipe(path)
     copy = os.memfd_create(path.name)
     os.write(copy, path.read_bytes())
     return Path(f"/dev/fd/{copy}")
+
+
+def check_written_pipe(path: Path) -> None:
+    """Raise UserError for a named pipe, to which perhaps nobody ever writes; to that of `<(command)` somebody does."""
+    if path.is_fifo() and path.absolute().parts[1] not in ("dev", "proc"):
+        raise UserError(f"{path} is a named pipe; give a file, or <(command)")
 
 
 @contextmanager
@@ -175,12 +182,31 @@ def check_writable(path: Path) -> None:
 
 
 def drop_lines_after(file: Path, step: int) -> int:
-    """Drop the lines of later steps from a file of JSON lines; returns how many are left."""
-    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-    # A line cut short by a crash has no newline; it is dropped like those beyond the step.
-    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    """Drop the lines of later steps from a file of JSON lines; returns how many are left.
+
+    Lines that can't be read, as a crash leaves them, are dropped, too; one in the middle is said.
+    """
+    kept, unreadable = [], 0
+    with file.open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            of_line = _step(line)
+            if of_line is None:
+                unreadable += line.endswith("\n")
+            elif of_line <= step:
+                kept.append(line)
+    if unreadable:
+        console.print(f"{file}: {unreadable} lines that can't be read are left out")
     write_text(file, "".join(kept))
     return len(kept)
+
+
+def _step(line: str) -> int | None:
+    """The step of a line of JSON, which ends with it; None if it can't be read."""
+    try:
+        step = json.loads(line)["step"]
+    except (ValueError, LookupError, TypeError):
+        return None
+    return step if isinstance(step, int) and line.endswith("\n") else None
 
 
 def without_nonfinite(values: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from cetnet.trainer.errors import UserError, validation_message
+from cetnet.trainer.files import check_written_pipe
 from cetnet.trainer.strict_yaml import read_strict_yaml
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -22,6 +23,7 @@ _MARKS |= {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.B
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file that holds a mapping, in UTF-8 or as its byte order mark says; raises UserError otherwise."""
+    check_written_pipe(path)
     try:
         content = read_strict_yaml(decoded(path.read_bytes()))
     except FileNotFoundError as error:

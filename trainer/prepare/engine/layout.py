@@ -347,7 +347,8 @@ def check_split_rows(rows: Mapping[str, int]) -> None:
     """A split without rows is a UserError."""
     for split, count in rows.items():
         if not count:
-            raise UserError(f"the {split} split has no rows: give more data or other split fractions")
+            found = ", ".join(f"{rows[name]:,} of {name}" for name in rows)
+            raise UserError(f"the {split} split has no rows ({found}): give more data, or another --split")
 
 
 def finish_dataset(
