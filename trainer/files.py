@@ -86,7 +86,7 @@ def readable_twice(path: Path) -> Path:
 
 
 def check_written_pipe(path: Path) -> None:
-    """Raise UserError for a named pipe, to which perhaps nobody ever writes; to that of `<(command)` somebody does."""
+    """Raise UserError for a named pipe, to which perhaps nobody ever writes; to `<(command)` somebody does."""
     if path.is_fifo() and path.absolute().parts[1] not in ("dev", "proc"):
         raise UserError(f"{path} is a named pipe; give a file, or <(command)")
 
