@@ -18,8 +18,8 @@ from cetnet.benchmarks.study.report.compose import write_report
 from cetnet.trainer.check_run import check_run
 from cetnet.trainer.console import output
 from cetnet.trainer.errors import UserError
-from cetnet.trainer.processes.fork_server import fork_server
-from cetnet.trainer.processes.launcher import end_with_parent
+from cetnet.trainer.processes.fork_server import fork_server, wait_until_loaded
+from cetnet.trainer.processes.launcher import end_with_parent, signals_blocked
 
 ROWS = 160  # 128 of them train
 MAX_TABLE_ROWS = 500
@@ -60,8 +60,11 @@ def smoke_study(path: Path, console: Console | None = None) -> None:
     )
     runs = runs_of(study, path)
     workers = min(MAX_WORKERS, len(os.sched_getaffinity(0)), len(runs))
-    with ProcessPoolExecutor(workers, fork_server(workers), _start_worker, (workers,)) as pool:
-        futures = {pool.submit(_train, run): run for run in runs}
+    context = fork_server(workers)
+    wait_until_loaded(context)
+    with ProcessPoolExecutor(workers, context, _start_worker, (workers,)) as pool:
+        with signals_blocked():  # until all workers are known, which are killed if one comes
+            futures = {pool.submit(_train, run): run for run in runs}
         try:
             for number, future in enumerate(as_completed(futures), 1):
                 console.print(
