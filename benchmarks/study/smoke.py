@@ -19,8 +19,8 @@ from cetnet.trainer.check_run import check_run
 from cetnet.trainer.console import output
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.files import locked
-from cetnet.trainer.processes.fork_server import fork_server
-from cetnet.trainer.processes.launcher import end_with_parent
+from cetnet.trainer.processes.fork_server import fork_server, wait_until_loaded
+from cetnet.trainer.processes.launcher import end_with_parent, signals_blocked
 
 SMOKE = Path("runs/smoke")
 ROWS = 160  # 128 of them train
@@ -70,7 +70,8 @@ def _train_all(study: Study, path: Path, folder: Path, console: Console) -> None
     runs = runs_of(study, path)
     workers = min(MAX_WORKERS, len(os.sched_getaffinity(0)), len(runs))
     with _pool(workers) as pool:
-        futures = {pool.submit(_train, run): run for run in runs}
+        with signals_blocked():  # until all workers are known, which are killed if one comes
+            futures = {pool.submit(_train, run): run for run in runs}
         try:
             for number, future in enumerate(as_completed(futures), 1):
                 console.print(
@@ -87,8 +88,10 @@ def _train_all(study: Study, path: Path, folder: Path, console: Console) -> None
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:
+    context = fork_server(workers)
+    wait_until_loaded(context)
     try:
-        return ProcessPoolExecutor(workers, fork_server(workers), _start_worker, (workers,))
+        return ProcessPoolExecutor(workers, context, _start_worker, (workers,))
     except OSError as error:  # of the semaphores between the processes
         raise UserError(
             f"--smoke needs semaphores of the system, on Linux in /dev/shm ({error.strerror}); mount that, writable"

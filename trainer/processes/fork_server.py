@@ -35,17 +35,24 @@ def start(function: Callable[[list[str]], object], arguments: list[str], nproc: 
     Raises SystemExit if a signal ends the wait for the server.
     """
     context = fork_server(nproc)
-    # A server that still loads would fork only then, also for one who is gone by that time.
-    first = context.Process(target=default_signals)
-    first.start()
-    first.join()
-    if first.exitcode:
-        sys.exit(128 - first.exitcode if first.exitcode < 0 else first.exitcode)
+    wait_until_loaded(context)
     ignored = [n for n in (*SIGNALS, *FROM_TERMINAL) if signal.getsignal(n) is signal.SIG_IGN]
     process = context.Process(target=_call, args=(function, arguments, dict(os.environ), ignored))
     with signals_blocked():
         process.start()
     return process
+
+
+def wait_until_loaded(context: ForkServerContext) -> None:
+    """Wait for the server: one that still loads would fork only then, also for one who is gone by that time.
+
+    Raises SystemExit if a signal ends the wait.
+    """
+    first = context.Process(target=default_signals)
+    first.start()
+    first.join()
+    if first.exitcode:
+        sys.exit(128 - first.exitcode if first.exitcode < 0 else first.exitcode)
 
 
 def default_signals(ignored: Collection[signal.Signals] = ()) -> None:

@@ -46,6 +46,9 @@ def cleaning_up() -> Iterator[None]:
 
     for number in mine:
         signal.signal(number, end)
+    if callable(interrupted := signal.getsignal(signal.SIGINT)):
+        # Once more: polars has put a handler in front of it, after which calls that wait go on.
+        signal.signal(signal.SIGINT, interrupted)
     try:
         yield
     finally:
