@@ -158,8 +158,16 @@ class Study(Strict):
         for key in ("variants", "paper"):
             if isinstance(content.get(key), str):
                 source += f", {key} in {path.parent / content[key]}"
-                content[key] = read_yaml(path.parent / content[key])
+                content[key] = _read(path, key, path.parent / content[key])
         return checked(content, cls, source)
+
+
+def _read(study: Path, key: str, named: Path) -> dict[str, Any]:
+    """The YAML file that a study names under a key."""
+    try:
+        return read_yaml(named)
+    except UserError as error:
+        raise UserError(f"{study}: {key}: {error}") from error
 
 
 class Run(NamedTuple):
@@ -204,7 +212,7 @@ class Run(NamedTuple):
 def runs_of(study: Study, path: Path) -> list[Run]:
     """Every run of the study, all variants of a seed before the next seed."""
     base = Path(os.path.normpath(path.parent / study.base))
-    base_settings = read_yaml(base)
+    base_settings = _read(path, "base", base)
     runs = []
     # Seed by seed: a study stopped half way has compared every variant at least once.
     for seed in [*study.seeds, *(study.more_seeds.seeds if study.more_seeds else ())]:
