@@ -20,7 +20,7 @@ from cetnet.trainer.errors import UserError
 from cetnet.trainer.failures import install_hooks, tell
 from cetnet.trainer.prepare.cli import app as prepare_app
 from cetnet.trainer.prepare.generate.cli import app as generate_app
-from cetnet.trainer.processes.environment import check_environment, world_size
+from cetnet.trainer.processes.environment import check_environment, check_threads, world_size
 from cetnet.trainer.processes.signals import cleaning_up
 from cetnet.trainer.versions import check_loading, check_versions
 
@@ -158,7 +158,7 @@ def predict(
     from cetnet.trainer.files import check_writable
 
     check_writable(out)
-    if Path(os.path.realpath(out)).parent == Path(os.path.realpath(data / split)):
+    if Path(os.path.realpath(out)).is_relative_to(os.path.realpath(data / split)):
         raise UserError(f"{out}: {data / split} holds the rows to score; name another place")
     dataset = check_scored(run, data, split, labelled=False)
     if nproc > 1 and "RANK" not in os.environ:
@@ -396,6 +396,7 @@ def main() -> None:
 def _run() -> None:
     try:
         _check_working_directory()
+        check_threads()
         if DISTRIBUTED & set(sys.argv[1:2]):
             check_environment()
         if ({"plan"} | DISTRIBUTED) & set(sys.argv[1:2]):

@@ -58,6 +58,8 @@ def explain(error: BaseException) -> tuple[str, int]:
         return f"out of memory ({named}); give it more, or make batches, tables or --workers smaller", 2
     if isinstance(error, OSError):
         return _explain_os(error), 2
+    if "Too many open files" in text:  # of gloo
+        return f"{text}; {_REMEDIES[errno.EMFILE]}", 2
     if "can't start new thread" in text:
         return f"{text}; allow more processes or memory (ulimit -u, ulimit -v)", 2
     if isinstance(error, UnicodeError):

@@ -20,13 +20,18 @@ from cetnet.trainer.failures import remedy
 from cetnet.trainer.processes.signals import cleaning_up
 
 
+def _target(path: Path) -> Path:
+    """What a link leads to; else the path itself: /proc/PID/root in it would lead elsewhere when resolved."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path.absolute()
+
+
 @contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
     """A place to write a file: it becomes `path` when the block ends, and is gone if that is not reached.
 
     If `path` is a link, it becomes what that points to.
     """
-    target = Path(os.path.realpath(path))
+    target = _target(path)
     # Cut, because a name of 255 bytes is as long as one may be.
     aside = target.with_name(f".{target.name[:50]}.{uuid4().hex[:8]}.tmp")
     with cleaning_up():
@@ -47,7 +52,7 @@ def output_file(path: Path) -> Iterator[Path]:
 
     Nothing is left behind if the block raises. Raises UserError for what the disk refuses.
     """
-    folder = Path(os.path.realpath(path)).parent
+    folder = _target(path).parent
     made = [each for each in (folder, *folder.parents) if not each.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -80,15 +85,22 @@ def readable_twice(path: Path) -> Path:
     if not path.is_fifo():
         return path
     check_written_pipe(path)
-    copy = os.memfd_create(path.name)
+    copy = os.memfd_create(path.name, 0)  # for processes that are executed, too
     os.write(copy, path.read_bytes())
     return Path(f"/dev/fd/{copy}")
 
 
 def check_written_pipe(path: Path) -> None:
-    """Raise UserError for a named pipe, to which perhaps nobody ever writes; to `<(command)` somebody does."""
-    if path.is_fifo() and path.absolute().parts[1] not in ("dev", "proc"):
+    """Raise UserError for a pipe to which perhaps nobody ever writes: a named one, or our own output.
+
+    To `<(command)`, as /dev/fd/63, somebody does.
+    """
+    if not path.is_fifo():
+        return
+    if path.absolute().parts[1] not in ("dev", "proc"):
         raise UserError(f"{path} is a named pipe; give a file, or <(command)")
+    if any(os.path.samestat(path.stat(), os.fstat(number)) for number in (1, 2)):
+        raise UserError(f"{path} is what this command writes to; give a file")
 
 
 @contextmanager
@@ -165,7 +177,7 @@ def check_writable(path: Path) -> None:
             raise UserError(f"{path} is a directory; name a file")
         if path.exists() and not path.is_file():
             raise UserError(f"{path} is not a regular file; name another")
-        target = Path(os.path.realpath(path))
+        target = _target(path)
         folder = next(parent for parent in target.parents if parent.exists())
         with TemporaryFile(dir=folder):
             pass

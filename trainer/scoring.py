@@ -49,8 +49,8 @@ class Scores:
     def measure(self) -> Measured:
         """Metrics of every output. Rows whose group is null have none, and are left out of gAUC."""
         schema = self.dataset.schema
-        label = self._column(schema.label).to_numpy(zero_copy_only=False)
-        weight = self._column(schema.weight).to_numpy() if schema.weight else np.ones(len(label))
+        label = self._numbers(schema.label)
+        weight = self._numbers(schema.weight) if schema.weight else np.ones(len(label))
         notes, group = [], None
         if schema.group:
             column = self._column(schema.group)
@@ -86,6 +86,9 @@ class Scores:
         # A file, since pyarrow takes the path a:b for the address of a store called a.
         with written_aside(path) as aside, aside.open("wb") as file:
             pq.write_table(pa.table(columns | self.probability), file, compression="zstd")
+
+    def _numbers(self, name: str) -> NDArray[np.float64]:
+        return self._column(name).cast(pa.float64()).to_numpy(zero_copy_only=False)
 
     def _column(self, name: str) -> pa.Array:
         return self.dataset.column(name, None if self.scored.all() else self.scored)

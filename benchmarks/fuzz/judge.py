@@ -74,6 +74,7 @@ def _message(command: Command, stderr: str) -> list[Failure]:
     names = {
         part for argument in command.arguments for part in re.split(r"[/=\s]", argument) if len(part) > 1
     }
+    names |= {argument for argument in command.arguments if argument == "/"}
     names |= {path.name for path in command.folder.rglob("*")} | set(command.environment)
     if not any(name in said for name in names) and not re.search(r"--\w|\w\.\w+|\w=|'[^']+'", said):
         return [Failure("message", f"names nothing: {_normal(said)}")]

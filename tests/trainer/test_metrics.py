@@ -2,16 +2,22 @@
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from random import Random
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.metrics import log_loss, roc_auc_score
 
+from cetnet.trainer.data.dataset import Dataset
 from cetnet.trainer.metrics import LABELS, binary_metrics, group_numbers, why_missing
+from cetnet.trainer.scoring import Scores
+from tests.data import write_dataset
 
 
 @dataclass(frozen=True)
@@ -181,3 +187,20 @@ def test_rows_without_a_group_count_for_all_but_gauc(data: Scored, random: Rando
     known = Scored(*(values[~missing] for values in (data.label, data.probability, data.weight, data.group)))
     expected = data.metrics() | {"gauc": known.metrics()["gauc"]}
     assert metrics == pytest.approx(expected, rel=1e-9, abs=1e-9, nan_ok=True)
+
+
+@pytest.mark.parametrize("kind", [pa.bool_(), pa.int8(), pa.uint8(), pa.float64()])
+def test_labels_and_weights_of_any_type(kind: pa.DataType, tmp_path: Path) -> None:
+    write_dataset(tmp_path, {"test": 300}, row_group_size=300, files=1, weight=True)
+    (file,) = (tmp_path / "test").iterdir()
+    table = pq.read_table(file)
+    label = pa.array([i % 3 == 0 for i in range(300)]).cast(kind)
+    weight = pa.array([i % 5 != 0 for i in range(300)]).cast(kind)
+    for name, values in (("click", label), ("weight", weight)):
+        table = table.set_column(table.column_names.index(name), name, values)
+    pq.write_table(table, file)
+    probability = np.linspace(0.1, 0.9, 300)
+    scores = Scores(Dataset(tmp_path, "test"), {"fused": probability}, np.ones(300, bool))
+    kept = np.flatnonzero(np.arange(300) % 5)
+    expected = log_loss((kept % 3 == 0).astype(int), probability[kept])
+    assert scores.measure().metrics["logloss/fused"] == pytest.approx(expected)

@@ -100,6 +100,6 @@ def test_a_row_that_cannot_be_scored_is_named(run: Run) -> None:
     assert "part-00001.parquet, row group 1, row 25" in said
     assert "id 50 is outside table 'user'" in said
     assert not Path("out.parquet").exists()
-    code, said = run("predict", "run", "data", "--out", "data/test/out.parquet")
+    code, said = run("predict", "run", "data", "--out", "data/test/day=1/out.parquet")
     assert code == 2
-    assert "data/test/out.parquet: data/test holds the rows to score" in said
+    assert "data/test/day=1/out.parquet: data/test holds the rows to score" in said

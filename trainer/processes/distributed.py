@@ -122,9 +122,8 @@ def process_group(device: str, timeout_minutes: float = 10) -> Iterator[Processe
     hang_detector = HangDetector(store, rank, size, timeout_minutes)
     hang_detector.start()
     try:
-        with _said_if_slow():
-            dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
-            cpu_group = dist.new_group(backend="gloo", timeout=PATIENCE)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
+        cpu_group = dist.new_group(backend="gloo", timeout=PATIENCE)
         assert dist.group.WORLD is not None
         hang_detector.count_collectives(dist.group.WORLD, cpu_group)
         yield Processes(

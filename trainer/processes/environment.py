@@ -13,6 +13,13 @@ def world_size() -> int:
     return int(os.environ["WORLD_SIZE"]) if "RANK" in os.environ else 1
 
 
+def check_threads() -> None:
+    """Raise UserError for a number of threads at which polars panics as it is imported."""
+    value = os.environ.get("POLARS_MAX_THREADS")
+    if value and not (value.isascii() and value.isdigit() and int(value)):
+        raise UserError(f"POLARS_MAX_THREADS={value!r} is not a number of 1 or more; fix it, or unset it")
+
+
 def check_environment() -> None:
     """Raise UserError if RANK is set and the variables that go with it are not whole or contradict each other.
 

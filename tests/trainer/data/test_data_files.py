@@ -291,3 +291,13 @@ def test_a_split_that_is_not_there(tmp_path: Path) -> None:
     partitioned_dataset(tmp_path)
     with pytest.raises(UserError, match=r"test: no Parquet files; splits here: train$"):
         Dataset(tmp_path, "test")
+
+
+def test_splits_whose_names_are_in_capitals(tmp_path: Path) -> None:
+    of("train.CSV", "Validation.csv", "TEST.csv")(tmp_path)
+    found = input_files(tmp_path, "csv")
+    assert [names(list(found[split]), tmp_path) for split in ("train", "validation", "test")] == [
+        ["train.CSV"],
+        ["Validation.csv"],
+        ["TEST.csv"],
+    ]

@@ -51,8 +51,8 @@ def read_rows(
         path = Path(folder, "raw.csv")
         path.write_bytes(content)
         cuts = [] if is_stream(path, spec.encoding) else line_cuts(path, chunk_bytes, spec)
-        for unit in units(path, 0, None, "csv", spec, cuts, chunk_bytes, {}, named=True):
-            for frame in frames(unit, "csv", spec, chunk_bytes, None):
+        for unit in units(path, 0, None, "csv", spec, cuts, chunk_bytes, {}, named=False):
+            for frame in frames(unit, "csv", spec, chunk_bytes, named=False):
                 found += [[value or "" for value in row] for row in frame.iter_rows()]
     return found
 

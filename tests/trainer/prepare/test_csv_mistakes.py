@@ -261,7 +261,11 @@ def test_columns_of_other_names(tmp_path: Path) -> None:
     refused(tmp_path, log(), "has no column 'item.id'; it has 'click', 'item'", features=features)
     clash = [*features, {"name": "leak", "column": "click", "kind": "dense"}]
     refused(
-        tmp_path, header, "column 'click' is both of a feature and the label", name="raw.yaml", features=clash
+        tmp_path,
+        header,
+        "feature 'leak' reads column 'click', which is the label",
+        name="raw.yaml",
+        features=clash,
     )
     frame = pl.read_csv((header + "".join(LINES)).encode(), schema_overrides={"click": pl.Int64})
     frame = frame.with_columns(pl.col("seen items").str.split("|"))
@@ -305,7 +309,7 @@ def test_floats_in_tables_of_given_rows(tmp_path: Path) -> None:
     refused(tmp_path, text, *parts, tables={"item": 7})
     rows = prepare(tmp_path, text, tables={"item": 7}, whole_floats="integer")
     assert [row["item"] for row in rows] == [i % 7 for i in range(40)]
-    lossy = HEADER + "".join(FLOATS) + "0,1.2345678901234568e+18,,40\n"
+    lossy = HEADER + "".join(FLOATS) + "0,1.2345678901234568E+18,,40\n"
     refused(
         tmp_path,
         lossy,
@@ -360,3 +364,18 @@ def test_groups_are_integers_only_as_these_are_written(tmp_path: Path) -> None:
     assert groups(*map(str, range(20))) == list(range(20))
     assert groups("7", "07", "007", *map(str, range(10, 27)))[:3] == [20, 2, 1]  # numbered in order
     assert len(set(groups(*(str(2**63 + i) for i in range(20))))) == 20
+
+
+def test_keys_of_given_vectors_that_are_floats(tmp_path: Path) -> None:
+    pl.DataFrame({"key": [float(i) for i in range(7)], "vector": [[0.5, 1.0]] * 7}).write_parquet(
+        tmp_path / "vectors.parquet"
+    )
+    keys: dict[str, Any] = {
+        "features": [SCHEMA["features"][0], SCHEMA["features"][2]],
+        "pretrained": {"item": "vectors.parquet"},
+        "whole_floats": "integer",
+    }
+    with pytest.raises(
+        UserError, match=r"vectors\.parquet: keys are written as '0\.0': write them as integers"
+    ):
+        prepare(tmp_path, HEADER + "".join(FLOATS), **keys)

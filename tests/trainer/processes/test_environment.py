@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from cetnet.trainer.errors import UserError
-from cetnet.trainer.processes.environment import VARIABLES, check_environment, world_size
+from cetnet.trainer.processes.environment import VARIABLES, check_environment, check_threads, world_size
 
 WHOLE = {
     "RANK": "1",
@@ -72,3 +72,13 @@ def test_a_port_that_is_in_use(run: Callable[..., tuple[int, str]], monkeypatch:
         code, said = run("calibrate", "--device", "cpu")
     assert code == 2
     assert f"cetnet: MASTER_PORT={port} is in use on this host" in said
+
+
+@pytest.mark.parametrize("value", ["0", "two", "-1", "1.5"])
+def test_threads_at_which_polars_panics(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POLARS_MAX_THREADS", value)
+    with pytest.raises(UserError, match=f"POLARS_MAX_THREADS='{value}' is not a number of 1 or more"):
+        check_threads()
+    for good in ("4", ""):
+        monkeypatch.setenv("POLARS_MAX_THREADS", good)
+        check_threads()

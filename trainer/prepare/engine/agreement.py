@@ -36,21 +36,25 @@ def check_forms(
 ) -> None:
     """UserError if ids of a table are written both as 17 and as 17.0, or as 1.7e+18.
 
-    Unless `whole_floats` says what is meant.
+    Unless `whole_floats` says what is meant; the keys of given vectors are never read as other ones.
     """
+    of_keys = {table: (path, forms(open_vectors(path).keys)) for table, path in spec.pretrained.items()}
+    if spec.whole_floats == "integer":
+        for path, of_path in of_keys.values():
+            if whole := of_path.get("whole"):
+                raise UserError(f"{path}: keys are written as {whole!r}: write them as integers")
     if spec.whole_floats != "refuse":
         return
-    found: dict[
-        str, dict[str, tuple[str, str]]
-    ] = {}  # of each table, an example of each form and where it is
+    # Of each table, an example of each form and where it is.
+    found: dict[str, dict[str, tuple[str, str]]] = {}
     for chunk, fact in zip(chunks, facts, strict=True):
         for table, of_columns in fact["forms"].items():
             for column, examples in of_columns.items():
                 for form, example in examples.items():
                     where = f"column {column!r} of {files[chunk.file]}"
                     found.setdefault(table, {}).setdefault(form, (example, where))
-    for table, path in spec.pretrained.items():
-        for form, example in forms(open_vectors(path).keys).items():
+    for table, (path, of_path) in of_keys.items():
+        for form, example in of_path.items():
             found.setdefault(table, {}).setdefault(form, (example, f"the keys of {path}"))
     for table, examples in found.items():
         what = "groups" if table == GROUP else f"ids of table {table!r}"

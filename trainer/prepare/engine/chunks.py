@@ -50,12 +50,15 @@ def units(
 
 
 def frames(
-    unit: Unit, format: Format, spec: RawSchema, chunk_bytes: int, needed: Sequence[str] | None
+    unit: Unit, format: Format, spec: RawSchema, chunk_bytes: int, *, named: bool
 ) -> Iterator[pl.DataFrame]:
-    """The rows of a unit, about `chunk_bytes` at a time: CSV as text, of Parquet the `needed` columns."""
+    """The rows of a unit, about `chunk_bytes` at a time: CSV as text, of Parquet the columns that the schema names.
+
+    If these are a transform's (not `named`), all columns as they are.
+    """
     try:
         if format == "parquet":
-            read = parquet_frames(unit, chunk_bytes, None if needed is None else raw_uses(spec))
+            read = parquet_frames(unit, chunk_bytes, raw_uses(spec) if named else None)
         else:
             read = csv_frames(unit, spec, chunk_bytes)
         for frame in read:

@@ -38,10 +38,11 @@ def _input_files(raw: Path, format: Format) -> Mapping[str, Sequence[DataFile]]:
 
 def _of_split(raw: Path, name: str, format: Format) -> Sequence[DataFile]:
     found = {}
-    for place in (raw / name, *(raw / (name + suffix) for suffix in SUFFIXES[format])):
+    named = {name, *(name + suffix for suffix in SUFFIXES[format])}
+    for place in sorted(path for path in raw.iterdir() if path.name.lower() in named):
         if place.is_dir():
             found[place.name] = data_files(place, format, may_be_none=True)
-        elif place.exists() and place.name != name:
+        elif place.exists() and place.name.lower() != name:
             found[place.name] = [DataFile(place, {})]
     found = {place: files for place, files in found.items() if files}
     if len(found) > 1:

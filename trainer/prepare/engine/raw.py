@@ -141,6 +141,12 @@ class RawSchema(Strict):
                 raise ValueError(
                     f"pretrained {table!r}: no feature has values of this table, or rows or min_count are given too"
                 )
+        for feature in self.features:
+            if feature.raw in (self.label, self.weight):
+                raise ValueError(
+                    f"feature {feature.name!r} reads column {feature.raw!r}, which is the label or the weight; a "
+                    "column means one thing: leave one of the two out"
+                )
         assert self.draft  # its own checks
         return self
 
@@ -160,8 +166,6 @@ class RawSchema(Strict):
             raise ValueError(
                 f"encoding {self.encoding!r} is none that Python knows, such as cp1252"
             ) from None
-        if clash := {feature.raw for feature in self.features} & {self.label, self.weight}:
-            raise ValueError(f"column {clash.pop()!r} is both of a feature and the label or the weight")
         return self
 
     @property

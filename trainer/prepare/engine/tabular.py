@@ -78,7 +78,7 @@ def prepare_table(
         "format": format,
         "spec": spec.model_dump(mode="json"),
         "split": repr(split),
-        "keys": {str(path): of_file for path, of_file in (keys or {}).items() if of_file},
+        "keys": {str(path.resolve()): of_file for path, of_file in (keys or {}).items() if of_file},
         "transform": f"{transform.__module__}.{transform.__qualname__}" if transform else None,
     }
     vector_sizes = {table: open_vectors(path).size for table, path in spec.pretrained.items()}

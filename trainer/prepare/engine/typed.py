@@ -70,10 +70,9 @@ def type_rows(
     folder: Path, unit: Unit, format: Format, spec: RawSchema, transform: Transform | None, sizes: TaskSizes
 ) -> None:
     """000000/rows.arrow and values.arrow (a batch a table) of each chunk; facts.json: a mapping for each chunk."""
-    needed = spec.raw_columns if transform is None else None
     facts: list[dict[str, Any]] = []
     row = 0
-    for frame in frames(unit, format, spec, sizes.chunk_bytes, needed):
+    for frame in frames(unit, format, spec, sizes.chunk_bytes, named=transform is None):
         height = frame.height
         if transform is not None:
             try:

@@ -7,9 +7,8 @@ import polars as pl
 
 INTEGER = r"^-?[0-9]+$"
 WHOLE_FLOAT = r"^(-?[0-9]+)\.0*$"
-LOSSY_FLOAT = (
-    r"^-?[0-9](\.[0-9]+)?e\+[0-9]+$"  # of an id beyond 53 bits, most of whose digits are not its own
-)
+# Of an id beyond 53 bits, most of whose digits are not its own.
+LOSSY_FLOAT = r"^-?[0-9](\.[0-9]+)?[eE]\+[0-9]+$"
 _TIME = (
     r"^(?<date>\d{4}-\d\d-\d\d)(?:[T ](?<minute>\d\d:\d\d)(?::(?<second>\d\d)(?:[.,]\d+)?)?"
     r" ?(?:Z|UTC|(?<sign>[+-])(?<hours>\d\d):?(?<minutes>\d\d)?)?)?$"
@@ -20,12 +19,14 @@ TIME = "integer seconds, or a date or time such as 2024-03-01 10:00:00 (UTC, or 
 def seconds(texts: pl.Series) -> pl.Series:
     """Int64 seconds since 1970 of texts: numbers, or dates and times in ISO 8601, UTC without an offset.
 
-    Fractions of a second are cut off; what is neither is null.
+    Rounded down; what is neither is null.
     """
     numbers = texts.cast(pl.Int64, strict=False)
     if numbers.null_count() == texts.null_count():
         return numbers
-    whole = texts.str.extract(r"^(-?[0-9]+)\.[0-9]*$").cast(pl.Int64, strict=False)
+    number = texts.str.extract_groups(r"^(?<whole>-?[0-9]+)\.(?<part>[0-9]*)$").struct.unnest()
+    below = pl.col("whole").str.starts_with("-") & pl.col("part").str.contains("[1-9]")
+    whole = number.select(pl.col("whole").cast(pl.Int64, strict=False) - below.cast(pl.Int64)).to_series()
     parts = texts.str.extract_groups(_TIME).struct.unnest()
     clock = pl.concat_str(
         "date",
