@@ -49,7 +49,7 @@ def failures_of_end(command: Command, ended: Ended) -> list[Failure]:
         found.append(
             Failure("signal", f"{signal.Signals(-ended.code).name} {_frame(ended.stderr, newest=0)}")
         )
-    elif ended.code not in (0, 2, *(_STOPPED if stopped else ())) and not found and 2 not in command.streams:
+    elif ended.code not in _codes(command) and not found and 2 not in command.streams:
         found.append(Failure(f"exit code {ended.code}", _normal(_last_line(said))))
     if ended.stopping is not None and ended.stopping > 15:
         found.append(Failure("slow to stop", " ".join(command.arguments[:2])))
@@ -58,6 +58,13 @@ def failures_of_end(command: Command, ended: Ended) -> list[Failure]:
     if ended.code == 2 and not found:
         found += _message(command, ended.stderr)
     return found
+
+
+def _codes(command: Command) -> set[int]:
+    """The exit codes that mean something."""
+    stopped = _STOPPED if command.stop_after is not None else ()
+    unread = (1,) if command.streams.get(1) == "broken pipe" else ()  # as click has it
+    return {0, 2, *stopped, *unread}
 
 
 def _message(command: Command, stderr: str) -> list[Failure]:
