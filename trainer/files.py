@@ -155,7 +155,7 @@ def lock_held(file: Path, taken: str) -> Iterator[None]:
 
 
 def _say_unlocked(file: Path, error: Exception) -> None:
-    console.print(f"{file.parent}: not kept from other processes ({error})", highlight=False)
+    console.print(f"{file.parent}: not kept from other processes ({error})")
 
 
 def check_writable(path: Path) -> None:

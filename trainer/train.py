@@ -174,7 +174,7 @@ def _check_best(best: Place, state: TrainState) -> None:
         return
     state.best = None
     if dist.get_rank() == 0:
-        console.print(f"{best}: gone; the next evaluation, if any, counts as the best", highlight=False)
+        console.print(f"{best}: gone; the next evaluation, if any, counts as the best")
 
 
 def train_segment(trainer: Trainer) -> None:

@@ -44,8 +44,6 @@ def check_study(path: Path) -> None:
                 f"WARNING: {reported.path / study.split}: every row has the label {label:g}, so the report will have "
                 "neither NE, AUC nor gains",
                 style="bold red",
-                highlight=False,
-                soft_wrap=True,
             )
 
 

@@ -72,7 +72,7 @@ def _train_missing(study: Study, path: Path, runs: list[Run], train: Train, cons
         label = f"run {number} of {len(runs)}: {run.variant}, seed {run.seed}"
         refuse_changed([run], path)  # again: somebody else may have begun it since
         if run.finished:
-            console.print(f"{label}: finished before", highlight=False)
+            console.print(f"{label}: finished before")
             continue
         elapsed = timedelta(seconds=round(time.monotonic() - started))
         action = "resuming" if run.folder.exists() else "training"
