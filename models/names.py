@@ -9,14 +9,8 @@ from typing import Annotated
 from pydantic import AfterValidator
 
 _LONGEST = 100  # a file's name of several of them stays below 255 bytes
-_PREDICTIONS = (
-    "fused",
-    "row",
-    "label",
-    "weight",
-    "group",
-    "true_probability",
-)  # columns beside the components'
+# Columns beside the components'.
+_PREDICTIONS = ("fused", "row", "label", "weight", "group", "true_probability")
 _OWNERS = ("shared", "pretrained")  # of tables that are no component's
 _REPORTED = (".html", ".md", ".csv", ".png", ".svg")  # files beside the folders of variants
 

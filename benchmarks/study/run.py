@@ -96,10 +96,8 @@ def _train(run: Run, train: Train, study: str) -> None:
     code = child.exitcode
     if code == os.EX_TEMPFAIL:  # the run was told to stop, and has said so
         sys.exit(code)
-    if code and (-code if code < 0 else code - 128) in (
-        *SIGNALS,
-        signal.SIGHUP,
-    ):  # before it could have said so
+    # Told to stop before it could have said so.
+    if code and (-code if code < 0 else code - 128) in (*SIGNALS, signal.SIGHUP):
         sys.exit(128 - code if code < 0 else code)
     if code or not run.finished:
         outcome = f"exit code {code}" if code else "no result.json"

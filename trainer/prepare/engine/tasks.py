@@ -330,9 +330,8 @@ def _run(function: Callable[..., None], task: Task) -> None:
         try:
             aside.rename(task.out)
         except OSError:
-            if (
-                not task.out.exists()
-            ):  # else a second attempt at the same task was first, with the same content
+            # Else a second attempt at the same task was first, with the same content.
+            if not task.out.exists():
                 raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
