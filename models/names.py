@@ -53,8 +53,8 @@ def component_name(name: str) -> str:
 def _split_name(name: str) -> str:
     if not name.strip() or not name.isprintable() or "/" in name or name[0] in "._":
         raise ValueError(
-            f"{quoted(name)} can't be a split's name, a folder of the dataset: one line of text without / that begins "
-            "with neither . nor _"
+            f"{quoted(name)} can't be a split's name, a folder of the dataset: one line of text without / that "
+            "begins with neither . nor _"
         )
     if len(name) > _LONGEST // 2:
         raise ValueError(f"{quoted(name)} is too long for a split's name: {_LONGEST // 2} characters at most")
