@@ -61,4 +61,4 @@ def main(
 
 
 if __name__ == "__main__":
-    run_command("fuzz", main)
+    run_command(main)

@@ -79,4 +79,4 @@ def _print(run: Path, what: str, session: Session, test: Dataset, processes: Pro
 
 
 if __name__ == "__main__":
-    run_command("batch_norm", main)
+    run_command(main)
