@@ -34,7 +34,7 @@ def decoded(content: bytes) -> str:
     """The text of a file in UTF-8, or as its byte order mark says; ValueError names the line of what is neither."""
     encoding = marked_encoding(content) or "utf-8"
     try:
-        return content.decode("utf-8-sig" if encoding == "utf-8" else encoding)
+        return content.decode(encoding).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         line, byte = error.object[: error.start].count(b"\n") + 1, error.object[error.start]
         raise ValueError(
