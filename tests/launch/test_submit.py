@@ -36,14 +36,16 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: Callable[[st
     program("sbatch", SBATCH)
     program("sacct", SACCT)
     program("squeue", SQUEUE)
-    (tmp_path / "base.yaml").write_text("skill: 0.5\n")
+    dnn = {"kind": "dnn"}
+    base = {"data": {"path": "data"}, "model": {"components": {"solo": dnn}}}
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base), encoding="utf-8")
     content = {
         "name": "small",
         "base": "base.yaml",
         "nproc": 4,
         "seeds": [1, 2],
         "baseline": "single",
-        "variants": {"single": {}, "pair": {"components": ["left", "right"]}},
+        "variants": {"single": {}, "pair": {"model.components": {"left": dnn, "right": dnn}}},
     }
     Path("study.yaml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     return Path("study.yaml")
