@@ -90,8 +90,8 @@ def _explain_os(error: OSError) -> str:
 
 def unwritable(path: Path, error: OSError, otherwise: str = _ANOTHER_PLACE) -> str:
     """What is said of a file or folder that the operating system doesn't let be written, and the remedy."""
-    # What is to be written needn't exist.
-    what_to_do = otherwise if error.errno == errno.ENOENT else remedy(error, otherwise)
+    # Not "name one that exists": that is for what is read.
+    what_to_do = _ANOTHER_PLACE if error.errno == errno.ENOENT else remedy(error, otherwise)
     return f"{path}: cannot be written ({reason(error)}); {what_to_do}"
 
 
