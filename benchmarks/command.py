@@ -6,14 +6,11 @@ from collections.abc import Callable
 import typer
 
 from cetnet.trainer.console import quieten
-from cetnet.trainer.errors import UserError
+from cetnet.trainer.failures import tell
 
 
-def run_command(name: str, main: Callable[..., None], *failures: type[Exception]) -> None:
-    """Run `main` with the arguments of the command line.
-
-    A user's mistake is one line on stderr, after `name`, and exit code 2; one of `failures` the same, but 1.
-    """
+def run_command(main: Callable[..., None]) -> None:
+    """Run `main` with the arguments of the command line; what ends it is told, and its exit code, as by `cetnet`."""
     quieten()
     app = typer.Typer(
         add_completion=False,
@@ -23,9 +20,7 @@ def run_command(name: str, main: Callable[..., None], *failures: type[Exception]
     app.command()(main)
     try:
         app()
-    except UserError as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        sys.exit(2)
-    except failures as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        sys.exit(1)
+    except (SystemExit, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # polars' panics are no Exceptions
+        sys.exit(tell(error))

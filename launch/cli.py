@@ -167,9 +167,11 @@ def study(
     Started again, it submits what has failed since, resuming it; `cetnet study FILE --report-only` reports.
     """
     from cetnet.benchmarks.study.check import check_configurations
+    from cetnet.benchmarks.study.definition import Study, runs_of
     from cetnet.launch.submit import Resources, submit_study
 
-    check_configurations(file)
+    study = Study.load(file)
+    check_configurations(study, runs_of(study, file), file)
     resources = Resources(shape, cpu, gpu, _mebibytes(memory), mounts, image, retries, _pairs("env", env))
     submit_study(file, scheduler, cfg, resources, dryrun=dryrun)
 

@@ -24,9 +24,8 @@ class UserError(ValueError):
     """
 
     def __str__(self) -> str:
-        line = printable(
-            " ".join(super().__str__().splitlines())
-        )  # a name in it may hold a line break, or be long
+        # A name in it may hold a line break, or be long.
+        line = printable(" ".join(super().__str__().splitlines()))
         return line if len(line) <= 1500 else f"{line[:1000]} ... {line[-400:]}"
 
 
@@ -49,8 +48,6 @@ def validation_message(error: "ValidationError", content: object = None) -> str:
     if kind == "unknown_key":
         location.append(context["key"])
         message = f"unknown key; {context['help']}"
-    elif kind == "extra_forbidden":
-        message = "unknown key"
     elif kind == "missing":
         message = "is missing"
     elif kind == "union_tag_invalid":
@@ -63,7 +60,7 @@ def validation_message(error: "ValidationError", content: object = None) -> str:
     elif not isinstance(problem["input"], dict) and repr(problem["input"]) not in message:
         message += f" (got {reprlib.repr(problem['input'])})"
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    key = _key(location, content, kind in ("missing", "unknown_key", "extra_forbidden"))
+    key = _key(location, content, kind in ("missing", "unknown_key"))
     return f"{key}{': ' * bool(key)}{message}{more}"
 
 

@@ -37,7 +37,7 @@ def evaluate_run(run: Path, dataset: Dataset) -> None:
         table.add_row(name, *(shown(metrics[f"{key}/{name}"]) for key in titles))
     output.print(table)
     for note in notes:
-        output.print(f"{dataset.split}: {note}", highlight=False, soft_wrap=True)
+        output.print(f"{dataset.split}: {note}")
 
 
 def predict_run(run: Path, dataset: Dataset, out: Path) -> None:
@@ -48,7 +48,7 @@ def predict_run(run: Path, dataset: Dataset, out: Path) -> None:
             scores.write(aside)
         label = dataset.schema.label
         unlabelled = "" if dataset.has(label) else f", without a label (no numeric column {label!r})"
-        output.print(f"{out}: {dataset.num_rows:,} rows{unlabelled}", soft_wrap=True)
+        output.print(f"{out}: {dataset.num_rows:,} rows{unlabelled}")
 
 
 def load_trained(run: Path) -> tuple[RunConfig, Place]:

@@ -20,7 +20,7 @@ from cetnet.trainer.errors import UserError
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
 
-ANOTHER_PLACE = "name another place"
+_ANOTHER_PLACE = "name another place"
 _REMEDIES = {
     errno.ENOSPC: "make room or repair the disk",
     errno.EDQUOT: "make room in your quota",
@@ -32,8 +32,8 @@ _REMEDIES = {
     errno.EROFS: "it can only be read: name another place",
     errno.ENAMETOOLONG: "give it a shorter name",
     errno.ENOENT: "name one that exists",
-    errno.ENOTDIR: ANOTHER_PLACE,
-    errno.EISDIR: ANOTHER_PLACE,
+    errno.ENOTDIR: _ANOTHER_PLACE,
+    errno.EISDIR: _ANOTHER_PLACE,
     errno.ELOOP: "its symbolic links lead in a circle: name another place",
     errno.EIO: "look after the disk",
     errno.ENOMEM: "give it more memory",
@@ -86,15 +86,27 @@ def _explain_os(error: OSError) -> str:
     ]
     if not places and _while_printing(error):
         places = ["standard output"]
-    what = error.strerror or " ".join(str(error).split()) or type(error).__name__
-    return f"{' -> '.join(places)}{': ' if places else ''}{what}; {remedy(error) or 'fix that, and start it again'}"
+    place = f"{' -> '.join(places)}: " if places else ""
+    return f"{place}{reason(error)}; {remedy(error, 'fix that, and start it again')}"
 
 
-def remedy(error: OSError) -> str:
-    """What to do about an error of the operating system, if that is known."""
+def unwritable(path: Path, error: OSError, otherwise: str = _ANOTHER_PLACE) -> str:
+    """What is said of a file or folder that the operating system doesn't let be written, and the remedy."""
+    # Not "name one that exists": that is for what is read.
+    what_to_do = _ANOTHER_PLACE if error.errno == errno.ENOENT else remedy(error, otherwise)
+    return f"{path}: cannot be written ({reason(error)}); {what_to_do}"
+
+
+def reason(error: OSError) -> str:
+    """What an error of the operating system says, without the name of a file."""
+    return error.strerror or " ".join(str(error).split()) or type(error).__name__
+
+
+def remedy(error: OSError, otherwise: str) -> str:
+    """What to do about an error of the operating system; `otherwise` where that isn't known."""
     if isinstance(error, socket.gaierror):
         return "look after the name, or the name server"
-    return _REMEDIES.get(error.errno or 0, "")
+    return _REMEDIES.get(error.errno or 0, otherwise)
 
 
 def _while_printing(error: OSError) -> bool:

@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BeforeValidator
 
 from cetnet.trainer.console import console
 from cetnet.trainer.errors import UserError
-from cetnet.trainer.failures import remedy
+from cetnet.trainer.failures import unwritable
 from cetnet.trainer.processes.signals import cleaning_up
 
 
@@ -36,21 +36,23 @@ def written_aside(path: Path) -> Iterator[Path]:
     aside = target.with_name(f".{target.name[:50]}.{uuid4().hex[:8]}.tmp")
     with cleaning_up():
         try:
-            yield aside
-            aside.rename(target)
+            try:
+                yield aside
+                aside.rename(target)
+            finally:
+                aside.unlink(missing_ok=True)
         except OSError as error:
             if error.filename in (None, str(aside)):  # a write doesn't know of what
                 error.filename = str(path)
             raise
-        finally:
-            aside.unlink(missing_ok=True)
 
 
 @contextmanager
 def output_file(path: Path) -> Iterator[Path]:
     """A place to write a file that a user named, its folders made as needed; otherwise as `written_aside`.
 
-    Nothing is left behind if the block raises. Raises UserError for what the disk refuses.
+    Nothing is left behind if the block raises. Raises UserError for what the disk refuses of this file; errors
+    of others pass.
     """
     folder = _target(path).parent
     made = [each for each in (folder, *folder.parents) if not each.exists()]
@@ -62,10 +64,8 @@ def output_file(path: Path) -> Iterator[Path]:
         with suppress(OSError):  # not empty: another has written there
             for each in made:
                 each.rmdir()
-        if isinstance(error, OSError):
-            raise UserError(
-                f"{path}: cannot be written ({error.strerror or error}); make room, or name another place"
-            ) from error
+        if isinstance(error, OSError) and error.filename in map(str, (path, folder, *made)):
+            raise UserError(unwritable(path, error)) from error
         raise
 
 
@@ -109,10 +109,7 @@ def disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(
-            f"{path}: cannot be written ({error.strerror or error}); {remedy(error) or 'repair the disk'}, and go on "
-            "with --resume"
-        ) from error
+        raise UserError(f"{unwritable(path, error, 'repair the disk')}, and go on with --resume") from error
 
 
 @contextmanager
@@ -167,7 +164,7 @@ def lock_held(file: Path, taken: str) -> Iterator[None]:
 
 
 def _say_unlocked(file: Path, error: Exception) -> None:
-    console.print(f"{file.parent}: not kept from other processes ({error})", highlight=False)
+    console.print(f"{file.parent}: not kept from other processes ({error})")
 
 
 def check_writable(path: Path) -> None:
@@ -190,7 +187,7 @@ def check_writable(path: Path) -> None:
         if target.exists():
             target.open("a", encoding="utf-8").close()
     except OSError as error:
-        raise UserError(f"{path} can't be written: {error.strerror}; name another place") from None
+        raise UserError(unwritable(path, error)) from None
 
 
 def drop_lines_after(file: Path, step: int) -> int:

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from cetnet.trainer.data.bad_rows import BadRow
 from cetnet.trainer.data.dataset import Dataset
 from cetnet.trainer.data.reader import Reader
-from cetnet.trainer.files import written_aside
 from cetnet.trainer.metrics import binary_metrics, group_numbers, why_missing
 from cetnet.trainer.processes.distributed import Processes
 from cetnet.trainer.session import Session, run_pipeline
@@ -82,9 +81,8 @@ class Scores:
         columns |= {key: self._column(name) for key, name in names.items() if name and self.dataset.has(name)}
         if not schema.weight:
             columns["weight"] = np.ones(len(columns["row"]), np.float32)
-        path.parent.mkdir(parents=True, exist_ok=True)
         # A file, since pyarrow takes the path a:b for the address of a store called a.
-        with written_aside(path) as aside, aside.open("wb") as file:
+        with path.open("wb") as file:
             pq.write_table(pa.table(columns | self.probability), file, compression="zstd")
 
     def _numbers(self, name: str) -> NDArray[np.float64]:

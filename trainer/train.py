@@ -35,7 +35,7 @@ from cetnet.trainer.data.statistics import only_value
 from cetnet.trainer.divergence import Divergence
 from cetnet.trainer.early_stopping import take_in
 from cetnet.trainer.errors import UserError
-from cetnet.trainer.files import disk_errors
+from cetnet.trainer.files import disk_errors, written_aside
 from cetnet.trainer.metrics import LABELS
 from cetnet.trainer.nonfinite import FaultPolicy, check_parameters
 from cetnet.trainer.optimizers import set_fused_step
@@ -174,7 +174,7 @@ def _check_best(best: Place, state: TrainState) -> None:
         return
     state.best = None
     if dist.get_rank() == 0:
-        console.print(f"{best}: gone; the next evaluation, if any, counts as the best", highlight=False)
+        console.print(f"{best}: gone; the next evaluation, if any, counts as the best")
 
 
 def train_segment(trainer: Trainer) -> None:
@@ -320,8 +320,11 @@ def _evaluate(trainer: Trainer, split: str, write: bool) -> dict[str, float]:
             shared = [measured.metrics]
             trainer.writer.log("eval", trainer.state.step, {"split": split, **shared[0]})
             if write:
+                folder = trainer.writer.path / "predictions"
                 with disk_errors(trainer.writer.path):
-                    scores.write(trainer.writer.path / "predictions" / f"{split}.parquet")
+                    folder.mkdir(exist_ok=True)
+                    with written_aside(folder / f"{split}.parquet") as aside:
+                        scores.write(aside)
         trainer.display.say(f"{split}: {describe(measured.metrics)}")
         for note in measured.notes:
             _say_once(trainer, f"{split}: {note}")

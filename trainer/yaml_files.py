@@ -1,24 +1,17 @@
 """YAML files of a person's hand: read into a checked model, or one line that says what is wrong."""
 
-import codecs
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from cetnet.trainer.byte_order_marks import marked_encoding
 from cetnet.trainer.errors import UserError, validation_message
 from cetnet.trainer.files import check_written_pipe
 from cetnet.trainer.strict_yaml import read_strict_yaml
 
 Model = TypeVar("Model", bound=BaseModel)
-
-
-_MARKS = {
-    codecs.BOM_UTF32_LE: "utf-32",
-    codecs.BOM_UTF32_BE: "utf-32",
-}  # first, since one begins like UTF-16's
-_MARKS |= {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -39,13 +32,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def decoded(content: bytes) -> str:
     """The text of a file in UTF-8, or as its byte order mark says; ValueError names the line of what is neither."""
-    encoding = next((name for mark, name in _MARKS.items() if content.startswith(mark)), "utf-8")
+    encoding = marked_encoding(content) or "utf-8"
     try:
-        return content.decode(encoding)
+        return content.decode(encoding).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         line, byte = error.object[: error.start].count(b"\n") + 1, error.object[error.start]
-        name = encoding.upper().removesuffix("-SIG")
-        raise ValueError(f"line {line}: byte 0x{byte:02x} is not {name}; save the file in UTF-8") from None
+        raise ValueError(
+            f"line {line}: byte 0x{byte:02x} is not {encoding.upper()}; save the file in UTF-8"
+        ) from None
 
 
 def yaml_problem(error: Exception) -> str:

@@ -177,4 +177,4 @@ def main(
 
 
 if __name__ == "__main__":
-    run_command("chaos", main)
+    run_command(main)

@@ -4,7 +4,8 @@
 
 Each time in a fresh folder, with copies of the files that it needs, and with SIGTERM, SIGINT and SIGHUP in turn, to
 its first process only. Fails if that ends with another code than one that says so, prints a traceback, or if it or
-one that it has started is still there after 5 seconds.
+one that it has started is still there after 5 seconds. That is every moment of one healthy command; `benchmarks/fuzz`
+stops commands too, each of many harmed ones at one random moment (`stop_after`).
 """
 
 import os
@@ -103,4 +104,4 @@ def _marked(mark: str) -> list[psutil.Process]:
 
 
 if __name__ == "__main__":
-    run_command("endings", endings)
+    run_command(endings)

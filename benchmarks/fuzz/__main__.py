@@ -39,7 +39,7 @@ def main(
     folder = enter(out)
     sandboxed = folder is not None
     if folder is None:
-        console.print("no namespaces here: some of the surroundings are left out", highlight=False)
+        console.print("no namespaces here: some of the surroundings are left out")
         folder = Path(tempfile.mkdtemp(prefix="cetnet-fuzz-"))
     from cetnet.benchmarks.fuzz.cases import SCENARIOS, kind_of
     from cetnet.benchmarks.fuzz.workers import run_cases
@@ -55,12 +55,10 @@ def main(
     if only is not None:
         report.show_last()
     report.show(output)
-    output.print(
-        f"{report.count} commands, {report.failed} failed, {time.monotonic() - start:.0f} s", highlight=False
-    )
+    output.print(f"{report.count} commands, {report.failed} failed, {time.monotonic() - start:.0f} s")
     if report.failed:
         raise typer.Exit(1)
 
 
 if __name__ == "__main__":
-    run_command("fuzz", main)
+    run_command(main)

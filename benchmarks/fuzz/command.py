@@ -79,9 +79,8 @@ def run(command: Command, keep: frozenset[int] = frozenset()) -> Ended:
             stopped = time.monotonic()
             os.kill(process.pid, signal.SIGTERM)
         if elapsed > command.timeout + (3 if hung else 0):
-            os.kill(
-                process.pid, signal.SIGKILL if hung else signal.SIGABRT
-            )  # first the stacks, by faulthandler
+            # First the stacks, by faulthandler.
+            os.kill(process.pid, signal.SIGKILL if hung else signal.SIGABRT)
             hung = True
     end = time.monotonic()
     left = _sweep(keep)

@@ -136,4 +136,4 @@ def _write(out: Path, results: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    run_command("growth", main, ChildProcessError)
+    run_command(main)

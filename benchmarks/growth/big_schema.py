@@ -64,4 +64,4 @@ def main(
 
 
 if __name__ == "__main__":
-    run_command("big_schema", main)
+    run_command(main)

@@ -20,7 +20,7 @@ import yaml
 
 from cetnet.benchmarks.command import run_command
 from cetnet.benchmarks.measured import machine
-from cetnet.benchmarks.network.hosts import HostError, Network, can_delay, network, set_link, torchrun
+from cetnet.benchmarks.network.hosts import Network, can_delay, network, set_link, torchrun
 from cetnet.benchmarks.network.results import PLANS, Result, rate_name, table, write_results
 from cetnet.models.schema import Feature, Schema
 from cetnet.trainer.config import load_config
@@ -245,4 +245,4 @@ def _known(chosen: list[str] | None, known: Any) -> list[str]:
 
 
 if __name__ == "__main__":
-    run_command("network", main, HostError)
+    run_command(main)

@@ -22,7 +22,7 @@ _PREFIX = "cetnet-"
 _NETWORK = "10.77.0"
 
 
-class HostError(RuntimeError):
+class HostError(ChildProcessError):
     """A command failed: one of those that make the hosts, or one that ran on them."""
 
 

@@ -123,4 +123,4 @@ def roofline() -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    run_command("speed", main)
+    run_command(main)

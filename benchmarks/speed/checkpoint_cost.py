@@ -194,4 +194,4 @@ def forget(path: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    run_command("checkpoint_cost", main)
+    run_command(main)

@@ -119,4 +119,4 @@ def _print(name: str, rows: int, seconds: float, peak: int) -> None:
 
 
 if __name__ == "__main__":
-    run_command("prepare_rate", main)
+    run_command(main)

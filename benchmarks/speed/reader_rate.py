@@ -221,4 +221,4 @@ def _rates_table(name: str, found: dict[str, Any]) -> Table:
 
 
 if __name__ == "__main__":
-    run_command("reader_rate", main)
+    run_command(main)

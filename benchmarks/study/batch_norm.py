@@ -75,8 +75,8 @@ def _print(run: Path, what: str, session: Session, test: Dataset, processes: Pro
     numbers = ", ".join(
         f"{name} {shown(metrics[f'{name}/fused'], 4)}" for name in ("ne", "auc", "calibration")
     )
-    output.print("; ".join([f"{run}, {what}: {numbers}", *notes]), soft_wrap=True)
+    output.print("; ".join([f"{run}, {what}: {numbers}", *notes]))
 
 
 if __name__ == "__main__":
-    run_command("batch_norm", main)
+    run_command(main)

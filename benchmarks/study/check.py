@@ -1,8 +1,9 @@
 """What would end a study's runs or its report, found before the first run starts."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from cetnet.benchmarks.study.definition import Run, Study, refuse_changed, runs_of
+from cetnet.benchmarks.study.definition import REPORT_FILES, Run, Study, refuse_changed, runs_of
 from cetnet.trainer.check_settings import check_settings
 from cetnet.trainer.config import RunConfig, parse_config, read_settings
 from cetnet.trainer.console import console
@@ -12,8 +13,6 @@ from cetnet.trainer.errors import UserError
 from cetnet.trainer.files import check_writable
 from cetnet.trainer.run_folder import check_folder
 
-REPORT_FILES = ("report.html", "report.md", "table.csv")
-
 
 def check_study(path: Path) -> None:
     """Raise UserError for a run that would be refused, or couldn't be reported, and for a report's place.
@@ -21,12 +20,13 @@ def check_study(path: Path) -> None:
     Needs no torch, so it leaves out what only a component's class knows.
     """
     study = Study.load(path)
-    refuse_changed(runs_of(study, path), path)
+    runs = runs_of(study, path)
+    refuse_changed(runs, path)
     check_folder(study.folder, "out")
     for name in REPORT_FILES:
         check_writable(study.folder / name)
     checked = set()
-    for run, config in check_configurations(path):
+    for run, config in check_configurations(study, runs, path):
         # What `check_settings` looks at; variants that share it, and seeds, are checked once.
         parts = config.model_dump_json(
             exclude={"run_dir": True, "model": True, "checkpoint": True, "training": {"seed"}}
@@ -44,15 +44,13 @@ def check_study(path: Path) -> None:
                 f"WARNING: {reported.path / study.split}: every row has the label {label:g}, so the report will have "
                 "neither NE, AUC nor gains",
                 style="bold red",
-                highlight=False,
-                soft_wrap=True,
             )
 
 
-def check_configurations(path: Path) -> list[tuple[Run, RunConfig]]:
+def check_configurations(study: Study, runs: Sequence[Run], path: Path) -> list[tuple[Run, RunConfig]]:
     """The runs that aren't finished, and their configurations; raises UserError for one that can't be reported."""
-    study, checked = Study.load(path), []
-    for run in runs_of(study, path):
+    checked = []
+    for run in runs:
         if run.finished:
             continue
         where = f"{path}, variant {run.variant!r}"

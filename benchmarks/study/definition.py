@@ -17,6 +17,9 @@ from cetnet.trainer.errors import UserError
 from cetnet.trainer.files import UsablePath, write_json
 from cetnet.trainer.yaml_files import checked, read_yaml
 
+PAGE, MARKDOWN, TABLE = REPORT_FILES = ("report.html", "report.md", "table.csv")
+"""The report, in the folder of the study."""
+
 
 class Numbers(Strict):
     """Published numbers of a variant."""

@@ -72,7 +72,7 @@ def _train_missing(study: Study, path: Path, runs: list[Run], train: Train, cons
         label = f"run {number} of {len(runs)}: {run.variant}, seed {run.seed}"
         refuse_changed([run], path)  # again: somebody else may have begun it since
         if run.finished:
-            console.print(f"{label}: finished before", highlight=False)
+            console.print(f"{label}: finished before")
             continue
         elapsed = timedelta(seconds=round(time.monotonic() - started))
         action = "resuming" if run.folder.exists() else "training"
@@ -96,10 +96,8 @@ def _train(run: Run, train: Train, study: str) -> None:
     code = child.exitcode
     if code == os.EX_TEMPFAIL:  # the run was told to stop, and has said so
         sys.exit(code)
-    if code and (-code if code < 0 else code - 128) in (
-        *SIGNALS,
-        signal.SIGHUP,
-    ):  # before it could have said so
+    # Told to stop before it could have said so.
+    if code and (-code if code < 0 else code - 128) in (*SIGNALS, signal.SIGHUP):
         sys.exit(128 - code if code < 0 else code)
     if code or not run.finished:
         outcome = f"exit code {code}" if code else "no result.json"

@@ -60,8 +60,7 @@ def merge_by_recency(events: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     batch, num_behaviors, longest, dim = events.shape
     age = lengths.unsqueeze(2) - 1 - torch.arange(longest, device=lengths.device)  # [B, b, T]
     rank = torch.arange(num_behaviors, device=lengths.device).view(1, -1, 1) - age * num_behaviors
-    order = (
-        rank.masked_fill(age < 0, num_behaviors).flatten(1).argsort(dim=1, stable=True)
-    )  # padding comes last
+    # Padding comes last.
+    order = rank.masked_fill(age < 0, num_behaviors).flatten(1).argsort(dim=1, stable=True)
     merged = events.reshape(batch, -1, dim).gather(1, order.unsqueeze(2).expand(-1, -1, dim))
     return merged, lengths.sum(1)

@@ -36,12 +36,8 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: Callable[[st
     program("sbatch", SBATCH)
     program("sacct", SACCT)
     program("squeue", SQUEUE)
-    component = {"kind": "dnn", "embedding_dim": 4}
-    base = {
-        "run_dir": "run",
-        "data": {"path": "data", "batch_size": 16},
-        "model": {"components": {"solo": component}},
-    }
+    dnn = {"kind": "dnn"}
+    base = {"data": {"path": "data"}, "model": {"components": {"solo": dnn}}}
     (tmp_path / "base.yaml").write_text(yaml.safe_dump(base), encoding="utf-8")
     content = {
         "name": "small",
@@ -49,7 +45,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: Callable[[st
         "nproc": 4,
         "seeds": [1, 2],
         "baseline": "single",
-        "variants": {"single": {}, "pair": {"model.components": {"left": component, "right": component}}},
+        "variants": {"single": {}, "pair": {"model.components": {"left": dnn, "right": dnn}}},
     }
     Path("study.yaml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     return Path("study.yaml")

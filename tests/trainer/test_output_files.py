@@ -73,13 +73,30 @@ def test_good_places(folder: Path, path: str) -> None:
         ("file/below", "Not a directory"),
         (f"x{NAME}", "too long"),
         (f"a/x{NAME}/b", "too long"),
-        ("/proc/new", "can't be written"),
+        ("/proc/new", "/proc/new: cannot be written .No such file.*; name another place"),
     ],
 )
 def test_bad_places(folder: Path, path: str, why: str) -> None:
     before = tree(folder)
     with pytest.raises(UserError, match=why):
         check_writable(Path(path))
+    assert tree(folder) == before
+
+
+@pytest.mark.parametrize("raised", [OSError(28, "No space left on device"), OSError("a library's words")])
+@pytest.mark.usefixtures("folder")
+def test_a_disk_that_refuses_is_told_of_the_file(raised: OSError) -> None:
+    with (
+        pytest.raises(UserError, match=r"^a/new: cannot be written .*; (make room|name another)"),
+        output_file(Path("a/new")),
+    ):
+        raise raised
+
+
+def test_what_another_file_refuses_is_not_told_of_this(folder: Path) -> None:
+    before = tree(folder)
+    with pytest.raises(FileNotFoundError, match="nowhere"), output_file(Path("a/new")):
+        Path("nowhere").read_bytes()
     assert tree(folder) == before
 
 

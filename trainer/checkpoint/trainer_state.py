@@ -102,9 +102,8 @@ def _identity(dataset: Dataset) -> dict[str, Any]:
 def _check_same_data(state: dict[str, Any], dataset: Dataset, checkpoint: Place) -> None:
     now = _identity(dataset)
     before = {key: state.get(key) for key in now}
-    if (
-        before["vocabularies"] is None or now["vocabularies"] is None
-    ):  # of data that an earlier version prepared
+    # Data that an earlier version prepared has none.
+    if before["vocabularies"] is None or now["vocabularies"] is None:
         del before["vocabularies"], now["vocabularies"]
     if changed := first_difference(before, now):
         raise UserError(

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from json import dumps
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from cetnet.sharding.planner import Placement
 from cetnet.trainer.config import RunConfig
 from cetnet.trainer.console import console, output
 from cetnet.trainer.errors import DoesNotFit, UserError
-from cetnet.trainer.files import output_file, write_json
+from cetnet.trainer.files import output_file
 from cetnet.trainer.plan.cluster_options import on_cluster
 from cetnet.trainer.plan.dense_cost import UTILISATION
 from cetnet.trainer.plan.estimate import Estimate, estimate, refusal, sweep
@@ -60,8 +61,7 @@ def plan_cluster(
         output.print(warning, style="bold red")
     if json:
         content = plan_dict(result.plan, cluster.world_size) | {"estimate": estimate_json(result)}
-        with output_file(json) as aside:
-            write_json(aside, content)
+        _write_json(json, content)
 
 
 def plan_sweep(
@@ -97,9 +97,13 @@ def plan_sweep(
             }
             for name, c, r in results
         ]
-        with output_file(json) as aside:
-            write_json(aside, {"sweep": rows})
+        _write_json(json, {"sweep": rows})
     return results
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    with output_file(path) as aside:
+        aside.write_text(dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def estimate_json(result: Estimate) -> dict[str, Any]:

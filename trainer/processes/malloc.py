@@ -13,9 +13,8 @@ def keep_freed_memory() -> None:
     is freed.
     """
     libc = ctypes.CDLL(None)
-    libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30) or libc.mallopt(
-        _M_MMAP_THRESHOLD, 1 << 25
-    )  # at most, in older ones
+    # Older ones take 32 MiB at most.
+    libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30) or libc.mallopt(_M_MMAP_THRESHOLD, 1 << 25)
     libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
     libc.mallopt(_M_TOP_PAD, 1 << 26)
     libc.mallopt(_M_ARENA_MAX, 1)  # those of other threads are small heaps, beyond which they map blocks

@@ -111,7 +111,7 @@ class StopSignals(AbstractContextManager["StopSignals"]):
 
     def _say(self, what: str) -> None:
         if os.environ.get("RANK", "0") == "0" and self.seen is not None:
-            console.print(f"{self.seen.name}: {what}", highlight=False)
+            console.print(f"{self.seen.name}: {what}")
 
 
 def _noticed(_number: int, _frame: FrameType | None) -> None:

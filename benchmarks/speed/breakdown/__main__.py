@@ -172,4 +172,4 @@ def as_table(result: dict[str, Any], title: str) -> Table:
 
 
 if __name__ == "__main__":
-    run_command("breakdown", main)
+    run_command(main)

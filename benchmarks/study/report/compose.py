@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from cetnet.benchmarks.study.definition import Run, Study
+from cetnet.benchmarks.study.definition import PAGE, TABLE, Run, Study
 from cetnet.benchmarks.study.report.curves import gain_curve, read_curve
 from cetnet.benchmarks.study.report.document import (
     Block,
@@ -80,7 +80,7 @@ def write_report(study: Study, command: str, runs: Sequence[Run], console: Conso
 
     rows = [row for section in sections.values() for row in section]
     _print(study, rows + ([bayes] if bayes else []), console)
-    write_csv(rows + ([bayes] if bayes else []), out / "table.csv")
+    write_csv(rows + ([bayes] if bayes else []), out / TABLE)
     if spectra:
         _write_spectra(spectra, out / "embeddings.csv")
     document = Document(
@@ -99,7 +99,7 @@ def write_report(study: Study, command: str, runs: Sequence[Run], console: Conso
     )
     write_markdown(document, out)
     write_html(document, out)
-    console.print(f"report: {out / 'report.html'}")
+    console.print(f"report: {out / PAGE}")
 
 
 def _table(rows: Sequence[Row], columns: Sequence[Column]) -> Table:

@@ -151,9 +151,8 @@ def test_survives(folder: Path, run: Callable[..., str], monkeypatch: pytest.Mon
     left = places("bucket://b/killed")
     assert ".metadata" in left.pop("step-000000006.000003")  # of which something is there, but no manifest
     assert left == {"step-000000002.000001": FILES, "step-000000004.000002": FILES}
-    monkeypatch.setattr(
-        cetnet.trainer.train, "run_pipeline", cetnet.trainer.train.run_pipeline
-    )  # what is put there ends here
+    # What is put there ends here.
+    monkeypatch.setattr(cetnet.trainer.train, "run_pipeline", cetnet.trainer.train.run_pipeline)
     before = rows_of(Path("before"), 4)
     with process_group("cpu") as processes:
         train_with_ledger(processes, settings("killed", "bucket://b/killed"), Path("after"), 4, None)

@@ -255,11 +255,8 @@ def text_of(value: Any) -> str:
 
 
 def test_raw_files_of_all_types_are_prepared_as_they_are(tmp_path: Path) -> None:
-    skipped = (
-        "dictionary_int64",
-        "dictionary_uint32",
-        "large_list_view",
-    )  # there are many, and others like them
+    # There are many, and others like them.
+    skipped = ("dictionary_int64", "dictionary_uint32", "large_list_view")
     wild, good = ([c for c in of_all if not c.name.endswith(skipped)] for of_all in (WILD, GOOD))
     numbers = [c for c in wild if "text" not in c.leaf.roles]
     of = {

@@ -312,9 +312,9 @@ def test_what_does_not_fit_is_answered_with_what_does(cetnet: Callable[..., tupl
         (["--schema=elsewhere.yaml"], ["elsewhere.yaml", "not found"]),
         (["--cluster=infinite.yaml"], ["infinite.yaml", "hbm_gb", "finite"]),
         (["sharding.cluster.ddr_gb=.inf"], ["sharding.cluster.ddr_gb", "finite"]),
-        (["--json=short.yaml/plan.json"], ["short.yaml/plan.json", "can't be written"]),
+        (["--json=short.yaml/plan.json"], ["short.yaml/plan.json", "cannot be written"]),
         (["--json=."], ["is a directory"]),
-        (["--sweep=1x1..2x1", "--plot=short.yaml/sweep.png"], ["short.yaml/sweep.png", "can't be written"]),
+        (["--sweep=1x1..2x1", "--plot=short.yaml/sweep.png"], ["short.yaml/sweep.png", "cannot be written"]),
         (["--sweep=1x1..2x1", "--plot=sweep.gif2"], ["sweep.gif2", ".png", ".svg"]),
     ],
 )

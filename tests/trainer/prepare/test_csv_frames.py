@@ -130,9 +130,8 @@ def test_what_python_writes_is_read(
     file: tuple[RawSchema, Rows, bytes], packer: str, sizes: tuple[int, int, int]
 ) -> None:
     spec, rows, content = file
-    assume(
-        python_rows(content, spec) == rows
-    )  # csv.writer doesn't escape all that csv.reader takes for marks
+    # csv.writer doesn't escape all that csv.reader takes for marks.
+    assume(python_rows(content, spec) == rows)
     assert read_rows(PACKERS[packer](content), spec, sizes) == rows
 
 

@@ -64,9 +64,8 @@ def test_md5(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert f"md5 of test.csv: {sums['test.csv']}, not the published {'0' * 32}: this is another file" in card
 
     monkeypatch.setattr(preparation, "type_rows", pytest.fail)
-    monkeypatch.setattr(
-        preparation, "hash_file", pytest.fail
-    )  # nor is anything else read before these are found
+    # Nor is anything else read before these are found.
+    monkeypatch.setattr(preparation, "hash_file", pytest.fail)
     with pytest.raises(UserError, match="exists already"):
         prepare_movielens(raw, out, **ENGINE)
     with pytest.raises(UserError, match="give a size such as 4GB"):

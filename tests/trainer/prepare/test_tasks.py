@@ -65,7 +65,9 @@ def names(tmp_path: Path) -> list[str]:
 
 
 def test_a_full_disk_can_be_fixed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(Unfinished, match=r"No space left on device: .*done; fix it, and the same") as error:
+    with pytest.raises(
+        Unfinished, match=r"done: No space left on device; make room .*, and the same command goes on"
+    ) as error:
         work(tmp_path, fill_the_disk)
     assert "\n" not in str(error.value)
     assert names(tmp_path) == [".out.work", "log"]

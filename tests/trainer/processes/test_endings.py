@@ -84,10 +84,8 @@ def test_an_interrupt_after_polars_has_loaded_which_handles_it_itself(run: Run, 
 
 
 def test_a_group_is_interrupted_while_the_workers_of_a_preparation_load(run: Run, tmp_path: Path) -> None:
-    (tmp_path / "raw.csv").write_text(
-        "click,user,price\n" + "0,a,17.5\n1,b,0.25\n" * 80_000,
-        encoding="utf-8",  # more than a chunk
-    )
+    more_than_a_chunk = "click,user,price\n" + "0,a,17.5\n1,b,0.25\n" * 80_000
+    (tmp_path / "raw.csv").write_text(more_than_a_chunk, encoding="utf-8")
     (tmp_path / "schema.yaml").write_text(yaml.safe_dump(SCHEMA), encoding="utf-8")
     places = ("--raw", "raw.csv", "--schema", "schema.yaml", "--out", "out")
     prepare = ("prepare", "csv", *places, "--workers", "2", "--memory", "820MB")

@@ -28,6 +28,7 @@ from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from cetnet.trainer.data import arrow_types, hashing
 from cetnet.trainer.errors import UserError
+from cetnet.trainer.failures import reason, remedy
 from cetnet.trainer.files import write_json
 from cetnet.trainer.prepare.engine.layout import check_out, locked_folder, progress_bar
 from cetnet.trainer.processes.launcher import signals_blocked
@@ -187,8 +188,8 @@ def work_folder(
             raise
         except OSError as error:
             raise Unfinished(
-                f"{error.strerror or error}: {error.filename or folder}; fix it, and the same command goes on from "
-                "there"
+                f"{error.filename or folder}: {reason(error)}; {remedy(error, 'fix it')}, and the same command "
+                "goes on from there"
             ) from error
         except (KeyboardInterrupt, SystemExit):
             print(f"interrupted: the same command goes on from {folder}", file=sys.stderr)
@@ -330,9 +331,8 @@ def _run(function: Callable[..., None], task: Task) -> None:
         try:
             aside.rename(task.out)
         except OSError:
-            if (
-                not task.out.exists()
-            ):  # else a second attempt at the same task was first, with the same content
+            # Else a second attempt at the same task was first, with the same content.
+            if not task.out.exists():
                 raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)

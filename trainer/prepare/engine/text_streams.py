@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
+from cetnet.trainer.byte_order_marks import marked_encoding
 from cetnet.trainer.errors import UserError
 
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -25,14 +26,6 @@ _NO_TEXT = {
     b"Rar!\x1a": "a rar archive: unpack it",
     b"\x04\x22\x4d\x18": "compressed by lz4: unpack it, or use gzip, bz2, xz or zstd",
     b"\x1f\x9d": "compressed by compress: unpack it, or use gzip, bz2, xz or zstd",
-}
-# in this order: UTF-32's begins with UTF-16's
-_MARKS = {
-    codecs.BOM_UTF8: "utf-8",
-    codecs.BOM_UTF32_LE: "utf-32",
-    codecs.BOM_UTF32_BE: "utf-32",
-    codecs.BOM_UTF16_LE: "utf-16",
-    codecs.BOM_UTF16_BE: "utf-16",
 }
 _PIECE = 1 << 16
 
@@ -87,7 +80,7 @@ class Utf8Stream:
         head = self._raw(_PIECE)
         while not self._ended and len(head) < 4:
             head += self._raw(_PIECE)
-        found = next((name for mark, name in _MARKS.items() if head.startswith(mark)), None)
+        found = marked_encoding(head)
         if found and not codecs.lookup(encoding).name.startswith(found):
             remedy = "leave out `encoding`" if found == "utf-8" else f"set `encoding: {found}` in the schema"
             raise UserError(f"{path} begins as {found} text, not as {encoding}: {remedy}")

@@ -116,9 +116,8 @@ def read_range(path: Path, table: Table, start: int, end: int) -> pl.DataFrame:
     try:
         frame = pl.read_csv(data, has_header=False, schema=names, quote_char=None)
     except pl.exceptions.PolarsError as error:
-        _check_lines(
-            path, start, data, commas
-        )  # one too long and one too short have the right number together
+        # One too long and one too short have the right number together.
+        _check_lines(path, start, data, commas)
         raise UserError(f"{path}: not readable as CSV: {str(error).splitlines()[0]}") from error
     typed = []
     for name, dtype in table.columns.items():

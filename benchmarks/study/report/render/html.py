@@ -9,6 +9,7 @@ from markdown_it import MarkdownIt
 from markupsafe import Markup
 from matplotlib import rc_context
 
+from cetnet.benchmarks.study.definition import PAGE
 from cetnet.benchmarks.study.report.document import Document, Plot, Section
 from cetnet.trainer.files import write_text
 
@@ -28,7 +29,7 @@ def write_html(document: Document, out: Path) -> None:
     environment.filters |= {"markdown": _markdown, "svg": inline_svg, "anchor": anchor}
     environment.tests["kind"] = lambda block, name: type(block).__name__ == name
     page = environment.get_template("page.html.jinja").render(document=document)
-    write_text(out / "report.html", page)
+    write_text(out / PAGE, page)
 
 
 def anchor(section: Section) -> str:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from urllib.parse import quote
 
+from cetnet.benchmarks.study.definition import MARKDOWN
 from cetnet.benchmarks.study.report.document import Block, Cell, Commands, Document, Folded, Plot, Table, Text
 from cetnet.trainer.files import write_text
 
@@ -18,7 +19,7 @@ def write_markdown(document: Document, out: Path) -> None:
     for section in document.sections:
         parts.append(f"{'#' * section.level} {section.title}")
         parts += [_block(block, out) for block in section.blocks]
-    write_text(out / "report.md", "\n\n".join(filter(None, parts)) + "\n")
+    write_text(out / MARKDOWN, "\n\n".join(filter(None, parts)) + "\n")
 
 
 def _block(block: Block, out: Path) -> str:
