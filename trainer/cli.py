@@ -12,6 +12,7 @@ from signal import SIGHUP
 from typing import Annotated, Any, Literal
 
 import typer
+from typer.core import TyperGroup
 
 import cetnet
 from cetnet.launch.cli import app as launch_app
@@ -26,7 +27,20 @@ from cetnet.trainer.versions import check_loading, check_versions
 
 DISTRIBUTED = {"train", "evaluate", "predict", "calibrate"}
 
+
+class _Commands(TyperGroup):
+    """Commands in which a file that ends too early is an error as others; click takes EOFError for an abort."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Be a command."""
+        try:
+            return super().invoke(ctx)
+        except EOFError as error:
+            raise OSError(f"a file ends too early ({error})") from error
+
+
 app = typer.Typer(
+    cls=_Commands,
     help="Train and compare click-through-rate ensembles on TorchRec.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

@@ -73,8 +73,11 @@ def explain(error: BaseException) -> tuple[str, int]:
             f"the processes cannot meet at {address} ({named}); look after the network, or the variables",
             2,
         )
-    if isinstance(error, ImportError) and not (error.name or "cetnet").startswith("cetnet"):
-        return f"a library does not load ({named}); install cetnet again, into a fresh environment", 2
+    if _while_loading_a_library(error):
+        line = (
+            f"a library does not load ({named:.300}); look at its variables in the environment, or install "
+        )
+        return line + "cetnet again, into a fresh environment", 2
     if isinstance(error, BrokenExecutor):
         return f"a process of this command was killed (out of memory?): {text}", 1
     return f"a fault of the program, {named}", 1
@@ -107,6 +110,14 @@ def remedy(error: OSError, otherwise: str) -> str:
     if isinstance(error, socket.gaierror):
         return "look after the name, or the name server"
     return _REMEDIES.get(error.errno or 0, otherwise)
+
+
+def _while_loading_a_library(error: BaseException) -> bool:
+    if isinstance(error, ImportError):
+        return not (error.name or "cetnet").startswith("cetnet")
+    files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    loading = any(name.startswith("<frozen importlib") for name in files)
+    return loading and "cetnet" not in Path(files[-1]).parts
 
 
 def _while_printing(error: OSError) -> bool:

@@ -155,7 +155,7 @@ def load_pretrained(model: nn.Module, schema: Schema, folder: Path) -> None:
         path = folder / "pretrained" / f"{table}.npy"
         try:
             vectors = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
+        except (OSError, EOFError, ValueError) as error:
             raise UserError(f"{path}: vectors of table {table!r} cannot be read: {error}") from None
         if vectors.shape != tuple(value.shape):
             raise UserError(

@@ -136,13 +136,11 @@ class Case:
             left = leftovers(self.before, self.folder)
             if left and (ended.code != 2 or not any(".work" in part for part in left[0].parts)):
                 found.append(Failure("left file", f"{self.kind} {left[0].suffix or left[0].name}"))
-        if ended.code and not found:
-            found += [
-                Failure("half-written", f"{self.kind}: {name}")
-                for name in self.made
-                if self.at(name).exists()
-            ]
-        for check in self.checks if ended.code == 0 else ():
+        made = [name for name in self.made if self.at(name).exists()]
+        late = command.stop_after is not None or 1 in command.streams  # perhaps when all was done
+        if ended.code and not found and not late:
+            found += [Failure("half-written", f"{self.kind}: {name}") for name in made]
+        for check in self.checks if ended.code == 0 or (late and made and not found) else ():
             try:
                 found += check()
             except (OSError, ValueError, LookupError) as error:  # Arrow's are among them

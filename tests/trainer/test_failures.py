@@ -1,6 +1,7 @@
 """Whatever ends a command is one line, and a file with the traceback."""
 
 import errno
+import importlib
 import json
 import re
 import socket
@@ -14,7 +15,9 @@ import polars as pl
 import pyarrow as pa
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from cetnet.trainer.cli import app
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.failures import install_hooks, tell
 from cetnet.trainer.files import written_aside
@@ -85,6 +88,7 @@ def end_of_a_loop(folder: Path) -> object:
             2,
             ["h5py", "install cetnet again"],
         ),
+        (fail(RuntimeError("[gloo/device.cc:186] -1 vs -1. Too many open files")), 2, ["ulimit -n"]),
         (lambda: {}["key"], 1, ["fault of the program, KeyError: 'key'", "please report it"]),
         (fail(AssertionError()), 1, ["fault of the program, AssertionError"]),
     ],
@@ -159,3 +163,24 @@ def test_threads_and_destructors_are_lines_too(
     of_the_thread, of_the_destructor = capsys.readouterr().err.splitlines()
     assert "KeyError: 'key'" in of_the_thread
     assert "ignored: ValueError: in vain" in of_the_destructor
+
+
+def test_a_library_that_does_not_load(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a_library.py").write_text("raise ValueError('Invalid log settings: x')", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert tell(raised(lambda: importlib.import_module("a_library"))) == 2
+    line = capsys.readouterr().err
+    assert "a library does not load (ValueError: Invalid log settings: x)" in line
+    assert "variables in the environment" in line
+
+
+def test_a_file_that_ends_too_early_is_no_abort(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def end(_: Path) -> None:
+        raise EOFError("No data left in file")
+
+    monkeypatch.setattr("cetnet.trainer.examples.write_examples", end)
+    result = CliRunner().invoke(app, ["examples", str(tmp_path)])
+    assert isinstance(result.exception, OSError)
+    assert str(result.exception) == "a file ends too early (No data left in file)"

@@ -39,8 +39,10 @@ def open_vectors(path: Path) -> Vectors:
         raise UserError(f"{path}: vectors are read from {', '.join(readers)} files")
     try:
         return readers[path.suffix](path)
-    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    except (OSError, EOFError, ValueError, KeyError, pa.ArrowException) as error:
+        reason = (
+            error.strerror if isinstance(error, OSError) and error.strerror else str(error) or "cut short"
+        )
         raise UserError(f"{path}: not readable as vectors: {reason.splitlines()[0]}") from error
 
 
