@@ -172,8 +172,6 @@ def predict(
     from cetnet.trainer.files import check_writable
 
     check_writable(out)
-    if Path(os.path.realpath(out)).is_relative_to(os.path.realpath(data / split)):
-        raise UserError(f"{out}: {data / split} holds the rows to score; name another place")
     dataset = check_scored(run, data, split, labelled=False)
     if nproc > 1 and "RANK" not in os.environ:
         arguments = ["predict", str(run), str(data), "--out", str(out), "--split", split]

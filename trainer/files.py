@@ -15,9 +15,12 @@ from filelock import FileLock, Timeout
 from pydantic import AfterValidator, BeforeValidator
 
 from cetnet.trainer.console import console
+from cetnet.trainer.data.data_files import split_around
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.failures import unwritable
 from cetnet.trainer.processes.signals import cleaning_up
+
+_KEPT = ("schema.yaml", "card.json", "config.yaml", "environment.json", "metrics.jsonl", "result.json")
 
 
 def _target(path: Path) -> Path:
@@ -175,6 +178,10 @@ def check_writable(path: Path) -> None:
         if path.exists() and not path.is_file():
             raise UserError(f"{path} is not a regular file; name another")
         target = _target(path)
+        if split := split_around(target):
+            raise UserError(f"{path}: {split} holds the rows of a dataset; name another place")
+        if target.exists() and target.name in _KEPT:
+            raise UserError(f"{path} is part of a dataset or of a run; name another place")
         folder = next(parent for parent in target.parents if parent.exists())
         with TemporaryFile(dir=folder):
             pass

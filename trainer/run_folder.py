@@ -8,6 +8,7 @@ from typing import Any
 
 from cetnet.models.schema import Schema
 from cetnet.trainer.config import RunConfig, load_config
+from cetnet.trainer.data.data_files import split_around
 from cetnet.trainer.data.dataset import load_schema
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.files import locked
@@ -50,7 +51,12 @@ def check_same_run(before: RunConfig, now: RunConfig, place: object) -> None:
 
 
 def check_folder(folder: Path, key: str) -> None:
-    """Raise UserError if a folder, named by a key of the configuration, can't be made or written to."""
+    """Raise UserError if a folder, named by a key of the configuration, can't be made or written to.
+
+    Nor may it be among the files of a dataset.
+    """
+    if inside := split_around(folder / "run"):
+        raise UserError(f"{folder}: {inside} holds the rows of a dataset; choose another {key}=...")
     # A link to nothing is there: no folder can be made in its place.
     place = next(path for path in (folder, *folder.parents) if path.exists() or path.is_symlink())
     if not place.is_dir() or not os.access(place, os.W_OK):
@@ -79,10 +85,11 @@ def restarted(folder: Path) -> bool:
 
 def load_run(folder: Path, resolve: bool = True) -> tuple[RunConfig, Schema]:
     """Configuration, its components resolved or not, and schema of a run; UserError if this is no run folder."""
-    if not (folder / "config.yaml").exists():
-        raise UserError(
-            f"{folder}: no config.yaml here; name the folder of a run (the run_dir of `cetnet train`)"
-        )
+    for name in ("config.yaml", "schema.yaml"):
+        if not (folder / name).exists():
+            raise UserError(
+                f"{folder}: no {name} here; name the folder of a run (the run_dir of `cetnet train`)"
+            )
     config = load_config(folder / "config.yaml", resolve=resolve)
     checkpoint = config.checkpoint.model_copy(update={"path": _as_it_began(folder, config.checkpoint.path)})
     return config.model_copy(update={"checkpoint": checkpoint}), load_schema(folder)

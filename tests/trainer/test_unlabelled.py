@@ -102,4 +102,27 @@ def test_a_row_that_cannot_be_scored_is_named(run: Run) -> None:
     assert not Path("out.parquet").exists()
     code, said = run("predict", "run", "data", "--out", "data/test/day=1/out.parquet")
     assert code == 2
-    assert "data/test/day=1/out.parquet: data/test holds the rows to score" in said
+    assert "data/test holds the rows of a dataset; name another place" in said
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["data/schema.yaml", "run/config.yaml", "data/train/scores.parquet", "data/test/day=1/scores.parquet"],
+)
+@pytest.mark.usefixtures("folder")
+def test_predictions_replace_no_part_of_a_dataset_or_run(place: str, run: Run) -> None:
+    before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+    code, said = run("predict", "run", "data", "--out", place)
+    assert code == 2
+    assert place in said
+    assert "name another place" in said
+    assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_run_is_not_put_among_the_rows_of_a_dataset(run: Run) -> None:
+    for key in ("run_dir=data/test/run", "checkpoint.path=data/train"):
+        code, said = run("train", "experiment.yaml", "run_dir=another", key)
+        assert code == 2, said
+        assert "holds the rows of a dataset; choose another" in said
+    assert not Path("another").exists()

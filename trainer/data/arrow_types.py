@@ -234,7 +234,7 @@ def _remedy(kind: pa.DataType, use: Use) -> str:
     if not use.many and element is not None:
         return "write one value a row" + (", or make it multi_valued or a sequence" if is_feature else "")
     if not use.many and is_feature and _kind(kind) in ("float", "decimal"):
-        return "cast it, or make it dense"
+        return "cast it, or make a feature of it dense"
     return "cast it"
 
 

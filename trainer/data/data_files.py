@@ -23,6 +23,22 @@ _NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 _PART = re.compile(
     r"(part-|bucket_|\d+_|\d+$)[^.]*(\.(gz|bz2|xz|zst))?"
 )  # part-00000, 000000_0: of Spark, Hive, MapReduce
+# Of what people keep beside data; a file with another ending may be data, too.
+_BESIDE = (
+    ".md",
+    ".yaml",
+    ".yml",
+    ".html",
+    ".pdf",
+    ".png",
+    ".log",
+    ".sql",
+    ".py",
+    ".sh",
+    ".md5",
+    ".sha1",
+    ".sha256",
+)
 _LOGGED_TABLES = {"_delta_log": "a Delta table", ".hoodie": "a Hudi table"}
 
 
@@ -41,8 +57,8 @@ def data_files(folder: Path, format: Format, may_be_none: bool = False) -> list[
 
     Raises:
         UserError: no such file, unless there may be none, and what there is instead; data in directories of other
-            names, a broken link or a file that is none, a directory that can't be read; a file packed and unpacked;
-            keys that differ.
+            names, files of other formats beside (but for _BESIDE), a broken link or a file that is none, a directory
+            that can't be read; a file packed and unpacked; keys that differ.
     """
     walk = _Walk(folder)
     suffixes = SUFFIXES[format]
@@ -62,6 +78,12 @@ def data_files(folder: Path, format: Format, may_be_none: bool = False) -> list[
         found = [file for file in walk.files if _is_part(file.path, format)]
     if not found and not may_be_none:
         raise UserError(f"{folder} holds no {format} files ({', '.join(suffixes)}){walk.what_else(format)}")
+    others = [file.path.name for file in walk.files if file not in found and not _is_beside(file.path)]
+    if found and others:
+        raise UserError(
+            f"{folder} has {len(found)} {format} files, and {len(others)} others ({_few(others)}) that would not be "
+            f"read: take them out, or convert them and name them with a suffix ({suffixes[0]})"
+        )
     for file in found:
         _check_regular(file.path)
     names = dict.fromkeys(file.path for file in found)
@@ -85,6 +107,15 @@ def split_files(path: Path, split: str) -> list[DataFile]:
     return data_files(path / split, "parquet")
 
 
+def split_around(path: Path) -> Path | None:
+    """The folder with the rows of a dataset's split that a path, which need not exist, is in, if any."""
+    for folder in path.absolute().parents:
+        in_dataset = folder.is_dir() and (folder.parent / "schema.yaml").exists()
+        if in_dataset and folder.name != "predictions" and any(_files_below(folder, "parquet")):
+            return folder
+    return None
+
+
 def check_same_keys(files: Sequence[DataFile]) -> None:
     """Raise UserError for files whose `key=value` directories have not all the same keys."""
     for file in files:
@@ -103,6 +134,10 @@ def check_keys(file: Path, columns: Collection[str], keys: KeyValues) -> None:
             raise UserError(
                 f"{file} has a column {key!r}, and is in a directory {key}=...: rename one of them"
             )
+
+
+def _is_beside(path: Path) -> bool:
+    return path.suffix.lower() in _BESIDE or path.name in ("README", "LICENSE", "CHECKSUM")
 
 
 def _is_part(path: Path, format: Format) -> bool:

@@ -160,7 +160,8 @@ class Dataset:
             for row, what in find_bad_rows(table, self.schema).items()
         }
         if bad and self.bad_rows == "fail":
-            raise _bad(list(bad.values()), "; training can skip bad rows: data.bad_rows=quarantine")
+            skip = "; training can skip bad rows: data.bad_rows=quarantine"
+            raise _bad(list(bad.values()), skip if self.schema.label in self.names else "")
         return bad
 
     def metadata(self, file: Path) -> pq.FileMetaData:

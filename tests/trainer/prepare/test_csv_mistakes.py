@@ -379,3 +379,25 @@ def test_keys_of_given_vectors_that_are_floats(tmp_path: Path) -> None:
         UserError, match=r"vectors\.parquet: keys are written as '0\.0': write them as integers"
     ):
         prepare(tmp_path, HEADER + "".join(FLOATS), **keys)
+
+
+def test_milliseconds_are_no_seconds(tmp_path: Path) -> None:
+    def times(unit: int) -> str:
+        return "click,item,history,price,ts\n" + "".join(
+            f"{line.rstrip()},{(1_709_251_200 + i * 3600) * (unit if i > 30 else 1)}\n"
+            for i, line in enumerate(LINES)
+        )
+
+    prepare(tmp_path, times(1), timestamp="ts")
+    refused(tmp_path, times(1000), "'ts', row 32: expected seconds", "divide milliseconds", timestamp="ts")
+
+
+def test_a_column_without_a_name(tmp_path: Path) -> None:
+    header = ",click,item,history,price\n"
+    lines = [f"{i},{line}" for i, line in enumerate(LINES)]
+    assert prepare(tmp_path, header + "".join(lines)) == prepare(tmp_path, log(), name="plain.csv")
+    for quote in ('"', None):
+        short = header + "".join(lines[:7]) + "7,1,u\n" + "".join(lines[8:])
+        refused(tmp_path, short, "row 8 (line 9): expected 5 columns as in the header, found 3", quote=quote)
+    more = header.lstrip(",") + "".join(lines)
+    refused(tmp_path, more, "row 1 (line 2): expected 4 columns", "give all columns a name")

@@ -284,11 +284,11 @@ def test_disk_that_is_too_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     schema = write_schema(tmp_path / "raw.yaml")
     size = (tmp_path / "raw/log.csv").stat().st_size
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=int(1.5 * size) - 1))
-    with pytest.raises(UserError, match=r"GB free, and the preparation may need .* GB: give a directory"):
+    with pytest.raises(UserError, match=r"MB free, and the preparation may need .* MB: give a directory"):
         prepare_tabular("csv", tmp_path / "raw", tmp_path / "out", schema)
     # the rows of sets with histories, before they are prepared
     generate_amazon_reviews(tmp_path / "amazon", 100)
-    with pytest.raises(UserError, match="GB free"):
+    with pytest.raises(UserError, match="MB free"):
         prepare_amazon(tmp_path / "amazon", "Electronics", tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["amazon", "raw", "raw.yaml"]
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=int(1.5 * size)))

@@ -64,7 +64,8 @@ def _mark(path: Path, spec: RawSchema) -> int:
 def _unique(names: Sequence[str], path: Path, spec: RawSchema) -> tuple[str, ...]:
     """Names of columns, other ones for those that occur again and are not read."""
     unique: dict[str, None] = {}
-    for name in names:
+    for place, name in enumerate(names, 1):
+        name = name or f"(column {place}, without a name)"  # polars makes up another one
         if name in unique and name in spec.raw_columns:
             raise UserError(f"{path}: the header has the column {name!r} twice: rename one of them")
         while name in unique:

@@ -181,6 +181,8 @@ def _columns(found: int, wanted: int | None, line: str, spec: RawSchema) -> str:
         hint = "is `delimiter` right?"
     elif found > (wanted or 0) and spec.quote is not None:
         hint = f"enclose values that hold {spec.delimiter!r} in quotes"
+        if found == (wanted or 0) + 1:
+            hint += "; if all lines have one more, give all columns a name, in the file or by `header`"
     else:
         hint = "complete the line, or take it out"
     return f"expected {wanted} columns as in {where}, found {found}; {hint}"

@@ -17,7 +17,9 @@ from cetnet.trainer.data.hashing import hash_text
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.files import UsablePath
 from cetnet.trainer.prepare.engine.values import (
+    LAST_SECOND,
     LOSSY_FLOAT,
+    OTHER_UNIT,
     TIME,
     WHOLE_FLOAT,
     seconds,
@@ -317,7 +319,8 @@ def columns(path: Path, dtypes: pl.Schema, spec: RawSchema) -> Iterator[Column]:
             value = value.map_batches(seconds, return_dtype=pl.Int64)
         value = value.dt.epoch("s") if dtypes[spec.timestamp].is_temporal() else value
         value = value.cast(pl.Int64, strict=False)
-        yield Column(spec.timestamp, schema.timestamp, value, (Check(value.is_null(), TIME),))
+        checks = (Check(value.is_null(), TIME), Check(value.abs() > LAST_SECOND, OTHER_UNIT))
+        yield Column(spec.timestamp, schema.timestamp, value, checks)
     if spec.weight is not None:
         value = present(spec.weight).cast(pl.Float64, strict=False)
         bad = ~(value.is_finite() & (value >= 0))

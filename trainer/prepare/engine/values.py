@@ -13,6 +13,8 @@ _TIME = (
     r"^(?<date>\d{4}-\d\d-\d\d)(?:[T ](?<minute>\d\d:\d\d)(?::(?<second>\d\d)(?:[.,]\d+)?)?"
     r" ?(?:Z|UTC|(?<sign>[+-])(?<hours>\d\d):?(?<minutes>\d\d)?)?)?$"
 )
+LAST_SECOND = 253_402_300_799  # of the year 9999; in milliseconds it is in 1978
+OTHER_UNIT = "seconds, and this is beyond the year 9999: divide milliseconds by 1,000"
 TIME = "integer seconds, or a date or time such as 2024-03-01 10:00:00 (UTC, or with +01:00)"
 
 

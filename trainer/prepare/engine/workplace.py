@@ -84,6 +84,6 @@ def _check_disk(out: Path, files: Iterable[Path], packed: bool) -> None:
     work = out.with_name(f".{out.name}.work")
     if not work.exists() and (free := shutil.disk_usage(parent).free) < need:
         raise UserError(
-            f"{parent} has {free / 1e9:.1f} GB free, and the preparation may need {need / 1e9:.1f} GB: "
+            f"{parent} has {free / 1e6:,.1f} MB free, and the preparation may need {need / 1e6:,.1f} MB: "
             "give a directory on another disk"
         )
