@@ -5,7 +5,7 @@ from pathlib import Path
 from cetnet.models.rules import indivisible
 from cetnet.models.schema import Schema
 from cetnet.trainer.config import RunConfig
-from cetnet.trainer.data.dataset import Dataset
+from cetnet.trainer.data.dataset import Dataset, load_schema
 from cetnet.trainer.data.statistics import check_values, is_null, only_value
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.run_folder import check_free, load_run
@@ -39,7 +39,7 @@ def _check_splits(config: RunConfig) -> Dataset:
         names.add(evaluation.validation)
     splits = {name: Dataset(data.path, name, data.bad_rows) for name in sorted(names)}
     for name, split in splits.items():
-        cut_short = name == data.split and config.training.max_steps is not None
+        cut_short = name == data.split and (config.training.max_steps or evaluation.early_stopping)
         check_values(split, None if cut_short else data.bad_rows_limit)
     train = splits[data.split]
     if train.schema.weight and only_value(train, train.schema.weight) == 0:
@@ -76,15 +76,16 @@ def check_scored(run: Path, data: Path, split: str, *, labelled: bool = True) ->
     Only metrics need rows that are `labelled`.
     """
     _, schema = load_run(run, resolve=False)
-    dataset = Dataset(data, split, labelled=False)
-    _check_same(schema, dataset.schema, data)
-    if labelled:
-        if not dataset.has(dataset.schema.label):
+    _check_same(schema, load_schema(data), data)
+    try:
+        dataset = Dataset(data, split, labelled=labelled)
+    except UserError:
+        if labelled and not (rows := Dataset(data, split, labelled=False)).has(rows.schema.label):
             raise UserError(
-                f"{data / split}: no column of numbers {dataset.schema.label!r} with the label, which metrics need; "
+                f"{data / split}: no column of numbers {rows.schema.label!r} with the label, which metrics need; "
                 "`cetnet predict` scores such rows"
-            )
-        dataset = Dataset(data, split)
+            ) from None
+        raise
     check_values(dataset)
     return dataset
 

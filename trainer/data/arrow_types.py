@@ -86,7 +86,11 @@ def check_columns(
             kind = columns.field(name).type
         else:
             has = f"{count} columns" if count else "no column"
-            raise UserError(f"{file}: {has} {name!r}, which {schema} names; columns: {columns.names}")
+            similar = [
+                other for other in columns.names if other.strip().casefold() == name.strip().casefold()
+            ]
+            hint = f"; is it {similar[0]!r}?" if similar and not count else ""
+            raise UserError(f"{file}: {has} {name!r}, which {schema} names; columns: {columns.names}{hint}")
         if not is_accepted(kind, use):
             singular, plural = _WORDS[use.role]
             wants = f"a list of {plural}" if use.many else singular
