@@ -31,6 +31,19 @@ def check_labels(
         )
 
 
+def check_groups(
+    spec: RawSchema, chunks: Sequence[Chunk], facts: Sequence[Facts], files: Sequence[Path]
+) -> None:
+    """UserError for the first row without a group."""
+    start: dict[int, int] = {}  # of each file, rows before it
+    for chunk, fact in zip(chunks, facts, strict=True):
+        before = chunk.first_row - start.setdefault(chunk.file, chunk.first_row)
+        if (row := fact["without_group"]["first"]) is not None:
+            raise UserError(
+                f"{files[chunk.file]}: column {spec.group!r}, row {before + row + 1}: expected a value, found nothing"
+            )
+
+
 def check_forms(
     spec: RawSchema, chunks: Sequence[Chunk], facts: Sequence[Facts], files: Sequence[Path]
 ) -> None:

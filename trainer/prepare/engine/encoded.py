@@ -22,7 +22,7 @@ from cetnet.trainer.prepare.engine.card import SplitStatistics
 from cetnet.trainer.prepare.engine.layout import PartWriter, arrow_schema, check_table
 from cetnet.trainer.prepare.engine.raw import RawFeature, RawSchema
 from cetnet.trainer.prepare.engine.tasks import write_facts
-from cetnet.trainer.prepare.engine.typed import Chunk, coded_columns, flatten, unflatten
+from cetnet.trainer.prepare.engine.typed import GROUP, Chunk, coded_columns, flatten, unflatten
 
 
 class Numbered(NamedTuple):
@@ -38,7 +38,7 @@ class Encoding:
 
     Attributes:
         schema: of the result.
-        tables: the ranges of each table; without GROUP, groups are integers as they are.
+        tables: the ranges of each table; without GROUP, groups are integers as they are. A missing one is null.
         moments: mean and standard deviation of dense features to standardize.
         lowest: of each file, for the transform log_from_lowest.
         in_time_order: order rows by time, else by split.
@@ -73,7 +73,8 @@ def encode_rows(
             id_of = id_of.astype(np.int32)
         for name in names:
             codes, lengths = flatten(rows[name])
-            rows = rows.with_columns(unflatten(name, id_of[codes.to_numpy()], lengths))
+            ids = unflatten(name, id_of[codes.to_numpy()], lengths)
+            rows = rows.with_columns(ids.set(codes == 0, None) if table == GROUP else ids)
     lowest = encoding.lowest[chunk.file]
     rows = rows.with_columns(_dense(f, encoding.moments, lowest) for f in spec.features if f.kind == "dense")
     key = np.load(counted / "split.npy")

@@ -323,9 +323,9 @@ def write_dataset(
     """Write (split, frame) pairs, in their order within each split, then the schema and the data card.
 
     Each frame holds the schema's columns (others are dropped) in types that cast losslessly to those of
-    `arrow_schema`, without nulls, ids within their tables, sequences no longer than max_length. Memory:
-    one frame and at most a row group per split. Returns the schema with `mean_length` measured on train.
-    A split without rows is a UserError.
+    `arrow_schema`, without nulls (but of the group), ids within their tables, sequences no longer than max_length.
+    Memory: one frame and at most a row group per split. Returns the schema with `mean_length` measured on
+    train. A split without rows is a UserError.
     """
     columns = arrow_schema(schema)
     parts = {split: _Parts(directory / split, columns) for split in SPLITS}
@@ -372,7 +372,7 @@ def finish_dataset(
 def check_table(table: pa.Table, schema: Schema) -> None:
     """The contract between the preparations and the writer; a failure is our mistake, not the user's."""
     for name in table.column_names:
-        assert table[name].null_count == 0, f"nulls in {name}"
+        assert name == schema.group or table[name].null_count == 0, f"nulls in {name}"
     for feature in schema.id_features:
         assert feature.table is not None
         for chunk in table[feature.name].chunks:

@@ -85,7 +85,9 @@ class RawSchema(Strict):
     """What the raw columns are: `Schema` before vocabularies, and how a CSV file is written."""
 
     label: str = Field(description="0 and 1, false and true, or -1 and 1.")
-    group: str | None = Field(None, description="Any values; they become integers.")
+    group: str | None = Field(
+        None, description="Any values; they become integers. Rows without one are in no group."
+    )
     timestamp: str | None = Field(
         None, description="Integer seconds, or dates and times; UTC without an offset."
     )
@@ -290,9 +292,9 @@ def hash_ids(values: pl.Series, feature: RawFeature) -> np.ndarray:
 def columns(path: Path, dtypes: pl.Schema, spec: RawSchema) -> Iterator[Column]:
     """The columns to read from frames of a file with these dtypes, under their names in the prepared schema.
 
-    Label (-1, 0 or 1), weight and dense Float64 (missing null); group String; timestamp Int64 seconds; ids String, or
-    Int64 where the rows of the table are given, missing null or 0, in lists for features of several values. A missing
-    column or one of the wrong type is a UserError.
+    Label (-1, 0 or 1), weight and dense Float64 (missing null); group String (missing null); timestamp Int64 seconds;
+    ids String, or Int64 where the rows of the table are given, missing null or 0, in lists for features of several
+    values. A missing column or one of the wrong type is a UserError.
     """
     schema = spec.draft
     check_columns(path, dtypes.names(), spec)
@@ -311,8 +313,8 @@ def columns(path: Path, dtypes: pl.Schema, spec: RawSchema) -> Iterator[Column]:
     expected = "0 or 1 (or false and true, or -1 and 1)"
     yield Column(spec.label, spec.label, number, (Check(~number.is_in([-1.0, 0.0, 1.0]), expected),))
     if spec.group is not None and schema.group is not None:
-        value = _as_integers(present(spec.group).cast(pl.String), spec)
-        yield Column(spec.group, schema.group, value, (Check(value.is_null(), "a value"),))
+        text = present(spec.group).cast(pl.String)
+        yield Column(spec.group, schema.group, _as_integers(pl.when(text != "").then(text), spec), ())
     if spec.timestamp is not None and schema.timestamp is not None:
         value = present(spec.timestamp)
         if spec.timestamp in texts:

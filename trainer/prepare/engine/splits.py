@@ -37,8 +37,8 @@ class Split(Protocol):
         """A picklable function from rows to their index into SPLITS (Int8).
 
         `frames(columns)` iterates over all rows in their order, chunk by chunk, with any of the columns `#row`
-        (from 0 over all files), `#file` (number of the file), `#label`, `#group` (text) and `#timestamp` (int64
-        seconds); the function is given a chunk with all of those that the schema has. Raises UserError if the
+        (from 0 over all files), `#file` (number of the file), `#label`, `#group` (text, or null) and `#timestamp`
+        (int64 seconds); the function is given a chunk with all of those that the schema has. Raises UserError if the
         rule can't be applied.
         """
         ...
@@ -46,7 +46,7 @@ class Split(Protocol):
 
 @dataclass(frozen=True)
 class RandomSplit:
-    """By a seeded hash of the group, or of the row number where `group` is None.
+    """By a seeded hash of the group, or of the row number where a row or the schema (`group` is None) has none.
 
     A group that is an integer is hashed as one, other text by `hash_text`.
     """
@@ -71,10 +71,9 @@ def _random(fractions: Fractions, seed: int, key: str, frame: pl.DataFrame) -> p
     if keys.dtype == pl.String:
         integers = canonical_integers(keys)
         if integers.null_count():
-            integers = integers.zip_with(
-                integers.is_not_null(), pl.Series(hash_text(keys.to_arrow()).view(np.int64))
-            )
-        keys = integers
+            hashes = pl.Series(hash_text(keys.to_arrow()).view(np.int64))
+            integers = integers.zip_with(integers.is_not_null(), hashes)
+        keys = integers.zip_with(keys.is_not_null(), frame["#row"])
     return random_split(keys, seed, fractions)
 
 

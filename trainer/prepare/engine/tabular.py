@@ -13,12 +13,13 @@ import polars as pl
 
 from cetnet.models.schema import Schema
 from cetnet.trainer.data.data_files import Format, KeyValues
+from cetnet.trainer.prepare.engine.agreement import check_groups
 from cetnet.trainer.prepare.engine.card import Card
 from cetnet.trainer.prepare.engine.input_files import input_files
 from cetnet.trainer.prepare.engine.layout import check_out, finish_dataset, publish
 from cetnet.trainer.prepare.engine.preparation import Preparation, Vocabulary
 from cetnet.trainer.prepare.engine.raw import RawSchema
-from cetnet.trainer.prepare.engine.splits import Split, parse_split
+from cetnet.trainer.prepare.engine.splits import RandomSplit, Split, parse_split
 from cetnet.trainer.prepare.engine.tasks import executor, identity, read_facts
 from cetnet.trainer.prepare.engine.typed import Chunk, Transform
 from cetnet.trainer.prepare.engine.vectors import open_vectors
@@ -41,6 +42,7 @@ def prepare_table(
     workers: int | None = None,
     scheduler: str | None = None,
     overwrite: bool = False,
+    ungrouped: bool = False,
 ) -> Schema:
     """Prepare raw files of any size as `out`; the same bytes for any memory, workers, chunks and interruptions.
 
@@ -60,12 +62,13 @@ def prepare_table(
         workers: processes; default: a core each, fewer if memory is short.
         scheduler: address of a Dask scheduler whose workers see the same files and run the tasks.
         overwrite: replace an existing dataset, and the unfinished work of another preparation.
+        ungrouped: keep rows without a group, which are a UserError otherwise.
 
-    Columns: label float32 (raw 0 or 1, or -1 or 1); group int64 (raw integers as they are if all are written as an
-    int64 is, else all are numbered from 1 in sorted order); timestamp int64 seconds; weight float32; ids int32 in
-    each table's vocabulary of train, in the order of the values (compared as text, so 7 and "7" are one value), or
-    hashes, or raw ids where `tables` gives their rows; dense float32, transformed, missing values 0 after the
-    transform.
+    Columns: label float32 (raw 0 or 1, or -1 or 1); group int64 (null for rows without one; raw integers as they are
+    if all are written as an int64 is, else all are numbered from 1 in sorted order); timestamp int64 seconds; weight
+    float32; ids int32 in each table's vocabulary of train, in the order of the values (compared as text, so 7 and
+    "7" are one value), or hashes, or raw ids where `tables` gives their rows; dense float32, transformed, missing
+    values 0 after the transform.
 
     Raises UserError with file, column and row (1 is the first data row) for values that are not what the schema says,
     and for missing columns, an unusable split, too little memory or disk, and an existing `out`.
@@ -95,6 +98,8 @@ def prepare_table(
         with executor(place.resources) as pool:
             preparation = Preparation(place, pool, spec, format, vector_sizes, keys or {})
             chunks, facts = preparation.read(files, transform)
+            if not ungrouped:
+                check_groups(spec, chunks, facts, raw)
             assign = split.fit(partial(_frames, spec, chunks)) if split else None
             splitters = preparation.splitters(facts)
             counted = preparation.count(chunks, splitters, assign)
@@ -107,7 +112,14 @@ def prepare_table(
         missing = {
             f.name: sum(fact["missing"][f.name] for fact in facts) for f in spec.features if f.kind == "dense"
         }
-        notes = (*card.notes, *md5_notes, *_vector_notes(schema, vocabularies), *_notes(spec, missing))
+        without_group = sum(fact["without_group"]["rows"] for fact in facts)
+        notes = (
+            *card.notes,
+            *md5_notes,
+            *_vector_notes(schema, vocabularies),
+            *_notes(spec, missing),
+            *_group_notes(schema, without_group, split),
+        )
         card = replace(card, split_rule=split.rule if split else card.split_rule, notes=notes)
         schema = finish_dataset(place.folder / "new", schema, statistics, card)
         publish(place.folder / "new", out)
@@ -131,7 +143,7 @@ def prepare_tabular(
 
     A directory with files or subdirectories named train, validation and test is used as split there, and
     `split` is not. Else `random:0.8,0.1,0.1` splits by a seeded hash of the group (of the row number, where
-    there is no group), and `time:0.8,0.1,0.1` by the timestamp, with rows in time order.
+    there is none), and `time:0.8,0.1,0.1` by the timestamp, with rows in time order.
     """
     spec = RawSchema.load(schema_file)
     found = input_files(raw, format)
@@ -157,6 +169,7 @@ def prepare_tabular(
         workers=workers,
         scheduler=scheduler,
         overwrite=overwrite,
+        ungrouped=True,
     )
 
 
@@ -176,6 +189,14 @@ def _vector_notes(schema: Schema, vocabularies: Mapping[str, Vocabulary]) -> lis
             f"and {without[1]:,} values of rows have no vector (id 0)."
         )
     return notes
+
+
+def _group_notes(schema: Schema, rows: int, split: Split | None) -> list[str]:
+    """Lines of the card: rows without a group."""
+    if not rows:
+        return []
+    each = ", each split by its row number" if isinstance(split, RandomSplit) and split.group else ""
+    return [f"`{schema.group}`: {rows:,} rows have no group (null){each}; gAUC leaves them out."]
 
 
 def _notes(spec: RawSchema, missing: Mapping[str, int]) -> list[str]:

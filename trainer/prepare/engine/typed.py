@@ -111,7 +111,7 @@ def _write_chunk(
     every = max(1, sizes.bucket_bytes // (ENTRY_BYTES * SAMPLES))
     tables: dict[str, dict[str, Any]] = {}
     written: dict[str, dict[str, dict[str, str]]] = {}  # of table and raw column, `forms`
-    integer_group = True
+    integer_group, without_group = True, pl.Series(dtype=pl.UInt32)
     with pa.ipc.new_file(folder / "values.arrow", VALUES, options=IPC_OPTIONS) as writer:
         for table, names in coded_columns(spec).items():
             distinct, codes = _code([values[name] for name in names])
@@ -125,6 +125,7 @@ def _write_chunk(
             }
             if table == GROUP:
                 integer_group = canonical_integers(distinct).null_count() == 0
+                without_group = (codes[0] == 0).arg_true()
             raw = [f.raw for f in spec.features_of(table)] if table != GROUP else [spec.group or ""]
             written[table] = {
                 name: forms(distinct, flatten(of)[0].to_numpy() if len(codes) > 1 else None)
@@ -142,6 +143,7 @@ def _write_chunk(
         "rows": values.height,
         "tables": tables,
         "integer_group": integer_group,
+        "without_group": {"rows": len(without_group), "first": without_group.first()},
         "forms": written,
         "labels": {str(label): (labels == label).arg_true().first() for label in (-1, 0)},
         "missing": {f.name: values[f.name].null_count() for f in spec.features if f.kind == "dense"},

@@ -41,7 +41,8 @@ def split_rows(chunk: Chunk, spec: RawSchema, wanted: Sequence[str] | None = Non
         frame = frame.hstack(columns.rename({v: k for k, v in read.items()}))
     if GROUP in read:
         values = chunk.values(list(coded_columns(spec)).index(GROUP))
-        frame = frame.with_columns(values.gather(frame[GROUP] - 1).alias(GROUP))
+        codes = frame[GROUP]
+        frame = frame.with_columns(values.gather(codes.set(codes == 0, None) - 1).alias(GROUP))
     return frame
 
 
