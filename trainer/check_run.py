@@ -34,8 +34,21 @@ def check_run(config: RunConfig, world_size: int, resume: bool = False) -> Check
 
 def check_model(config: RunConfig, dataset: Dataset, resume: bool) -> CheckedRun:
     """What `check_settings` leaves, and where the checkpoints go; raises UserError."""
+    build_checked(config, dataset.schema)
+    check_begun(config, resume)
+    return CheckedRun(config, dataset, resume)
+
+
+def check_begun(config: RunConfig, resume: bool) -> None:
+    """Raise UserError if the run can't go on with what is in its folder, or keep checkpoints where it wants."""
     if resume:
         check_resumable(config)
+    if config.checkpoint.path is not None:
+        check_place(config, resume)
+
+
+def build_checked(config: RunConfig, schema: Schema) -> CETNet:
+    """The model on `meta`; raises UserError if it can't be built or trained on this device, or held by this host."""
     on_cpu = resolve_device(config.training.device).type == "cpu"
     if config.optimizer.sparse.kind == "adam" and on_cpu:
         raise UserError(
@@ -49,18 +62,17 @@ def check_model(config: RunConfig, dataset: Dataset, resume: bool) -> CheckedRun
                 "use fp16"
             )
     if complaint := managed_training_refused(
-        dataset.schema.managed_collision or (),
+        schema.managed_collision or (),
         schema_file=f"{config.data.path}/schema.yaml",
         nonfinite=config.training.nonfinite,
         sparse_optimizer=config.optimizer.sparse.kind,
         on_cpu=on_cpu,
     ):
         raise UserError(complaint)
-    _check_monitor(config, dataset.schema)
-    _check_memory(build_model(config, dataset.schema, "meta"))
-    if config.checkpoint.path is not None:
-        check_place(config, resume)
-    return CheckedRun(config, dataset, resume)
+    _check_monitor(config, schema)
+    model = build_model(config, schema, "meta")
+    _check_memory(model)
+    return model
 
 
 def _check_memory(model: CETNet) -> None:

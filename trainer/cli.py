@@ -317,10 +317,10 @@ def study(
         if report_only:
             report_study(file)
         else:
-            from cetnet.benchmarks.study.check import check_study
+            from cetnet.benchmarks.study.check import check_runs, check_study
 
             check_study(file)
-            run_study(file, run_in_fork)
+            run_study(file, run_in_fork, check_runs)
 
 
 @app.command()

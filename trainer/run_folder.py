@@ -4,6 +4,7 @@ import json
 import os
 from contextlib import AbstractContextManager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from cetnet.models.schema import Schema
@@ -59,8 +60,12 @@ def check_folder(folder: Path, key: str) -> None:
         raise UserError(f"{folder}: {inside} holds the rows of a dataset; choose another {key}=...")
     # A link to nothing is there: no folder can be made in its place.
     place = next(path for path in (folder, *folder.parents) if path.exists() or path.is_symlink())
-    if not place.is_dir() or not os.access(place, os.W_OK):
-        raise UserError(f"{folder}: {place} is not a directory one may write to; choose another {key}=...")
+    try:
+        with TemporaryFile(dir=place):  # rights alone don't tell: root has them in /proc
+            return
+    except OSError as error:
+        why = f" ({error.strerror})" if place.is_dir() else ""
+    raise UserError(f"{folder}: {place} is not a directory one may write to{why}; choose another {key}=...")
 
 
 def locked_run(folder: Path) -> AbstractContextManager[None]:

@@ -1,23 +1,33 @@
 """What would end a study's runs or its report, found before the first run starts."""
 
-from collections.abc import Sequence
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 from cetnet.benchmarks.study.definition import REPORT_FILES, Run, Study, refuse_changed, runs_of
+from cetnet.benchmarks.study.run import failure
 from cetnet.trainer.check_settings import check_settings
 from cetnet.trainer.config import RunConfig, parse_config, read_settings
-from cetnet.trainer.console import console
-from cetnet.trainer.data.dataset import Dataset
+from cetnet.trainer.console import console, quieten
+from cetnet.trainer.data.dataset import Dataset, load_schema
 from cetnet.trainer.data.statistics import only_value
 from cetnet.trainer.errors import UserError
+from cetnet.trainer.failures import tell
 from cetnet.trainer.files import check_writable
+from cetnet.trainer.processes.fork_server import start
+from cetnet.trainer.processes.launcher import end_with_parent, load_libraries
 from cetnet.trainer.run_folder import check_folder
 
 
 def check_study(path: Path) -> None:
     """Raise UserError for a run that would be refused, or couldn't be reported, and for a report's place.
 
-    Needs no torch, so it leaves out what only a component's class knows.
+    Needs no torch; what does is left to `check_runs`.
     """
     study = Study.load(path)
     runs = runs_of(study, path)
@@ -34,11 +44,9 @@ def check_study(path: Path) -> None:
         if parts in checked:
             continue
         checked.add(parts)
-        try:
+        with _named(run, path):
             check_settings(config, run.nproc, resume=run.folder.exists())
             reported = Dataset(config.data.path, study.split)
-        except UserError as error:
-            raise UserError(f"{path}, variant {run.variant!r}: {error}") from None
         if (label := only_value(reported, reported.schema.label)) is not None:
             console.print(
                 f"WARNING: {reported.path / study.split}: every row has the label {label:g}, so the report will have "
@@ -53,7 +61,7 @@ def check_configurations(study: Study, runs: Sequence[Run], path: Path) -> list[
     for run in runs:
         if run.finished:
             continue
-        where = f"{path}, variant {run.variant!r}"
+        where = _where(run, path)
         config = parse_config(read_settings(run.base, run.overrides), where, resolve=False)
         if study.split not in config.evaluation.splits:
             raise UserError(
@@ -62,3 +70,87 @@ def check_configurations(study: Study, runs: Sequence[Run], path: Path) -> list[
             )
         checked.append((run, config))
     return checked
+
+
+def check_runs(runs: Sequence[Run], path: Path) -> None:
+    """Raise UserError for a run whose model, plan or checkpoints would be refused; after `check_study`.
+
+    That needs torch: it happens in a fork of the server that the runs will be forks of. Leaves nothing behind.
+    """
+    receiver, sender = Pipe(duplex=False)
+    child = start(_check_and_tell, (runs, path, sender), runs[0].nproc)
+    sender.close()
+    mistake = None
+    try:
+        with suppress(EOFError):
+            mistake = receiver.recv()
+        child.join()
+    finally:
+        child.kill()  # if this was interrupted: there is nothing to save
+    if mistake is not None:
+        raise mistake
+    if failed := failure(child.exitcode):
+        raise UserError(
+            f"{path}: its runs could not be checked ({failed}); fix that and start the study again"
+        )
+
+
+def _check_and_tell(arguments: tuple[Sequence[Run], Path, Connection]) -> None:
+    runs, path, sender = arguments
+    end_with_parent(signal.SIGKILL)  # the server, which ends with the study
+    quieten()
+    try:
+        load_libraries()
+        _check_models(runs, path)
+    except UserError as error:
+        sender.send(error)
+    except Exception as error:
+        sys.exit(tell(error))
+
+
+def _check_models(runs: Sequence[Run], path: Path) -> None:
+    os.environ["LOCAL_WORLD_SIZE"] = str(runs[0].nproc)  # as the runs' ranks will have it
+    built: set[str] = set()
+    for run in runs:
+        where = _where(run, path)
+        try:
+            config = parse_config(read_settings(run.base, run.overrides), where)
+            with _named(run, path):
+                _check_model(config, run, built)
+        except UserError:
+            raise
+        except Exception as error:
+            tell(error)
+            raise UserError(
+                f"{where}: could not be checked, as said above; fix it and start the study again"
+            ) from error
+
+
+def _check_model(config: RunConfig, run: Run, built: set[str]) -> None:
+    from cetnet.trainer.check_run import build_checked, check_begun
+    from cetnet.trainer.processes.distributed import resolve_device
+    from cetnet.trainer.session import compile_components, plan_model
+
+    # Seeds of a variant have one model.
+    parts = config.model_dump_json(exclude={"run_dir": True, "checkpoint": True, "training": {"seed"}})
+    if parts not in built:
+        built.add(parts)
+        schema, device = load_schema(config.data.path), resolve_device(config.training.device)
+        model = build_checked(config, schema)
+        plan_model(model, config, schema, device.type, run.nproc, run.nproc)
+        if config.training.compile:
+            compile_components(model, device)
+    check_begun(config, resume=run.folder.exists())
+
+
+def _where(run: Run, path: Path) -> str:
+    return f"{path}, variant {run.variant!r}"
+
+
+@contextmanager
+def _named(run: Run, path: Path) -> Iterator[None]:
+    """Have a mistake that ends this block name the study and the variant."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{_where(run, path)}: {error}") from None

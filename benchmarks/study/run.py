@@ -22,9 +22,13 @@ from cetnet.trainer.run_folder import LOCK
 INTERRUPTED = 5.0  # seconds in which a run ends by itself that was interrupted, too
 Train = Callable[[list[str]], object]
 """Trains a run, in a process of its own, from the arguments of `cetnet`; it ends with their exit code."""
+Check = Callable[[list[Run], Path], object]
+"""Raises UserError if one of the runs, of the study in a file, would be refused."""
 
 
-def run_study(path: Path, train: Train, *, console: Console | None = None) -> None:
+def run_study(
+    path: Path, train: Train, check: Check | None = None, *, console: Console | None = None
+) -> None:
     """Train every run of the study that is missing, one after the other, then write its report.
 
     A run that was cut short is resumed. Interrupted or failed, the study goes on where it was when it is
@@ -33,11 +37,12 @@ def run_study(path: Path, train: Train, *, console: Console | None = None) -> No
     Args:
         path: The study file.
         train: What trains one run, a function of a module: the command line has one.
+        check: Called with the runs that are missing, if any, before the first one trains.
         console: Where progress and the table are printed. Default: the terminal.
 
     Raises:
         UserError: the study is wrong, another process trains it, a run folder was made with other settings, or a
-            run failed.
+            run is refused or failed.
     """
     console = console or output
     study = Study.load(path)
@@ -45,6 +50,9 @@ def run_study(path: Path, train: Train, *, console: Console | None = None) -> No
     refuse_changed(runs, path)
     taken = f"another study trains in it; wait for it, end it, or give {path} another `out`"
     with locked(study.folder, LOCK, taken):
+        if check and (missing := [run for run in runs if not run.finished]):
+            console.print(f"{study.name}: checking the runs that are missing, {len(missing)}")
+            check(missing, path)
         _train_missing(study, path, runs, train, console)
         from cetnet.benchmarks.study.report.compose import write_report  # draws plots: heavy
 
@@ -93,19 +101,23 @@ def _train(run: Run, train: Train, study: str) -> None:
             os.kill(child.pid, signal.SIGINT)
         child.join()
         raise
-    code = child.exitcode
-    if code == os.EX_TEMPFAIL:  # the run was told to stop, and has said so
+    failed = failure(child.exitcode)
+    if failed or not run.finished:
+        kept = f", its checkpoints are in {run.checkpoints}" if run.checkpoints else ""
+        raise UserError(
+            f"study {study}: run {run.variant}, seed {run.seed} failed ({failed or 'no result.json'}; its messages "
+            f"are above, its folder is {run.folder}{kept}); fix it and start the study again, which goes on from here"
+        )
+
+
+def failure(code: int | None) -> str | None:
+    """How a process failed, from its exit code; None if it didn't. Ends this one if that was told to stop."""
+    if code == os.EX_TEMPFAIL:  # and has said so
         sys.exit(code)
     # Told to stop before it could have said so.
     if code and (-code if code < 0 else code - 128) in (*SIGNALS, signal.SIGHUP):
         sys.exit(128 - code if code < 0 else code)
-    if code or not run.finished:
-        outcome = f"exit code {code}" if code else "no result.json"
-        if code and code < 0:
-            guess = " (out of memory?)" if -code == signal.SIGKILL else ""
-            outcome = f"killed by {signal.Signals(-code).name}{guess}"
-        kept = f", its checkpoints are in {run.checkpoints}" if run.checkpoints else ""
-        raise UserError(
-            f"study {study}: run {run.variant}, seed {run.seed} failed ({outcome}; its messages are above, "
-            f"its folder is {run.folder}{kept}); fix it and start the study again, which goes on from here"
-        )
+    if not code:
+        return None
+    guess = " (out of memory?)" if -code == signal.SIGKILL else ""
+    return f"killed by {signal.Signals(-code).name}{guess}" if code < 0 else f"exit code {code}"

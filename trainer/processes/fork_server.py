@@ -8,9 +8,12 @@ from contextlib import contextmanager
 from multiprocessing import forkserver, get_context, resource_tracker
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
+from typing import TypeVar
 
 from cetnet.trainer.processes.launcher import FROM_TERMINAL, share_cores, signals_blocked
 from cetnet.trainer.processes.signals import SIGNALS
+
+Argument = TypeVar("Argument")
 
 
 def fork_server(nproc: int) -> ForkServerContext:
@@ -29,7 +32,7 @@ def fork_server(nproc: int) -> ForkServerContext:
     return context
 
 
-def start(function: Callable[[list[str]], object], arguments: list[str], nproc: int) -> BaseProcess:
+def start(function: Callable[[Argument], object], argument: Argument, nproc: int) -> BaseProcess:
     """Call a module's function in a fork that has our terminal, working directory, environment and signals.
 
     Raises SystemExit if a signal ends the wait for the server.
@@ -37,7 +40,7 @@ def start(function: Callable[[list[str]], object], arguments: list[str], nproc: 
     context = fork_server(nproc)
     wait_until_loaded(context)
     ignored = [n for n in (*SIGNALS, *FROM_TERMINAL) if signal.getsignal(n) is signal.SIG_IGN]
-    process = context.Process(target=_call, args=(function, arguments, dict(os.environ), ignored))
+    process = context.Process(target=_call, args=(function, argument, dict(os.environ), ignored))
     with signals_blocked():
         process.start()
     return process
@@ -63,15 +66,15 @@ def default_signals(ignored: Collection[signal.Signals] = ()) -> None:
 
 
 def _call(
-    function: Callable[[list[str]], object],
-    arguments: list[str],
+    function: Callable[[Argument], object],
+    argument: Argument,
     environment: dict[str, str],
     ignored: list[signal.Signals],
 ) -> None:
     default_signals(ignored)
     os.environ.clear()
     os.environ |= environment
-    function(arguments)
+    function(argument)
 
 
 @contextmanager

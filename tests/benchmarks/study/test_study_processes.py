@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -113,13 +114,18 @@ def test_results_are_those_of_the_command_to_the_last_digit(
         assert read(ours, "environment.json")["world_size"] == nproc
 
 
-def test_a_run_that_fails_says_why(write: Callable[..., Path]) -> None:
-    path = write(variants={"single": {"model.components.single.dpth": 3}})  # only the component's class knows
+def test_a_run_that_fails_says_why(write: Callable[..., Path], data: Path) -> None:
+    shutil.copytree(data, "data")
+    schema = Path("data/schema.yaml")
+    too_short = schema.read_text(encoding="utf-8").replace("max_length: 6", "max_length: 5")
+    schema.write_text(too_short, encoding="utf-8")  # which shows when rows are read
+    path = write(variants={"single": {"data.path": "data"}})
     command = [*CETNET, "study", str(path)]
     study = subprocess.run(command, check=False, capture_output=True, text=True, timeout=SECONDS)
     assert study.returncode == 2
-    of_the_run, of_the_study = study.stderr.splitlines()
-    assert of_the_run.startswith("cetnet: base.yaml: model.components.")
+    *_, of_the_run, of_the_study = study.stderr.splitlines()
+    assert of_the_run.startswith("cetnet: data/train/part-")
+    assert "longer than max_length 5" in of_the_run
     assert re.match(
         r"cetnet: study real: run single, seed 1 failed \(exit code 2; .*; fix it and start", of_the_study
     )
