@@ -1,6 +1,7 @@
 """A case: a command that is made from a seed, with its files in a folder of their own, and judged."""
 
 import json
+import os
 import random
 import shutil
 from collections.abc import Callable
@@ -136,7 +137,7 @@ class Case:
             left = leftovers(self.before, self.folder)
             if left and (ended.code != 2 or not any(".work" in part for part in left[0].parts)):
                 found.append(Failure("left file", f"{self.kind} {left[0].suffix or left[0].name}"))
-        made = [name for name in self.made if self.at(name).exists()]
+        made = [name for name in self.made if os.path.exists(self.at(name))]  # noqa: PTH110 - of names too long, too
         late = command.stop_after is not None or 1 in command.streams  # perhaps when all was done
         if ended.code and not found and not late:
             found += [Failure("half-written", f"{self.kind}: {name}") for name in made]

@@ -130,7 +130,10 @@ def _make_and_judge(
         case = make(seed, folder / "bases", place / "here", sandboxed)
         worker.send(case.command())
         ended = worker.recv()
-        failures = case.judge(ended)
+        try:
+            failures = case.judge(ended)
+        except Exception as error:  # one case more to look at, not the end of all
+            failures = [Failure("fuzzer", f"{case.kind}: {type(error).__name__}: {error}"[:200])]
         worker.send(Result(seed, case.kind, case.arguments, case.done + case.harmless, ended, failures))
         if keep:
             shutil.rmtree(keep / str(seed), ignore_errors=True)

@@ -194,8 +194,11 @@ def work_folder(
         except (KeyboardInterrupt, SystemExit):
             print(f"interrupted: the same command goes on from {folder}", file=sys.stderr)
             raise
-        file.unlink()
-        shutil.rmtree(folder)
+        try:
+            file.unlink()
+            shutil.rmtree(folder)
+        except OSError as error:  # the result is whole
+            print(f"{folder}: not removed ({error.strerror}); it is not needed any more", file=sys.stderr)
 
 
 # ------------------------------------------------------------------------------------------------ executors
