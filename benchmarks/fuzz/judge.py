@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cetnet.benchmarks.fuzz.command import Command, Ended
+from cetnet.trainer.errors import printable
 
 _EVERYWHERE = (
     "processes/launcher.py",
@@ -81,7 +82,7 @@ def _message(command: Command, stderr: str) -> list[Failure]:
     names = {
         part for argument in command.arguments for part in re.split(r"[/=\s]", argument) if len(part) > 1
     }
-    names |= {argument for argument in command.arguments if argument == "/"}
+    names |= {printable(argument) for argument in command.arguments if len(argument) > 1 or argument == "/"}
     names |= {path.name for path in command.folder.rglob("*")} | set(command.environment)
     if not any(name in said for name in names) and not re.search(r"--\w|\w\.\w+|\w=|'[^']+'", said):
         return [Failure("message", f"names nothing: {_normal(said)}")]
