@@ -87,19 +87,21 @@ def readable_twice(path: Path) -> Path:
     """The path or, of a pipe such as `<(command)` gives, one of its content, for this process and its forks."""
     if not path.is_fifo():
         return path
-    check_written_pipe(path)
+    check_ends(path)
     copy = os.memfd_create(path.name, 0)  # for processes that are executed, too
     os.write(copy, path.read_bytes())
     return Path(f"/dev/fd/{copy}")
 
 
-def check_written_pipe(path: Path) -> None:
-    """Raise UserError for a pipe to which perhaps nobody ever writes: a named one, or our own output.
+def check_ends(path: Path) -> None:
+    """Raise UserError for what may never end: a device, a named pipe to which perhaps nobody writes, our own output.
 
-    To `<(command)`, as /dev/fd/63, somebody does.
+    To the pipe of `<(command)`, which is /dev/fd/63, somebody does.
     """
-    if not path.is_fifo():
+    if not path.exists() or path.is_file() or path.is_dir():
         return
+    if not path.is_fifo():
+        raise UserError(f"{path} is no regular file; give one")
     if path.absolute().parts[1] not in ("dev", "proc"):
         raise UserError(f"{path} is a named pipe; give a file, or <(command)")
     if any(os.path.samestat(path.stat(), os.fstat(number)) for number in (1, 2)):

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ValidationError
 
 from cetnet.trainer.byte_order_marks import marked_encoding
 from cetnet.trainer.errors import UserError, validation_message
-from cetnet.trainer.files import check_written_pipe
+from cetnet.trainer.files import check_ends
 from cetnet.trainer.strict_yaml import read_strict_yaml
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -16,7 +16,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file that holds a mapping, in UTF-8 or as its byte order mark says; raises UserError otherwise."""
-    check_written_pipe(path)
+    check_ends(path)
     try:
         content = read_strict_yaml(decoded(path.read_bytes()))
     except FileNotFoundError as error:

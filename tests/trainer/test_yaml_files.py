@@ -1,5 +1,6 @@
 """What is said of YAML files, whatever is wrong with them: one line that names file and key as they are written."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -121,3 +122,11 @@ def test_a_mistake_is_named_as_it_is_written(model: Any, content: dict[str, Any]
     with pytest.raises(UserError) as error:
         checked(content, model, "x.yaml")
     assert str(error.value).startswith(f"x.yaml: {message}")
+
+
+@pytest.mark.parametrize("path", ["/dev/zero", "/dev/full", "pipe"])
+def test_what_may_never_end(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
+    with pytest.raises(UserError, match=f"{path} is (no regular file|a named pipe); give"):
+        read_yaml(Path(path))

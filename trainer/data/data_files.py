@@ -111,9 +111,17 @@ def split_around(path: Path) -> Path | None:
     """The folder with the rows of a dataset's split that a path, which need not exist, is in, if any."""
     for folder in path.absolute().parents:
         in_dataset = folder.is_dir() and (folder.parent / "schema.yaml").exists()
-        if in_dataset and folder.name != "predictions" and any(_files_below(folder, "parquet")):
+        if in_dataset and folder.name != "predictions" and _holds_rows(folder):
             return folder
     return None
+
+
+def _holds_rows(folder: Path) -> bool:
+    try:
+        files = _Walk(folder).files
+    except UserError:  # data files say so as they are read
+        return False
+    return any(file.path.name.lower().endswith(SUFFIXES["parquet"]) for file in files)
 
 
 def check_same_keys(files: Sequence[DataFile]) -> None:

@@ -38,7 +38,7 @@ def _read_series(path: Path, key: str) -> dict[int, float]:
             value = record.get(key)
             if record["kind"] == "train" and value is not None and math.isfinite(value):
                 series[record["rows"]] = value
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: cannot be read ({error}); repeat the run") from None
     return series
 

@@ -1,6 +1,5 @@
 """The numbers of a study: a row for each model, from finished runs."""
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,7 +13,7 @@ import yaml
 from cetnet.benchmarks.study.definition import Numbers, Paper
 from cetnet.benchmarks.study.report.bootstrap import Baseline, Gains, read_predictions
 from cetnet.benchmarks.study.report.document import Name
-from cetnet.trainer.errors import UserError
+from cetnet.benchmarks.study.report.run_files import read_split
 from cetnet.trainer.metrics import binary_metrics, why_missing
 
 METRICS = {"NE": "ne", "AUC": "auc", "gAUC": "gauc", "LogLoss": "logloss"}
@@ -78,7 +77,7 @@ def section_rows(
         UserError: a run lacks the split, or its files cannot be read or compared.
     """
     all_results = {
-        variant: [read_result(folder, split) for folder in folders.values()]
+        variant: [read_split(folder, split) for folder in folders.values()]
         for variant, folders in runs.items()
     }
     rows: dict[str, list[Row]] = {}
@@ -245,23 +244,3 @@ def _table_bytes(folder: Path, result: dict[str, Any]) -> float | None:
         "training", {}
     )
     return 4 * result["parameters"]["tables"] if training.get("table_precision", "fp32") == "fp32" else None
-
-
-def read_result(folder: Path, split: str) -> dict[str, Any]:
-    """A run's result.json; raises UserError if it can't be read or lacks the split."""
-    result = read_json(folder / "result.json")
-    if split not in result["splits"]:
-        known = ", ".join(result["splits"]) or "none"
-        raise UserError(
-            f"{folder}: not evaluated on split {split!r}, only on {known}; change the study's split"
-        )
-    return result
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A file of a finished run; raises UserError if it can't be read."""
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); repeat the run") from None
-    return content

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from cetnet.benchmarks.study.definition import Run, Study
 from cetnet.benchmarks.study.report.document import Cell, Column, Commands, Link, Name, Section, Table, Text
-from cetnet.benchmarks.study.report.rows import read_json, read_result
+from cetnet.benchmarks.study.report.run_files import read_environment, read_result, read_split
 
 RUN_FILES = ("config.yaml", "plan.txt", "metrics.jsonl", "result.json", "environment.json")
 """Files of a run that its row links to."""
@@ -18,10 +18,10 @@ RUN_FILES = ("config.yaml", "plan.txt", "metrics.jsonl", "result.json", "environ
 
 def facts(study: Study, command: str, finished: Sequence[Run], runs: Sequence[Run]) -> list[str]:
     """The report's head: what was trained on what, where and when."""
-    result = read_result(finished[0].folder, study.split)
-    environments = [read_json(run.folder / "environment.json") for run in finished]
+    result = read_split(finished[0].folder, study.split)
+    environments = [read_environment(run.folder) for run in finished]
     started = [datetime.fromisoformat(environment["time"]) for environment in environments]
-    seconds = [read_json(run.folder / "result.json")["seconds"] for run in finished]
+    seconds = [read_result(run.folder)["seconds"] for run in finished]
     ended = max(start + timedelta(seconds=length) for start, length in zip(started, seconds, strict=True))
     return [
         command,
@@ -57,8 +57,8 @@ def missing_runs(finished: Sequence[Run], runs: Sequence[Run]) -> str:
 
 def runs_section(runs: Sequence[Run], out: Path) -> Section:
     """Machines, versions and dates; each run's files; the commands."""
-    environments = [read_json(run.folder / "environment.json") for run in runs]
-    results = [read_json(run.folder / "result.json") for run in runs]
+    environments = [read_environment(run.folder) for run in runs]
+    results = [read_result(run.folder) for run in runs]
     kinds: dict[tuple[str, ...], list[int]] = {}
     for index, environment in enumerate(environments):
         kinds.setdefault(tuple(_kind(environment).values()), []).append(index)

@@ -191,3 +191,28 @@ def test_runs_on_other_data_are_not_compared(make: Make) -> None:
 def test_unknown_split(make: Make) -> None:
     with pytest.raises(UserError, match="not evaluated on split 'valid', only on test"):
         run(make(seeds=[1], split="valid"))
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value", "said"),
+    [
+        ("result.json", "seconds", "x", "seconds: Input should be a valid number"),
+        ("result.json", "rows", None, "rows: is missing"),
+        ("result.json", "splits", {"test": {"ne/fused": "low"}}, "splits.test.ne/fused: "),
+        ("environment.json", "time", 7.5, "time: "),
+        ("environment.json", "versions", None, "versions: is missing"),
+    ],
+)
+def test_files_of_runs_that_somebody_changed(
+    file: str, key: str, value: object, said: str, make: Make
+) -> None:
+    path = make(seeds=[1])
+    run(path)
+    changed = Path("runs/small/single/seed1", file)
+    content = json.loads(changed.read_text(encoding="utf-8"))
+    content.pop(key)
+    if value is not None:
+        content[key] = value
+    changed.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(UserError, match=re.escape(f"single/seed1/{file}: {said}")):
+        report_study(path, console=PlainConsole(file=io.StringIO()))

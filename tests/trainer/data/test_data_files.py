@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cetnet.models.schema import Feature, Schema
-from cetnet.trainer.data.data_files import DataFile, Format, data_files
+from cetnet.trainer.data.data_files import DataFile, Format, data_files, split_around
 from cetnet.trainer.data.dataset import Dataset, Piece
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.prepare.engine.input_files import input_files
@@ -304,3 +304,18 @@ def test_splits_whose_names_are_in_capitals(tmp_path: Path) -> None:
         ["Validation.csv"],
         ["TEST.csv"],
     ]
+
+
+def test_a_place_among_the_rows_of_a_dataset(tmp_path: Path) -> None:
+    of("schema.yaml")(tmp_path)
+    of("train/day=1/0.parquet", "runs/smoke/data/train/0.parquet", "run/predictions/test.parquet")(tmp_path)
+    for place in ("train/x.parquet", "train/day=1/x.parquet", "train/day=2/a/x.parquet"):
+        assert split_around(tmp_path / place) is not None, place
+    for place in (
+        "x.parquet",
+        "runs/x.parquet",
+        "runs/a/x.parquet",
+        "run/predictions/x.parquet",
+        "new/x.parquet",
+    ):
+        assert split_around(tmp_path / place) is None, place

@@ -15,6 +15,8 @@ Protocol = Literal["multi_embedding", "x4_001", "x4_002", "x1"]
 
 def first_line(path: Path) -> str:
     """The first line of a text file, without its end; a missing, empty or binary file is a UserError."""
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is no regular file; give the directory with the dataset's files")
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             line = file.readline(1_000_000).decode()
