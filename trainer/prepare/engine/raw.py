@@ -145,13 +145,13 @@ class RawSchema(Strict):
                 raise ValueError(
                     f"pretrained {table!r}: no feature has values of this table, or rows or min_count are given too"
                 )
+        assert self.draft  # its own checks
         for feature in self.features:
             if feature.raw in (self.label, self.weight):
                 raise ValueError(
                     f"feature {feature.name!r} reads column {feature.raw!r}, which is the label or the weight; a "
                     "column means one thing: leave one of the two out"
                 )
-        assert self.draft  # its own checks
         return self
 
     @model_validator(mode="after")
