@@ -16,6 +16,7 @@ from cetnet.benchmarks.fuzz.cases import make, needs
 from cetnet.benchmarks.fuzz.command import Command, Ended, run
 from cetnet.benchmarks.fuzz.judge import Failure
 from cetnet.benchmarks.fuzz.sandbox import adopt_orphans, unmount
+from cetnet.trainer.console import console
 from cetnet.trainer.processes.launcher import load_libraries
 
 _CONTEXT = multiprocessing.get_context("fork")
@@ -127,7 +128,12 @@ def _make_and_judge(
 ) -> None:
     for seed in seeds:
         place = folder / f"case-{number}"
-        case = make(seed, folder / "bases", place / "here", sandboxed)
+        try:
+            case = make(seed, folder / "bases", place / "here", sandboxed)
+        except Exception as error:  # harm upon harm that can't be written; not counted
+            console.print(f"case {seed} can't be made: {type(error).__name__}: {error}")
+            shutil.rmtree(place)
+            continue
         worker.send(case.command())
         ended = worker.recv()
         try:
