@@ -5,6 +5,7 @@ No imports but of the standard library: it must work where nothing else does.
 
 import errno
 import os
+import re
 import shlex
 import socket
 import sys
@@ -41,6 +42,7 @@ _REMEDIES = {
     errno.ECONNREFUSED: "look whether it runs there",
     errno.EADDRINUSE: "end what uses it, or choose another port (MASTER_PORT)",
 }
+_VARIABLE = re.compile(r"[A-Z][A-Z0-9]*_[A-Z0-9_]+")
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "bad_alloc", "Cannot allocate memory")
 # Whose errors are about what they were given to read: the first part of the names of their modules.
 _PARSERS = {"polars", "pyarrow", "yaml", "pydantic", "pydantic_core", "json", "csv", "_csv", "zlib", "lzma"}
@@ -78,6 +80,8 @@ def explain(error: BaseException) -> tuple[str, int]:
             f"a library does not load ({named:.300}); look at its variables in the environment, or install "
         )
         return line + "cetnet again, into a fresh environment", 2
+    if named_in_it := [word for word in _VARIABLE.findall(text) if word in os.environ]:
+        return f"{text}; fix or unset {named_in_it[0]} in the environment", 2
     if isinstance(error, BrokenExecutor):
         return f"a process of this command was killed (out of memory?): {text}", 1
     return f"a fault of the program, {named}", 1

@@ -89,6 +89,11 @@ def end_of_a_loop(folder: Path) -> object:
             ["h5py", "install cetnet again"],
         ),
         (fail(RuntimeError("[gloo/device.cc:186] -1 vs -1. Too many open files")), 2, ["ulimit -n"]),
+        (
+            fail(ValueError("PYTEST_CURRENT_TEST must be x")),
+            2,
+            ["fix or unset PYTEST_CURRENT_TEST in the env"],
+        ),
         (lambda: {}["key"], 1, ["fault of the program, KeyError: 'key'", "please report it"]),
         (fail(AssertionError()), 1, ["fault of the program, AssertionError"]),
     ],

@@ -156,6 +156,8 @@ class TailSplit:
             rows = sum(int((frame["#file"] == 0).sum()) for frame in frames(["#file"]))
             return partial(_by_row, [rows - round(rows * self.share), rows])
         times = _read_columns(self.train, pl.col(self.time).cast(pl.Int64, strict=False))[self.time]
+        if times.is_empty():
+            raise UserError(f"{self.train} has no rows: get it again")
         if times.null_count():
             row = 1 + (times.is_null().arg_max() or 0)
             raise UserError(f"{self.train}: column {self.time!r}, row {row}: expected an integer")
