@@ -1,12 +1,11 @@
 """The command line of a measurement."""
 
-import sys
 from collections.abc import Callable
 
 import typer
 
 from cetnet.trainer.console import quieten
-from cetnet.trainer.failures import tell
+from cetnet.trainer.failures import run_told
 
 
 def run_command(main: Callable[..., None]) -> None:
@@ -18,9 +17,4 @@ def run_command(main: Callable[..., None]) -> None:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.command()(main)
-    try:
-        app()
-    except (SystemExit, KeyboardInterrupt):
-        raise
-    except BaseException as error:  # polars' panics are no Exceptions
-        sys.exit(tell(error))
+    run_told(app)

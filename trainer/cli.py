@@ -18,7 +18,7 @@ import cetnet
 from cetnet.launch.cli import app as launch_app
 from cetnet.trainer.console import quieten
 from cetnet.trainer.errors import UserError
-from cetnet.trainer.failures import install_hooks, tell
+from cetnet.trainer.failures import install_hooks, run_told, tell
 from cetnet.trainer.prepare.cli import app as prepare_app
 from cetnet.trainer.prepare.generate.cli import app as generate_app
 from cetnet.trainer.processes.environment import check_environment, check_threads, world_size
@@ -392,17 +392,14 @@ def main() -> None:
     """
     quieten()
     install_hooks()
-    try:
-        if "TORCHELASTIC_ERROR_FILE" in os.environ:  # under torchrun, which reports what is written there
-            from torch.distributed.elastic.multiprocessing.errors import record
+    run_told(_run_recorded if "TORCHELASTIC_ERROR_FILE" in os.environ else _run)
 
-            record(_run)()
-        else:
-            _run()
-    except (SystemExit, KeyboardInterrupt):
-        raise
-    except BaseException as error:  # polars' panics are no Exceptions
-        sys.exit(tell(error))
+
+def _run_recorded() -> None:
+    """Under torchrun, which reports what is written to that file."""
+    from torch.distributed.elastic.multiprocessing.errors import record
+
+    record(_run)()
 
 
 def _run() -> None:

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 import traceback
+from collections.abc import Callable
 from concurrent.futures import BrokenExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -129,6 +130,16 @@ def _while_printing(error: OSError) -> bool:
     return bool(frames) and any(
         part in ("rich", "click", "_click") for part in Path(frames[-1].filename).parts
     )
+
+
+def run_told(command: Callable[[], object]) -> None:
+    """Be a command, and end with the exit code of what `tell` says of whatever escapes it."""
+    try:
+        command()
+    except (SystemExit, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # polars' panics are no Exceptions
+        sys.exit(tell(error))
 
 
 def tell(error: BaseException) -> int:

@@ -75,8 +75,9 @@ def _allowed(dataset: Dataset) -> dict[str, tuple[float, float]]:
     if schema.weight:
         ranges[schema.weight] = (0, _LARGEST)
     ranges |= {feature.name: (-_LARGEST, _LARGEST) for feature in schema.dense_features}
+    of_any_value = schema.id_ranges
     for feature in schema.id_features:
-        if feature not in schema.hashed_features:
+        if feature.table not in of_any_value:
             ranges[feature.name] = (0, schema.tables[str(feature.table)] - 1)
     return {name: ranges[name] for name in dataset.names if name in ranges}
 

@@ -16,6 +16,7 @@ from cetnet.benchmarks.fuzz.sandbox import mount
 if TYPE_CHECKING:
     from cetnet.benchmarks.fuzz.cases import Case
 
+_THINGS = ["directory", "file", "fifo", "socket", "dangling link", "loop", "/dev/null", "empty directory"]
 LEGAL = [
     *(
         "a b",
@@ -169,19 +170,7 @@ def name(case: "Case") -> None:
 def replace_input(case: "Case") -> None:
     """Something that is no file of the wanted kind in place of an input."""
     old = case.rng.choice(case.inputs)
-    thing = case.rng.choice(
-        [
-            "missing",
-            "directory",
-            "file",
-            "fifo",
-            "socket",
-            "dangling link",
-            "loop",
-            "/dev/null",
-            "empty directory",
-        ]
-    )
+    thing = case.rng.choice(["missing", *_THINGS])
     _put(case.folder / old, thing, case.rng)
     case.done.append(f"{old} is replaced: {thing}")
 
@@ -199,19 +188,7 @@ def occupy_output(case: "Case") -> None:
         case.point(old, f"parent/{old}")
         case.done.append(f"{old} is {place}")
         return
-    thing = case.rng.choice(
-        [
-            "directory",
-            "file",
-            "fifo",
-            "socket",
-            "dangling link",
-            "loop",
-            "/dev/null",
-            "/dev/full",
-            "empty directory",
-        ]
-    )
+    thing = case.rng.choice([*_THINGS, "/dev/full"])
     _put(case.folder / old, thing, case.rng)
     case.done.append(f"where {old} goes there is: {thing}")
 

@@ -1,6 +1,7 @@
 """Preparations of harmed raw files."""
 
 import gzip
+from collections.abc import Callable
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,6 +19,27 @@ from cetnet.benchmarks.fuzz.clicks import (
 from cetnet.benchmarks.fuzz.harm import csv_text
 from cetnet.benchmarks.fuzz.harm.columns import harm_columns, writer_options
 from cetnet.benchmarks.fuzz.harm.files import ANY_FILE
+from cetnet.benchmarks.fuzz.judge import Failure
+
+
+def _prepare(case: Case, format: str, raw: str, check: Callable[[], list[Failure]]) -> None:
+    """The command, and what must hold of what it makes."""
+    split = case.rng.choice(["random:0.8,0.1,0.1", "time:0.6,0.2,0.2"])
+    case.inputs, case.outputs, case.made = [raw, "raw.yaml"], ["out"], ["out"]
+    case.arguments = [
+        "prepare",
+        format,
+        "--raw",
+        raw,
+        "--schema",
+        "raw.yaml",
+        "--out",
+        "out",
+        "--split",
+        split,
+    ]
+    case.arguments += ["--workers", "1"]
+    case.checks.append(check)
 
 
 def prepare_csv(case: Case) -> None:
@@ -48,47 +70,15 @@ def prepare_csv(case: Case) -> None:
     if suffix == ".csv.gz":
         for path in files:
             path.write_bytes(gzip.compress(path.read_bytes(), mtime=0))
-    split = rng.choice(["random:0.8,0.1,0.1", "time:0.6,0.2,0.2"])
     raw = "raw" if count > 1 or rng.random() < 0.3 else f"raw/{files[0].name}"
-    case.inputs, case.outputs = [raw, "raw.yaml"], ["out"]
-    case.arguments = [
-        "prepare",
-        "csv",
-        "--raw",
-        raw,
-        "--schema",
-        "raw.yaml",
-        "--out",
-        "out",
-        "--split",
-        split,
-    ]
-    case.arguments += ["--workers", "1"]
-    case.checks.append(lambda: same_as_csv(case.at("out"), files_in(case.at(raw)), dialect))
-    case.made = ["out"]
+    _prepare(case, "csv", raw, lambda: same_as_csv(case.at("out"), files_in(case.at(raw)), dialect))
 
 
 def prepare_yaml(case: Case) -> None:
     """Your own CSV files, the raw schema harmed."""
     case.take("clicks.csv", "raw.yaml")
     case.harm_yaml(case.folder / "raw.yaml")
-    split = case.rng.choice(["random:0.8,0.1,0.1", "time:0.6,0.2,0.2"])
-    case.inputs, case.outputs = ["clicks.csv", "raw.yaml"], ["out"]
-    case.arguments = [
-        "prepare",
-        "csv",
-        "--raw",
-        "clicks.csv",
-        "--schema",
-        "raw.yaml",
-        "--out",
-        "out",
-        "--split",
-        split,
-    ]
-    case.arguments += ["--workers", "1"]
-    case.checks.append(lambda: counted(case.at("out"), 80))
-    case.made = ["out"]
+    _prepare(case, "csv", "clicks.csv", lambda: counted(case.at("out"), 80))
 
 
 def prepare_parquet(case: Case) -> None:
@@ -112,23 +102,7 @@ def prepare_parquet(case: Case) -> None:
             pq.write_table(columns, path)
     if rng.random() < 0.35:
         case.harm_file(rng.choice(files), ANY_FILE)
-    split = rng.choice(["random:0.8,0.1,0.1", "time:0.6,0.2,0.2"])
-    case.inputs, case.outputs = ["raw", "raw.yaml"], ["out"]
-    case.arguments = [
-        "prepare",
-        "parquet",
-        "--raw",
-        "raw",
-        "--schema",
-        "raw.yaml",
-        "--out",
-        "out",
-        "--split",
-        split,
-    ]
-    case.arguments += ["--workers", "1"]
-    case.checks.append(lambda: same_as_parquet(case.at("out"), files_in(case.at("raw"))))
-    case.made = ["out"]
+    _prepare(case, "parquet", "raw", lambda: same_as_parquet(case.at("out"), files_in(case.at("raw"))))
 
 
 def prepare_source(case: Case) -> None:
