@@ -34,7 +34,7 @@ from cetnet.trainer.data.bad_rows import (
 )
 from cetnet.trainer.data.data_files import check_keys, split_files
 from cetnet.trainer.data.decoded import Lists, Rows
-from cetnet.trainer.data.hashing import hash_ids
+from cetnet.trainer.encoder.hashing import hash_ids
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.yaml_files import read_model
 

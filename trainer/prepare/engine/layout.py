@@ -30,7 +30,7 @@ from rich.text import Text
 
 from cetnet.models.schema import Feature, Schema
 from cetnet.trainer.console import console
-from cetnet.trainer.data.hashing import mix64
+from cetnet.trainer.encoder.hashing import mix64
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.files import lock_held, usable
 from cetnet.trainer.prepare.engine.card import Card, SplitStatistics, write_card

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from cetnet.models.names import FeatureName, TableName
 from cetnet.models.schema import Feature, FeatureKind, Schema
 from cetnet.models.strict import Strict
-from cetnet.trainer.data.hashing import hash_text
+from cetnet.trainer.encoder.hashing import hash_text
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.files import UsablePath
 from cetnet.trainer.prepare.engine.values import (

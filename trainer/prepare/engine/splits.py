@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 import polars as pl
 
-from cetnet.trainer.data.hashing import hash_text
+from cetnet.trainer.encoder.hashing import hash_text
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.prepare.engine.layout import Fractions, check_fractions, random_split, time_split
 from cetnet.trainer.prepare.engine.raw import RawSchema

@@ -26,7 +26,8 @@ from uuid import uuid4
 import psutil
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
-from cetnet.trainer.data import arrow_types, hashing
+from cetnet.trainer.data import arrow_types
+from cetnet.trainer.encoder import hashing
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.failures import reason, remedy
 from cetnet.trainer.files import write_json

@@ -15,7 +15,7 @@ import polars as pl
 import pyarrow as pa
 
 from cetnet.trainer.data.data_files import Format
-from cetnet.trainer.data.hashing import mix64
+from cetnet.trainer.encoder.hashing import mix64
 from cetnet.trainer.prepare.engine.arrow_files import IPC_OPTIONS, read_batch
 from cetnet.trainer.prepare.engine.chunks import frames
 from cetnet.trainer.prepare.engine.csv_frames import line_cuts

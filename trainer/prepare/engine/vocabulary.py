@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from cetnet.trainer.data.hashing import hash_text
+from cetnet.trainer.encoder.hashing import hash_text
 from cetnet.trainer.prepare.engine.arrow_files import IPC_OPTIONS, read_batch
 from cetnet.trainer.prepare.engine.raw import RawSchema
 from cetnet.trainer.prepare.engine.splits import Assign

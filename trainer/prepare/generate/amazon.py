@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from cetnet.trainer.data.hashing import mix64
+from cetnet.trainer.encoder.hashing import mix64
 from cetnet.trainer.prepare.engine.layout import staging
 from cetnet.trainer.prepare.generate.draw import long_tailed
 

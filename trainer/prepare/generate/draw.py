@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from cetnet.trainer.data.hashing import mix64
+from cetnet.trainer.encoder.hashing import mix64
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.prepare.engine.layout import hashed_uniform, progress_bar, staging
 from cetnet.trainer.prepare.sources.drawn import long_tail

@@ -21,7 +21,7 @@ import polars as pl
 import pyarrow as pa
 
 from cetnet.models.schema import Feature, Schema
-from cetnet.trainer.data.hashing import mix64
+from cetnet.trainer.encoder.hashing import mix64
 from cetnet.trainer.prepare.engine.card import Card
 from cetnet.trainer.prepare.engine.layout import SPLITS, Fractions, check_fractions, staging, write_dataset
 from cetnet.trainer.prepare.engine.tasks import Resources, executor

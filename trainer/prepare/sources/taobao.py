@@ -17,7 +17,7 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from cetnet.models.schema import Schema
-from cetnet.trainer.data.hashing import mix64
+from cetnet.trainer.encoder.hashing import mix64
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.prepare.engine.card import Card
 from cetnet.trainer.prepare.engine.convert import conversion

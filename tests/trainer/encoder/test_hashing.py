@@ -16,8 +16,8 @@ from pydantic import ValidationError
 
 from cetnet.models.schema import Feature, Schema
 from cetnet.trainer.data.dataset import Dataset
-from cetnet.trainer.data.hashing import hash_ids, hash_text, mix64
 from cetnet.trainer.data.reader import Order, Reader
+from cetnet.trainer.encoder.hashing import hash_ids, hash_text, mix64
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.prepare.engine.card import Card
 from cetnet.trainer.prepare.engine.raw import RawFeature, RawSchema
