@@ -17,8 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cetnet.models.schema import Schema
-from cetnet.trainer.data.dataset import Dataset, load_schema
-from cetnet.trainer.errors import UserError
+from cetnet.trainer.data.dataset import load_schema
 from cetnet.trainer.prepare.engine.tabular import prepare_tabular
 from cetnet.trainer.prepare.engine.tasks import Resources, TaskSizes
 from tests.trainer.prepare.conftest import SMALL
@@ -47,7 +46,20 @@ SCHEMA: dict[str, Any] = {
     ],
     "tables": {"device": 4},
 }
-ITEMS = ["книга", "書", "📚", "two\r\nlines", "two\nlines", 'a "quote", and more', " ", "A", "a", "x" * 300, "7", "07"]
+ITEMS = [
+    "книга",
+    "書",
+    "📚",
+    "two\r\nlines",
+    "two\nlines",
+    'a "quote", and more',
+    " ",
+    "A",
+    "a",
+    "x" * 300,
+    "7",
+    "07",
+]
 
 
 def draw(seed: int, rows: int, first: int) -> Rows:
@@ -60,10 +72,12 @@ def draw(seed: int, rows: int, first: int) -> Rows:
             "user": 2**60 + pick.randrange(first, first + 40),  # neighbours beyond 2**53
             "time": 1000 + i,
             "the item": pick.choice([None, *items]),
-            "tags": pick.choice([None, [], pick.choices("äöü", k=pick.randrange(4))]),
+            "tags": pick.choice(
+                [None, [], ["ü", *pick.choices(["ä", "ö", None, str(first)], k=pick.randrange(3))]]
+            ),
             "history": [pick.choice(items) for _ in range(pick.randrange(6))],
             "page": pick.choice([None, f"{pick.randrange(first, first + 9)}.0", "home"]),
-            "device": pick.randrange(4),
+            "device": pick.randrange(6 if first else 4),
             "site": pick.choice([None, "a.example", f"{first}.example"]),
             "price": pick.choice([None, pick.uniform(-5, 50)]),
             "age": pick.choice([None, pick.gauss(40 + first, 10)]),
@@ -85,7 +99,10 @@ def write_rows(path: Path, rows: Rows, without: Sequence[str] = ()) -> None:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         for row in rows:
-            lists = {name: "|".join(row[name] or ()) for name in ("tags", "history")}
+            lists = {
+                name: "|".join("\\N" if text is None else text for text in row[name] or ())
+                for name in ("tags", "history")
+            }
             writer.writerow({n: "\\N" if v is None and n == "price" else v for n, v in row.items()} | lists)
 
 
@@ -101,7 +118,7 @@ class Oracle:
         if table == "user":
             return [str(row["user"])]
         if table == "tags":
-            return row["tags"] or []
+            return [text for text in row["tags"] or [] if text is not None]
         if table == "page":
             return [] if row["page"] is None else [row["page"].removesuffix(".0")]
         return ([] if row["the item"] is None else [row["the item"]]) + row["history"][-3:]
@@ -115,10 +132,10 @@ class Oracle:
             for text in ids:
                 self.counts[table][text] += seen[text]
 
-    def learn_transforms(self, train: Rows) -> None:
+    def learn_transforms(self, train: Rows, file: Rows) -> None:
         ages = pl.Series([row["age"] for row in train], dtype=pl.Float64).drop_nulls()
         self.mean, self.deviation = ages.mean(), ages.std(ddof=0)
-        self.lowest = min(row["lag"] or 0.0 for row in train)
+        self.lowest = min(row["lag"] or 0.0 for row in file)
 
     def encode(self, row: dict[str, Any]) -> dict[str, Any]:
         ids = self.ids
@@ -166,6 +183,80 @@ def first_day(folder: Path, kind: str, rows: Rows) -> tuple[Path, Oracle]:
     )
     oracle, train = Oracle(), rows[: int(0.8 * len(rows))]
     oracle.grow(train)
-    oracle.learn_transforms(rows)  # the lowest value is that of the whole file
-    oracle.learn_transforms_of_age(train)
+    oracle.learn_transforms(train, rows)
     return out, oracle
+
+
+@pytest.fixture(scope="module", params=["csv", "parquet"])
+def day_one(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Oracle]:
+    folder = tmp_path_factory.mktemp("day_one")
+    return first_day(folder, request.param, draw(1, 300, 0))
+
+
+def prepare_like(folder: Path, name: str, rows: Rows, like: Path, kind: str = "csv", **options: Any) -> Path:
+    """A dataset of these rows."""
+    raw, format = folder / f"{name}.{kind}", Path(f"x.{kind}").suffix[1:]
+    write_rows(raw, rows, options.pop("without", ()))
+    given: Any = format
+    prepare_tabular(given, raw, folder / name, like=like, command="c", **{"workers": 1, **options})
+    return folder / name
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_next_day(tmp_path: Path, day_one: tuple[Path, Oracle], kind: str) -> None:
+    first, oracle = day_one
+    rows = draw(2, 200, 7)
+    random.Random(1).shuffle(rows)  # not in the order of time
+    out = prepare_like(tmp_path, "next", rows, first, kind)
+    check_rows(out / "test", rows, oracle)
+    others = pq.read_table(out / "test").select(["click", "user_group", "time"]).to_pylist()
+    assert others == [{"click": r["click"], "user_group": r["user"], "time": r["time"]} for r in rows]
+    oracle.check_vocabularies(out)
+    for path in sorted((first / "vocabularies").iterdir()):
+        assert (out / "vocabularies" / path.name).read_bytes() == path.read_bytes()
+    assert (out / "encoding.yaml").read_bytes() == (first / "encoding.yaml").read_bytes()
+
+    def but_lengths(schema: Schema) -> dict[str, Any]:
+        return schema.model_dump(exclude={"features": {"__all__": {"mean_length"}}})
+
+    assert but_lengths(load_schema(out)) == but_lengths(load_schema(first))
+    lengths = {feature.name: feature.mean_length for feature in load_schema(out).features}
+    assert lengths["history"] == round(sum(len(row["history"][-3:]) for row in rows) / 200, 4)
+
+
+def test_the_days_rows_again_are_as_they_were(tmp_path: Path, day_one: tuple[Path, Oracle]) -> None:
+    first, oracle = day_one
+    rows = draw(1, 300, 0)
+    out = prepare_like(tmp_path, "again", rows, first, split="time:0.8,0.1,0.1")
+    oracle.check_vocabularies(out)
+    for split in ("train", "validation", "test"):
+        assert pq.read_table(out / split).equals(pq.read_table(first / split))
+    drift = json.loads((out / "card.json").read_text())["drift"]
+    assert max(abs(change) for each in drift for change in each["changes"].values()) < 0.3
+
+
+@settings(max_examples=6, deadline=None)
+@given(st.integers(0, 2**32), st.sampled_from([0, 3, 40]))
+def test_growth_and_its_growth(tmp_path_factory: pytest.TempPathFactory, seed: int, window: int) -> None:
+    folder = tmp_path_factory.mktemp("growth")
+    rows = draw(seed, 120, 0)
+    first, oracle = first_day(folder, "parquet", rows)
+    days = [draw(seed + day, 100, window * day) for day in (1, 2)]
+    like = first
+    for number, day in enumerate(days):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Resources, "sizes", lambda _: SMALL)
+            small = prepare_like(folder, f"small{number}", day, like, grow=True, split="time:0.8,0.1,0.1")
+            patch.setattr(Resources, "sizes", lambda _: TaskSizes(10**6, 10**9))
+            raw, grown = folder / f"small{number}.csv", folder / f"grown{number}"
+            prepare_tabular(
+                "csv", raw, grown, None, "time:0.8,0.1,0.1", like=like, grow=True, command="c", workers=1
+            )
+        if number == 0:  # the second is like another folder, whose name is in the card
+            assert tree(small) == tree(grown)
+        oracle.grow(day[:80])
+        oracle.check_vocabularies(grown)
+        for split, part in (("train", day[:80]), ("validation", day[80:90]), ("test", day[90:])):
+            check_rows(grown / split, part, oracle)
+            check_rows(small / split, part, oracle)
+        like = grown
