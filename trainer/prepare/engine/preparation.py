@@ -196,8 +196,9 @@ class Preparation:
         self, chunks: Sequence[Chunk], splitters: Mapping[str, Sequence[str]], assign: Assign | None
     ) -> list[Path]:
         """The counted chunks; `splitters` divide the values of each table, `assign` gives rows their split."""
+        counting = self.like is None or self.like.grow
         tasks = [
-            self._task("count", i, chunk.rows, chunk, self.spec, assign, splitters)
+            self._task("count", i, chunk.rows, chunk, self.spec, assign, splitters, counting)
             for i, chunk in enumerate(chunks)
         ]
         return self._run("count", "rows", count_values, tasks)

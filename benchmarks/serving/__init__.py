@@ -1,0 +1,1 @@
+"""What it costs to use a trained model: new rows, scores, requests."""
