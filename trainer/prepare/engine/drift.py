@@ -72,7 +72,8 @@ def drift(schema: Schema, training: Training, splits: Mapping[str, SplitStatisti
         then = {name: before[key] for name, key in names.items()}
         today = {name: now[key] for name, key in names.items()}
         if feature.table is not None:
-            today["unknown"] += now.get("new_ids", 0.0)
+            ids = whole.ids[feature.name]
+            today["unknown"] = (ids.unknown + ids.new) / max(1, ids.ids)
         changes = {name: _change(name, then[name], today[name], before) for name in names}
         found.append(Drift(feature.name, then, today, changes))
     return sorted(found, key=lambda each: -each.largest)
