@@ -31,14 +31,16 @@ class WrongValue(ValueError):
 
     Attributes:
         column: its name in the raw rows.
-        row: counts from 0 in the table.
+        row: counts from 0, as the first row does.
     """
 
     def __init__(self, column: str, row: int, expected: str, value: object) -> None:
-        super().__init__(
-            f"column {column!r}, row {row} (from 0): expected {expected}, found {reprlib.repr(value)}"
-        )
+        super().__init__(column, row, expected, value)
         self.column, self.row = column, row
+        self._what = f"expected {expected}, found {reprlib.repr(value)}"
+
+    def __str__(self) -> str:
+        return f"column {self.column!r}, row {self.row} (from 0): {self._what}"
 
 
 @dataclass(frozen=True)
@@ -120,17 +122,28 @@ class Encoder:
         self._given_missing = np.array([int(v) for v in self._null_values if v == _decimal(v)], np.int64)
         self._written_list = written_list(self._separator)
 
-    def encode(self, table: pa.Table) -> dict[str, NDArray]:
+    def encode(self, table: pa.Table, first_row: int = 0) -> dict[str, NDArray]:
         """The inputs of the model: those of `inputs` in request.json, in their order.
 
         Columns may be of any type that `cetnet prepare` reads, or text that holds what a cell of a CSV file would;
         null and the empty text are missing. Columns that the model doesn't read are ignored.
+
+        Args:
+            table: the rows.
+            first_row: number of the first one, in a message.
 
         Raises:
             ValueError: a column is missing or there twice, or has a type that can't hold its values.
             WrongValue: a value is not what its column holds.
         """
         self._check(table)
+        try:
+            return self._encode(table)
+        except WrongValue as wrong:
+            wrong.row += first_row
+            raise
+
+    def _encode(self, table: pa.Table) -> dict[str, NDArray]:
         ids = {c.feature: of for c, of in self._encode_ids(table)}
         found: dict[str, NDArray] = {}
         for name, described in self._inputs.items():
