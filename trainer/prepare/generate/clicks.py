@@ -33,10 +33,10 @@ MAX_TAGS, ITEM_DIM = 4, 4
 NO_PRICE, NO_AGE, NO_COUNTRY, NO_TAGS = 0.08, 0.05, 0.01, 0.1
 
 DEVICES = ("phone", "tablet", "desktop", "tv")
-COUNTRIES = (
-    *("DE", "FR", "PL", "JP", "BR", "IN", "US", "GB", "ES", "IT"),
-    *("NL", "SE", "MX", "KR", "TR", "ID", "NG", "EG", "AR", "VN"),
-)
+COUNTRIES = {  # and by how many hours their clocks are ahead of UTC
+    **{"DE": 1, "FR": 1, "PL": 1, "JP": 9, "BR": -3, "IN": 5, "US": -5, "GB": 0, "ES": 1, "IT": 1},
+    **{"NL": 1, "SE": 1, "MX": -6, "KR": 9, "TR": 3, "ID": 7, "NG": 1, "EG": 2, "AR": -3, "VN": 7},
+}
 TAGS = (
     *(
         "sport",
@@ -70,7 +70,7 @@ features:
   - {{name: user_id, kind: categorical}}
   - {{name: item_id, kind: categorical, table: item}}
   - {{name: device, kind: categorical}}
-  - {{name: hour, kind: categorical}}
+  - {{name: hour, kind: categorical}}   # where the user is
   - {{name: country, kind: categorical}}
   - {{name: tags, kind: multi_valued}}
   - {{name: history, kind: sequence, table: item, max_length: 20}}   # oldest first; shares the item table
@@ -166,7 +166,7 @@ class Site(Drawn):
             "user": user,
             "item": item,
             "device": np.where(on_phone, 1, self.choice("device", len(DEVICES), user)),
-            "hour": 1 + second // 3600,
+            "hour": 1 + (second // 3600 + np.array(list(COUNTRIES.values()))[country - 1]) % 24,
             "country": np.where(self.uniform("no country", row) < NO_COUNTRY, 0, country),
             "tags": self.tags(item, row),
             "history": self.histories(user, day + second / DAY),
@@ -277,7 +277,7 @@ def draw_rows(site: Site, row: np.ndarray, format: Literal["csv", "parquet"]) ->
             "item_id": _taken(_names(ITEMS, site.sizes["item"]), drawn["item"]),
             "device": _taken(pa.array(DEVICES), drawn["device"]),
             "hour": drawn["hour"] - 1,
-            "country": _taken(pa.array(COUNTRIES), drawn["country"]),
+            "country": _taken(pa.array(list(COUNTRIES)), drawn["country"]),
             "tags": _lists(pa.array(TAGS), drawn["tags"]),
             "history": _lists(_names(ITEMS, site.sizes["item"]), drawn["history"]),
             "price": pl.Series(drawn["price"]).fill_nan(None),
