@@ -9,6 +9,8 @@ import yaml
 from cetnet.models.schema import Schema
 from cetnet.trainer.check_settings import check_scored
 from cetnet.trainer.errors import UserError
+from cetnet.trainer.prepare.engine.raw import RawFeature, RawSchema
+from cetnet.trainer.prepare.engine.raw_encoding import RawEncoding
 from cetnet.trainer.prepare.engine.tabular import prepare_tabular
 from cetnet.trainer.yaml_files import save_yaml
 from tests.processes import run_settings
@@ -54,3 +56,20 @@ def test_data_of_another_vocabulary_is_not_scored(tmp_path: Path) -> None:
     # Of a run or data of earlier versions nothing is known.
     save_yaml(run / "schema.yaml", schema.model_copy(update={"vocabularies": None}))
     assert check_scored(run, tmp_path / "other/data", "test").num_rows == 60
+
+
+def test_the_encoding_is_read_as_it_was_written(tmp_path: Path) -> None:
+    features = (
+        RawFeature(name="n", kind="sequence", max_length=3, keep="oldest", column="raw n"),
+        RawFeature(name="x", kind="dense", transform="standardize"),
+    )
+    raw = RawSchema(label="y", features=features, quote=None, delimiter="\t", null_values=("no", "\\N", ""))
+    encoding = RawEncoding(raw=raw, moments={"x": (1 / 3, 1e-300)}, lowest=-0.1)
+    encoding.save(tmp_path)
+    assert RawEncoding.load(tmp_path) == encoding
+
+    names = raw.model_copy(update={"label": "z", "delimiter": ";", "min_count": 9})
+    assert encoding.model_copy(update={"raw": names}).digest == encoding.digest
+    for update in ({"null_values": ()}, {"separator": ","}, {"whole_floats": "text"}):
+        assert encoding.model_copy(update={"raw": raw.model_copy(update=update)}).digest != encoding.digest
+    assert encoding.model_copy(update={"lowest": None}).digest != encoding.digest
