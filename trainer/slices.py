@@ -145,6 +145,6 @@ def _values_of_ids(ids: Mapping[int, str], file: Path) -> dict[int, str]:
 def note_on(slices: Sequence[Slice]) -> str | None:
     """Why numbers of slices are missing, if any are."""
     without = sum(np.isnan(each.metrics["ne"]) for each in slices)
-    return (
-        f"-: undefined in {without} slices, whose rows all have one label (or no weight)" if without else None
-    )
+    if not without:
+        return None
+    return f"-: undefined in {without} of {len(slices)} slices, whose rows have one label or no weight"
