@@ -25,82 +25,89 @@ Split = Annotated[
     str | None, typer.Option(help="Split to score; default: test. Raw rows without splits are scored all.")
 ]
 NumProcesses = Annotated[int, typer.Option("--nproc", min=1, help="Processes to start on this machine.")]
+Launch = Callable[[list[str], int, Callable[[], object] | None], None]
 
 
-def evaluate(
-    context: typer.Context,
-    run: Run,
-    data: Data,
-    split: Split = None,
-    by: Annotated[
-        str | None,
-        typer.Option(
-            metavar="COLUMN,...",
-            help="Also the fused output's metrics by each value of these columns of the files: the 20 most frequent, "
-            "and the others together. Times count by day (UTC).",
-        ),
-    ] = None,
-    json: Annotated[Path | None, typer.Option(help="Also write all of it to this file.")] = None,
-    nproc: NumProcesses = 1,
-) -> None:
-    """Metrics of a trained model on a split, or on raw rows: NE, AUC, gAUC, LogLoss, calibration.
+def add_evaluate(app: typer.Typer, launch: Launch) -> None:
+    """Give an app the command; `launch` runs a command line in so many processes, after a check, and exits."""
 
-    NE is against the base rate of the rows that are scored; within a slice
-    (--by), against that slice's own.
-    """
-    from cetnet.trainer.files import check_writable
-    from cetnet.trainer.slices import check_sliced
+    @app.command()
+    def evaluate(
+        run: Run,
+        data: Data,
+        split: Split = None,
+        by: Annotated[
+            str | None,
+            typer.Option(
+                metavar="COLUMN,...",
+                help="Also the fused output's metrics by each value of these columns of the files: the 20 most "
+                "frequent, and the others together. Times count by day (UTC).",
+            ),
+        ] = None,
+        json: Annotated[Path | None, typer.Option(help="Also write all of it to this file.")] = None,
+        nproc: NumProcesses = 1,
+    ) -> None:
+        """Metrics of a trained model on a split, or on raw rows: NE, AUC, gAUC, LogLoss, calibration.
 
-    if json is not None:
-        check_writable(json)
-    columns = _names(by, "--by")
-    with _opened(run, data, split, columns, nproc, labelled=True) as opened:
-        if opened.dataset is not None:
-            check_sliced(opened.dataset, columns)
-        if opened.launches:
-            arguments = ["evaluate", str(run), str(opened.path), *_option("--split", opened.split)]
-            arguments += [*_option("--by", by), *_option("--json", json)]
-            context.obj(arguments, nproc, opened.before)
-        check_loading()
-        from cetnet.trainer.evaluate import evaluate_run
+        NE is against the base rate of the rows that are scored; within a slice
+        (--by), against that slice's own.
+        """
+        from cetnet.trainer.files import check_writable
+        from cetnet.trainer.slices import check_sliced
 
-        evaluate_run(run, opened.dataset, columns, json)
+        if json is not None:
+            check_writable(json)
+        columns = _names(by, "--by")
+        with _opened(run, data, split, columns, nproc, labelled=True) as opened:
+            if opened.dataset is not None:
+                check_sliced(opened.dataset, columns)
+            if opened.launches:
+                arguments = ["evaluate", str(run), str(opened.path), *_option("--split", opened.split)]
+                arguments += [*_option("--by", by), *_option("--json", json)]
+                launch(arguments, nproc, opened.before)
+            check_loading()
+            from cetnet.trainer.evaluate import evaluate_run
+
+            evaluate_run(run, opened.dataset, columns, json)
 
 
-def predict(
-    context: typer.Context,
-    run: Run,
-    data: Data,
-    out: Annotated[Path, typer.Option(help="Parquet file to write.")],
-    split: Split = None,
-    keep: Annotated[
-        str | None,
-        typer.Option(
-            metavar="COLUMN,...",
-            help="Columns of the files that are passed through, as they are there: keys.",
-        ),
-    ] = None,
-    nproc: NumProcesses = 1,
-) -> None:
-    """Write the probabilities of the fused output and of every component, a row per row of the split, or raw row.
+def add_predict(app: typer.Typer, launch: Launch) -> None:
+    """As `add_evaluate`."""
 
-    The rows need no label. They are in the order of the files.
-    """
-    from cetnet.trainer.files import check_writable
-    from cetnet.trainer.given import check_kept
+    @app.command()
+    def predict(
+        run: Run,
+        data: Data,
+        out: Annotated[Path, typer.Option(help="Parquet file to write.")],
+        split: Split = None,
+        keep: Annotated[
+            str | None,
+            typer.Option(
+                metavar="COLUMN,...",
+                help="Columns of the files that are passed through, as they are there: keys.",
+            ),
+        ] = None,
+        nproc: NumProcesses = 1,
+    ) -> None:
+        """Write the probabilities of the fused output and of every component, a row per row of the split, or raw row.
 
-    check_writable(out)
-    columns = _names(keep, "--keep")
-    with _opened(run, data, split, columns, nproc, labelled=False, beside=out) as opened:
-        kept = check_kept(run, opened.dataset, columns)
-        if opened.launches:
-            arguments = ["predict", str(run), str(opened.path), "--out", str(out)]
-            arguments += [*_option("--split", opened.split), *_option("--keep", keep)]
-            context.obj(arguments, nproc, opened.before)
-        check_loading()
-        from cetnet.trainer.evaluate import predict_run
+        The rows need no label. They are in the order of the files.
+        """
+        from cetnet.trainer.files import check_writable
+        from cetnet.trainer.given import check_kept
 
-        predict_run(run, opened.dataset, out, kept)
+        check_writable(out)
+        columns = _names(keep, "--keep")
+        with _opened(run, data, split, columns, nproc, labelled=False, beside=out) as opened:
+            kept = check_kept(run, opened.dataset, columns)
+            if opened.launches:
+                arguments = ["predict", str(run), str(opened.path), "--out", str(out)]
+                arguments += [*_option("--split", opened.split), *_option("--keep", keep)]
+                launch(arguments, nproc, opened.before)
+            check_loading()
+            from cetnet.trainer.evaluate import predict_run
+
+            predict_run(run, opened.dataset, out, kept)
 
 
 def _names(columns: str | None, option: str) -> list[str]:
@@ -111,7 +118,7 @@ def _names(columns: str | None, option: str) -> list[str]:
 
 
 def _option(name: str, value: object) -> list[str]:
-    return [] if value is None else [name, str(value)]
+    return [] if value is None else [f"{name}={value}"]
 
 
 class _Opened(NamedTuple):
