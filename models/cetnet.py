@@ -55,6 +55,7 @@ class CETNet(nn.Module):
     Attributes:
         tables: sets of tables: each component's, or `shared`; and `pretrained`, which all read and none trains.
         towers: the members, each a component's way from looked-up rows to its output.
+        sources: names of the sets of tables that each member reads.
         outputs: names of the outputs, `CETNetConfig.outputs`.
         table_std: standard deviation of the initial values of each table, by its full name.
 
@@ -80,7 +81,7 @@ class CETNet(nn.Module):
         # Tables draw nothing from the generator that the rest starts from: their values come when they are sharded.
         with device, torch.random.fork_rng(devices=[]):
             tables = _tables(schema, config, options)
-        sources = {
+        self.sources = {
             name: [s for s in (name, "shared", "pretrained") if s in tables] for name in config.components
         }
         # Drawn on the CPU, so that training starts alike on a GPU; on `meta` there is nothing to draw.
@@ -88,9 +89,9 @@ class CETNet(nn.Module):
             members = {}
             for name, component in config.components.items():
                 cls = component_class(component.kind)
-                assembly = InputAssembly(schema, [tables[s] for s in sources[name]], cls, component)
+                assembly = InputAssembly(schema, [tables[s] for s in self.sources[name]], cls, component)
                 members[name] = Member(cls, component, assembly, bf16)
-            self.towers = Members(members, sources)  # the name is part of the keys of checkpoints
+            self.towers = Members(members, self.sources)  # the name is part of the keys of checkpoints
             self.tables = nn.ModuleDict(tables)
             self.objective = Objective([member.component.output_dim for member in members.values()], config)
         self.towers.to(device)

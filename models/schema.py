@@ -92,8 +92,13 @@ class Schema(Strict):
     )
     vocabularies: dict[str, str] | None = Field(
         None,
-        description="Digests of the values that `cetnet prepare` gave the rows of tables: data that a run scores, or "
-        "goes on with, must have those of its own.",
+        description="Digests of the values that `cetnet prepare` gave the rows of tables, in their order "
+        "(`vocabularies/<table>.parquet`): data that a run scores, or goes on with, must have those of its own.",
+    )
+    encoding: str | None = Field(
+        None,
+        description="Digest of what else turned raw values into these ids and numbers (`encoding.yaml`): as with the "
+        "vocabularies, it must be that of the run.",
     )
     features: tuple[Feature, ...] = Field(min_length=1)
 

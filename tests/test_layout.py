@@ -44,7 +44,9 @@ def imports(path: Path) -> Iterator[tuple[str, bool]]:
         if isinstance(node, ast.Import):
             yield from ((alias.name, node not in inside) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            copied = path.parent == ROOT / "trainer/encoder"  # beside exported models, where there is no cetnet
+            copied = (
+                path.parent == ROOT / "trainer/encoder"
+            )  # beside exported models, where there is no cetnet
             assert not node.level or copied, f"{path}:{node.lineno}: a relative import"
             module = f"cetnet.trainer.encoder.{node.module}" if node.level else node.module
             for alias in node.names:

@@ -40,7 +40,7 @@ from cetnet.trainer.console import console, output, quieten
 from cetnet.trainer.data.dataset import Dataset, Piece
 from cetnet.trainer.data.reader import Order, Reader
 from cetnet.trainer.files import write_json
-from cetnet.trainer.prepare.engine.layout import ROW_GROUP_ROWS
+from cetnet.trainer.prepare.engine.part_files import ROW_GROUP_ROWS
 from cetnet.trainer.prepare.sources.random import prepare_random
 from cetnet.trainer.processes.malloc import keep_freed_memory
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from cetnet.models.schema import Feature, Schema
 from cetnet.trainer.data.dataset import read_schema
 from cetnet.trainer.errors import UserError
-from cetnet.trainer.prepare.engine import layout
+from cetnet.trainer.prepare.engine import layout, part_files
 from cetnet.trainer.prepare.engine.card import Card
 from cetnet.trainer.prepare.engine.layout import (
     build_vocabulary,
@@ -105,7 +105,7 @@ def test_time_split_is_an_ordered_partition(times: list[int]) -> None:
 
 
 def test_layout_and_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layout, "ROW_GROUP_ROWS", 8)
+    monkeypatch.setattr(part_files, "ROW_GROUP_ROWS", 8)
     monkeypatch.setattr(layout, "ROWS_PER_FILE", 16)
     whole = frame(50)
     frames = [("train", whole[:13]), ("test", whole[:5]), ("train", whole[13:]), ("validation", whole[:9])]

@@ -162,10 +162,14 @@ def interrupted(tmp_path: Path, schema: Path) -> None:
 
 def test_program_is_known_by_all_files_that_decide_the_bytes() -> None:
     names = {path.relative_to(PREPARE.parent).as_posix() for path in program_files()}
-    assert {"prepare/engine/encoded.py", "prepare/sources/criteo.py", "data/hashing.py"} <= names
+    assert {"prepare/engine/encoded.py", "prepare/sources/criteo.py", "encoder/hashing.py"} <= names
     of_engine_and_sources = {
         path.relative_to(PREPARE.parent).as_posix()
         for path in PREPARE.rglob("*.py")
         if path.parent.name != "generate"
     }
-    assert names == of_engine_and_sources | {"data/arrow_types.py", "data/hashing.py"}
+    assert names == of_engine_and_sources | {
+        "data/arrow_types.py",
+        "encoder/hashing.py",
+        "encoder/vocabulary.py",
+    }

@@ -17,6 +17,8 @@ from typer.testing import CliRunner
 from cetnet.trainer.cli import app
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.prepare.engine.layout import SPLITS
+from cetnet.trainer.prepare.engine.raw import RawSchema
+from cetnet.trainer.prepare.engine.raw_encoding import RawEncoding
 from cetnet.trainer.prepare.engine.tabular import prepare_tabular
 from cetnet.trainer.prepare.generate.amazon import generate_amazon_reviews
 from cetnet.trainer.prepare.sources.amazon import prepare_amazon
@@ -82,7 +84,16 @@ def check_against_loops(out: Path, splits: dict[str, list[dict[str, Any]]]) -> N
     items = sorted(item for item, count in counts.items() if count >= 2)
     users = sorted({row["user"] for row in train})
     everyone = sorted({row["user"] for rows in splits.values() for row in rows})
+    assert pq.read_table(out / "vocabularies/item.parquet").to_pylist() == [
+        {"value": item, "id": id, "count": counts[item]} for id, item in enumerate(items, 1)
+    ]
     ages = [row["age"] for row in train]
+    encoding = RawEncoding.load(out)
+    assert encoding is not None
+    mean, deviation = encoding.moments["age"]
+    assert mean == pytest.approx(statistics.fmean(ages))
+    assert deviation == pytest.approx(statistics.pstdev(ages))
+    assert encoding.raw == RawSchema.model_validate(SCHEMA)
     for split, rows in read(out).items():
         assert len(rows) == len(splits[split])
         for row, raw in zip(rows, splits[split], strict=True):
@@ -115,7 +126,7 @@ def test_time_split_against_loops(tmp_path: Path, format: Any) -> None:
         tmp_path / "out", {"train": rows[:240], "validation": rows[240:270], "test": rows[270:]}
     )
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
-        ["README.md", "card.json", "schema.yaml", *SPLITS]
+        ["README.md", "card.json", "encoding.yaml", "schema.yaml", "vocabularies", *SPLITS]
     )
     notes = json.loads((tmp_path / "out/card.json").read_text())["notes"]
     assert "`price`: 43 missing values became 0 (after the transform)." in notes

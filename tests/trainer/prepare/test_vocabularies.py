@@ -9,6 +9,8 @@ import yaml
 from cetnet.models.schema import Schema
 from cetnet.trainer.check_settings import check_scored
 from cetnet.trainer.errors import UserError
+from cetnet.trainer.prepare.engine.raw import RawFeature, RawSchema
+from cetnet.trainer.prepare.engine.raw_encoding import RawEncoding
 from cetnet.trainer.prepare.engine.tabular import prepare_tabular
 from cetnet.trainer.yaml_files import save_yaml
 from tests.processes import run_settings
@@ -51,6 +53,29 @@ def test_data_of_another_vocabulary_is_not_scored(tmp_path: Path) -> None:
     assert check_scored(run, tmp_path / "same/data", "test").num_rows == 60
     with pytest.raises(UserError, match="ids of table 'color' stand for other values"):
         check_scored(run, tmp_path / "other/data", "test")
-    # Of a run or data of earlier versions nothing is known.
-    save_yaml(run / "schema.yaml", schema.model_copy(update={"vocabularies": None}))
+    # Of a run of earlier versions nothing is known, so its data may be other than what is scored.
+    unknown = {"vocabularies": None, "encoding": None}
+    save_yaml(run / "schema.yaml", schema.model_copy(update=unknown))
+    with pytest.raises(
+        UserError, match="of the run doesn't say which values the ids of table 'color' stand for"
+    ):
+        check_scored(run, tmp_path / "other/data", "test")
+    save_yaml(tmp_path / "other/data/schema.yaml", other.model_copy(update=unknown))
     assert check_scored(run, tmp_path / "other/data", "test").num_rows == 60
+
+
+def test_the_encoding_is_read_as_it_was_written(tmp_path: Path) -> None:
+    features = (
+        RawFeature(name="n", kind="sequence", max_length=3, keep="oldest", column="raw n"),
+        RawFeature(name="x", kind="dense", transform="standardize"),
+    )
+    raw = RawSchema(label="y", features=features, quote=None, delimiter="\t", null_values=("no", "\\N", ""))
+    encoding = RawEncoding(raw=raw, moments={"x": (1 / 3, 1e-300)}, lowest=-0.1)
+    encoding.save(tmp_path)
+    assert RawEncoding.load(tmp_path) == encoding
+
+    names = raw.model_copy(update={"label": "z", "delimiter": ";", "min_count": 9})
+    assert encoding.model_copy(update={"raw": names}).digest == encoding.digest
+    for update in ({"null_values": ()}, {"separator": ","}, {"whole_floats": "text"}):
+        assert encoding.model_copy(update={"raw": raw.model_copy(update=update)}).digest != encoding.digest
+    assert encoding.model_copy(update={"lowest": None}).digest != encoding.digest

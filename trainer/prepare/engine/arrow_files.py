@@ -1,5 +1,6 @@
 """The Arrow files that tasks leave to later tasks: compressed, and read batch by batch."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,6 +13,13 @@ def read_batch(path: Path, number: int) -> pa.RecordBatch:
     """One batch of a file."""
     with pa.OSFile(str(path)) as source, pa.ipc.open_file(source) as file:
         return file.get_batch(number)
+
+
+def batches(path: Path) -> Iterator[pa.RecordBatch]:
+    """All batches of a file, one at a time."""
+    with pa.OSFile(str(path)) as source, pa.ipc.open_file(source) as file:
+        for number in range(file.num_record_batches):
+            yield file.get_batch(number)
 
 
 def one_batch(table: pa.Table) -> pa.RecordBatch:

@@ -19,7 +19,8 @@ from cetnet.trainer.prepare.engine.arrow_files import (
     read_batch,
 )
 from cetnet.trainer.prepare.engine.card import SplitStatistics
-from cetnet.trainer.prepare.engine.layout import PartWriter, arrow_schema, check_table
+from cetnet.trainer.prepare.engine.layout import arrow_schema, check_table
+from cetnet.trainer.prepare.engine.part_files import PartWriter
 from cetnet.trainer.prepare.engine.raw import RawFeature, RawSchema
 from cetnet.trainer.prepare.engine.tasks import write_facts
 from cetnet.trainer.prepare.engine.typed import GROUP, Chunk, coded_columns, flatten, unflatten

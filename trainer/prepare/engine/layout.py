@@ -16,7 +16,6 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -34,12 +33,11 @@ from cetnet.trainer.encoder.hashing import mix64
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.files import lock_held, usable
 from cetnet.trainer.prepare.engine.card import Card, SplitStatistics, write_card
+from cetnet.trainer.prepare.engine.part_files import ROWS_PER_FILE, PartWriter, part_name
 from cetnet.trainer.processes.signals import cleaning_up
 from cetnet.trainer.yaml_files import save_yaml
 
 SPLITS = ("train", "validation", "test")
-ROW_GROUP_ROWS = 16_384
-ROWS_PER_FILE = 64 * ROW_GROUP_ROWS
 DEFAULT_FRACTIONS = (0.8, 0.1, 0.1)
 
 Fractions = tuple[float, float, float]
@@ -153,9 +151,10 @@ def check_out(out: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise UserError(f"{out} exists already: give another directory, or overwrite it with --overwrite")
-    if not out.is_dir() or (any(out.iterdir()) and not (out / "card.json").is_file()):
+    is_run = (out / "config.yaml").exists()  # which has its dataset's card
+    if not out.is_dir() or is_run or (any(out.iterdir()) and not (out / "card.json").is_file()):
         raise UserError(
-            f"{out} is not a prepared dataset (no card.json), so it is not overwritten: "
+            f"{out} is not a prepared dataset ({'a run' if is_run else 'no card.json'}), so it is not overwritten: "
             "remove it, or give another directory"
         )
     if out.is_mount():
@@ -210,37 +209,6 @@ def staging(out: Path, overwrite: bool) -> Iterator[Path]:
             publish(staged, out)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-
-
-class PartWriter:
-    """One Parquet file whose row groups have exactly ROW_GROUP_ROWS rows (but the last), whatever it is given."""
-
-    def __init__(self, path: Path, columns: pa.Schema) -> None:
-        self._writer = pq.ParquetWriter(path, columns, compression="zstd", write_page_checksum=True)
-        self._pending = columns.empty_table()
-
-    def write(self, table: pa.Table) -> None:
-        """Add rows; memory: less than a row group besides `table`."""
-        table = pa.concat_tables([self._pending, table])
-        whole = table.num_rows // ROW_GROUP_ROWS * ROW_GROUP_ROWS
-        for start in range(0, whole, ROW_GROUP_ROWS):
-            self._write_group(table.slice(start, ROW_GROUP_ROWS))
-        self._pending = table.slice(whole).combine_chunks()
-
-    def close(self) -> None:
-        """Write the last row group and the footer."""
-        if self._pending.num_rows:
-            self._write_group(self._pending)
-        self._writer.close()
-
-    def _write_group(self, table: pa.Table) -> None:
-        # the bytes of a page depend on how a column is chunked
-        self._writer.write_table(table.combine_chunks(), row_group_size=ROW_GROUP_ROWS)
-
-
-def part_name(number: int) -> str:
-    """File name of a part of a split, which holds ROWS_PER_FILE rows (but the last)."""
-    return f"part-{number:05d}.parquet"
 
 
 class _Parts:

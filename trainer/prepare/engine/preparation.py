@@ -9,6 +9,7 @@ number   number_values  a range of the values of one table, over all chunks -> t
 encode   encode_rows    a chunk -> its rows as they will be written, in the order of their splits (or of time)
 sort     sort_rows      a range of time, over all chunks -> its rows in order; only if the raw rows are not
 write    write_part     the rows of one file of the result -> that file
+vocabularies  write_vocabulary  the values kept of a table, range by range -> its file in the result
 vectors  write_vectors  a file of given vectors -> the rows of their table
 md5      hash_file      a raw file -> its md5
 """
@@ -38,8 +39,10 @@ from cetnet.trainer.prepare.engine.encoded import (
     sort_rows,
     write_part,
 )
-from cetnet.trainer.prepare.engine.layout import ROWS_PER_FILE, SPLITS, check_split_rows, part_name
+from cetnet.trainer.prepare.engine.layout import SPLITS, check_split_rows
+from cetnet.trainer.prepare.engine.part_files import ROWS_PER_FILE, part_name
 from cetnet.trainer.prepare.engine.raw import RawFeature, RawSchema
+from cetnet.trainer.prepare.engine.raw_encoding import RawEncoding
 from cetnet.trainer.prepare.engine.splits import Assign
 from cetnet.trainer.prepare.engine.tasks import Task, read_facts, run_tasks, write_facts
 from cetnet.trainer.prepare.engine.text_streams import is_stream
@@ -54,17 +57,17 @@ from cetnet.trainer.prepare.engine.typed import (
 )
 from cetnet.trainer.prepare.engine.units import BadValue, Unit
 from cetnet.trainer.prepare.engine.vectors import write_vectors
-from cetnet.trainer.prepare.engine.vocabulary import Keys, count_values, number_values
+from cetnet.trainer.prepare.engine.vocabulary import Keys, count_values, number_values, write_vocabulary
+from cetnet.trainer.prepare.engine.vocabulary_files import file_of
 from cetnet.trainer.prepare.engine.workplace import Workplace
 
 Facts = Mapping[str, Any]  # of a chunk, see `type_rows`
 
 
 class Vocabulary(NamedTuple):
-    """The values kept of a table: how many, a digest, and the ranges that they are in, with their first ids."""
+    """The values kept of a table: how many, and the ranges that they are in, with their first ids."""
 
     kept: int
-    digest: str
     ranges: Sequence[Numbered]
 
 
@@ -195,10 +198,44 @@ class Preparation:
         for table, of_table in tasks.items():
             numbered = [read_facts(task.out) for task in of_table]
             ends = list(accumulate((of_range["kept"] for of_range in numbered), initial=0))
-            digest = sum(of_range["digest"] for of_range in numbered) % 2**64
             ranges = [Numbered(task.out, base) for task, base in zip(of_table, ends, strict=False)]
-            vocabularies[table] = Vocabulary(ends[-1], f"{digest:016x}", ranges)
+            vocabularies[table] = Vocabulary(ends[-1], ranges)
         return vocabularies
+
+    def write_vocabularies(self, vocabularies: Mapping[str, Vocabulary]) -> dict[str, str]:
+        """The files of the tables' vocabularies in the folder `new`/vocabularies, and their digests."""
+        tasks = {
+            table: self._task("vocabularies", table, of_table.kept, [each.path for each in of_table.ranges])
+            for table, of_table in sorted(vocabularies.items())
+            if table != GROUP
+        }
+        self._run("vocabularies", "values", write_vocabulary, list(tasks.values()))
+        for table, task in tasks.items():
+            target = file_of(self.place.folder / "new", table)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _move(task.out / "vocabulary.parquet", target)
+        return {table: read_facts(task.out) for table, task in tasks.items()}
+
+    def transforms(
+        self, chunks: Sequence[Chunk], facts: Sequence[Facts], counted: Sequence[Path], name: str | None
+    ) -> tuple[RawEncoding, dict[int, float]]:
+        """What turns raw rows into those of the result, by the rows of train; and the lowest value of each file.
+
+        `name`: of the transform that the raw columns come from, if any.
+        """
+        counts = [read_facts(folder) for folder in counted]
+        lowest = _lowest(chunks, facts)
+        with_train = {c.file for c, count in zip(chunks, counts, strict=True) if count["splits"][0]}
+        features = self.spec.features
+        encoding = RawEncoding(
+            raw=self.spec.model_copy(update={"pretrained": {}}),
+            moments={f.name: _moments(f, counts) for f in features if f.transform == "standardize"},
+            lowest=min((lowest[file] for file in with_train), default=None)
+            if any(f.transform == "log_from_lowest" for f in features)
+            else None,
+            transform=name,
+        )
+        return encoding, lowest
 
     def encode(
         self,
@@ -206,23 +243,22 @@ class Preparation:
         facts: Sequence[Facts],
         counted: Sequence[Path],
         vocabularies: Mapping[str, Vocabulary],
+        moments: Mapping[str, tuple[float, float]],
+        lowest: Mapping[int, float],
         in_time_order: bool,
     ) -> tuple[dict[str, list[Slice]], Schema]:
         """Where the rows of each split lie, in their order, and the schema of the result."""
         counts = [read_facts(folder) for folder in counted]
         rows_of = [sum(count["splits"][i] for count in counts) for i in range(len(SPLITS))]
         check_split_rows(dict(zip(SPLITS, rows_of, strict=True)))
-        of_tables = {table: vocabulary for table, vocabulary in vocabularies.items() if table != GROUP}
-        rows_of_tables = {table: 1 + vocabulary.kept for table, vocabulary in of_tables.items()}
-        schema = self.spec.prepared(rows_of_tables, self.vector_sizes).model_copy(
-            update={"vocabularies": {table: each.digest for table, each in sorted(of_tables.items())} or None}
-        )
+        rows_of_tables = {table: 1 + each.kept for table, each in vocabularies.items() if table != GROUP}
+        schema = self.spec.prepared(rows_of_tables, self.vector_sizes)
         splitters = self._time_splitters(chunks, facts) if in_time_order else None
         encoding = Encoding(
             schema,
             {table: vocabulary.ranges for table, vocabulary in vocabularies.items()},
-            {f.name: _moments(f, counts) for f in self.spec.features if f.transform == "standardize"},
-            _lowest(chunks, facts),
+            moments,
+            lowest,
             in_time_order,
             splitters,
         )

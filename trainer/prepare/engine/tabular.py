@@ -17,7 +17,7 @@ from cetnet.trainer.prepare.engine.agreement import check_groups
 from cetnet.trainer.prepare.engine.card import Card
 from cetnet.trainer.prepare.engine.input_files import input_files
 from cetnet.trainer.prepare.engine.layout import check_out, finish_dataset, publish
-from cetnet.trainer.prepare.engine.preparation import Preparation, Vocabulary
+from cetnet.trainer.prepare.engine.preparation import Facts, Preparation, Vocabulary
 from cetnet.trainer.prepare.engine.raw import RawSchema
 from cetnet.trainer.prepare.engine.splits import RandomSplit, Split, parse_split
 from cetnet.trainer.prepare.engine.tasks import executor, identity, read_facts
@@ -75,6 +75,7 @@ def prepare_table(
     """
     check_out(out, overwrite)
     raw = [path for paths in files.values() for path in paths]
+    transform_name = f"{transform.__module__}.{transform.__qualname__}" if transform else None
     job = {
         "files": {name: [identity(path) for path in paths] for name, paths in files.items()},
         "vectors": {table: identity(path) for table, path in spec.pretrained.items()},
@@ -82,7 +83,7 @@ def prepare_table(
         "spec": spec.model_dump(mode="json"),
         "split": repr(split),
         "keys": {str(path.resolve()): of_file for path, of_file in (keys or {}).items() if of_file},
-        "transform": f"{transform.__module__}.{transform.__qualname__}" if transform else None,
+        "transform": transform_name,
     }
     vector_sizes = {table: open_vectors(path).size for table, path in spec.pretrained.items()}
     with workplace(
@@ -105,22 +106,24 @@ def prepare_table(
             counted = preparation.count(chunks, splitters, assign)
             vocabularies = preparation.number(facts, splitters, counted)
             in_time_order = split is not None and split.in_time_order
-            slices, schema = preparation.encode(chunks, facts, counted, vocabularies, in_time_order)
+            encoding, lowest = preparation.transforms(chunks, facts, counted, transform_name)
+            slices, schema = preparation.encode(
+                chunks, facts, counted, vocabularies, encoding.moments, lowest, in_time_order
+            )
+            digests = preparation.write_vocabularies(vocabularies)
+            schema = schema.model_copy(update={"vocabularies": digests or None, "encoding": encoding.digest})
             statistics = preparation.write(slices, schema)
             preparation.write_vectors()
             md5_notes = preparation.compare_md5(md5 or {})
-        missing = {
-            f.name: sum(fact["missing"][f.name] for fact in facts) for f in spec.features if f.kind == "dense"
-        }
-        without_group = sum(fact["without_group"]["rows"] for fact in facts)
         notes = (
             *card.notes,
             *md5_notes,
             *_vector_notes(schema, vocabularies),
-            *_notes(spec, missing),
-            *_group_notes(schema, without_group, split),
+            *_notes(spec, facts),
+            *_group_notes(schema, facts, split),
         )
         card = replace(card, split_rule=split.rule if split else card.split_rule, notes=notes)
+        encoding.save(place.folder / "new")
         schema = finish_dataset(place.folder / "new", schema, statistics, card)
         publish(place.folder / "new", out)
     return schema
@@ -181,7 +184,7 @@ def _vector_notes(schema: Schema, vocabularies: Mapping[str, Vocabulary]) -> lis
     """Lines of the card: given vectors, and what has no partner."""
     notes = []
     for table, size in schema.pretrained.items():
-        kept, _, ranges = vocabularies[table]
+        kept, ranges = vocabularies[table]
         of_ranges = [read_facts(numbered.path) for numbered in ranges]
         without = [sum(fact[key] for fact in of_ranges) for key in ("without_value", "without_key")]
         notes.append(
@@ -191,19 +194,20 @@ def _vector_notes(schema: Schema, vocabularies: Mapping[str, Vocabulary]) -> lis
     return notes
 
 
-def _group_notes(schema: Schema, rows: int, split: Split | None) -> list[str]:
+def _group_notes(schema: Schema, facts: Sequence[Facts], split: Split | None) -> list[str]:
     """Lines of the card: rows without a group."""
+    rows = sum(fact["without_group"]["rows"] for fact in facts)
     if not rows:
         return []
     each = ", each split by its row number" if isinstance(split, RandomSplit) and split.group else ""
     return [f"`{schema.group}`: {rows:,} rows have no group (null){each}; gAUC leaves them out."]
 
 
-def _notes(spec: RawSchema, missing: Mapping[str, int]) -> list[str]:
+def _notes(spec: RawSchema, facts: Sequence[Facts]) -> list[str]:
     """Lines of the card: missing dense values, transforms, min_counts and hashes."""
     notes: dict[str, list[str]] = {}
     for feature in spec.features:
-        if count := missing.get(feature.name):
+        if count := sum(fact["missing"].get(feature.name, 0) for fact in facts):
             when = "before" if feature.transform == "log_from_lowest" else "after"
             became = f"{count:,} missing values became 0 ({when} the transform)"
             notes.setdefault(became, []).append(feature.name)

@@ -15,13 +15,13 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from cetnet.trainer.encoder.hashing import hash_text
-from cetnet.trainer.prepare.engine.arrow_files import IPC_OPTIONS, read_batch
+from cetnet.trainer.prepare.engine.arrow_files import IPC_OPTIONS, RowWriter, batches, read_batch
 from cetnet.trainer.prepare.engine.raw import RawSchema
 from cetnet.trainer.prepare.engine.splits import Assign
 from cetnet.trainer.prepare.engine.tasks import write_facts
 from cetnet.trainer.prepare.engine.typed import GROUP, Chunk, coded_columns, flatten
 from cetnet.trainer.prepare.engine.vectors import open_vectors
+from cetnet.trainer.prepare.engine.vocabulary_files import VocabularyWriter
 
 _ENTRIES = pa.schema([("value", pa.large_string()), ("count", pa.int64())])
 _IDS = pa.schema([("id", pa.int32())])
@@ -117,30 +117,38 @@ def number_values(
 ) -> None:
     """ids.arrow (a batch a chunk: 1 + the position of each of its values among those kept, or 0); facts.json.
 
-    Kept are the given keys, or the values seen at least `min_count` times in train.
+    Kept are the given keys, or the values seen at least `min_count` times in train: kept.arrow, with their counts.
     """
     parts = [read_batch(path / "entries.arrow", batch) for path in counted]
     entries = pl.DataFrame(pa.Table.from_batches(parts))
     lengths = [part.num_rows for part in parts]
     del parts
+    counts = entries.group_by("value").agg(pl.col("count").sum())
     if given is None:
-        kept = entries.group_by("value").agg(pl.col("count").sum()).filter(pl.col("count") >= min_count)
-        kept = kept.select("value").sort("value")
+        kept = counts.filter(pl.col("count") >= min_count).sort("value")
     else:
-        kept = given.read().alias("value").to_frame()
+        keys = given.read().alias("value").to_frame()
+        kept = keys.join(counts, on="value", how="left", maintain_order="left")
+        kept = kept.with_columns(pl.col("count").fill_null(0))
     kept = kept.with_row_index("id", offset=1)
     ids = entries.select("value").join(kept, on="value", how="left", maintain_order="left")["id"]
     array = ids.fill_null(0).cast(pl.Int32).to_numpy()
     with pa.ipc.new_file(folder / "ids.arrow", _IDS, options=IPC_OPTIONS) as writer:
         for part in np.split(array, np.cumsum(lengths)[:-1]):
             writer.write_batch(pa.record_batch([part], _IDS))
-    # Values are numbered in their order, so that the set of them says it all; of ranges it is the sum.
-    # How a file ends its lines is nothing of a value with several.
-    of_lines = kept["value"].str.replace_all("\r\n", "\n", literal=True)
-    digest = hash_text(of_lines.to_arrow()).sum(dtype=np.uint64)
-    of_number = {"kept": kept.height, "digest": int(digest)}
+    with RowWriter(folder / "kept.arrow", _ENTRIES) as kept_values:
+        kept_values.write(kept.select("value", "count").to_arrow().cast(_ENTRIES))
+    of_number = {"kept": kept.height}
     if given is not None:
-        distinct = entries.select("value").unique()
-        common = distinct.join(kept, on="value", how="semi").height
-        of_number |= {"without_key": distinct.height - common, "without_value": kept.height - common}
+        common = counts.join(kept, on="value", how="semi").height
+        of_number |= {"without_key": counts.height - common, "without_value": kept.height - common}
     write_facts(folder, of_number)
+
+
+def write_vocabulary(folder: Path, numbered: Sequence[Path]) -> None:
+    """vocabulary.parquet: the values kept in all ranges of a table; facts.json: its digest."""
+    writer = VocabularyWriter(folder / "vocabulary.parquet")
+    for path in numbered:
+        for batch in batches(path / "kept.arrow"):
+            writer.write(batch["value"], batch["count"].to_numpy())
+    write_facts(folder, writer.close())

@@ -156,7 +156,7 @@ def prepare_random(
 
     Memory: CHUNK_ROWS rows. Raises UserError for a bad schema, too few rows and an existing `out`.
     """
-    schema = read_schema(schema_path).model_copy(update={"vocabularies": None})
+    schema = read_schema(schema_path).model_copy(update={"vocabularies": None, "encoding": None})
     if rows < 10:
         raise UserError(f"cannot split {rows} rows: give at least 10 --rows")
     if max_table_rows is not None:
