@@ -13,11 +13,11 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
-import torch.fx.experimental._config as fx_config
 from torch import Tensor
 from torch._inductor.utils import fresh_cache
 from torch.export import ExportedProgram
 from torch.export.pt2_archive._package import AOTICompiledModel
+from torch.fx.experimental import _config as fx_config
 
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.export.targets import cpp_compiler
@@ -83,14 +83,10 @@ def compile_aoti(program: ExportedProgram, path: Path, cpu: CPU = "x86-64-v3") -
     }
     if cpu == "x86-64-v3":
         settings |= {"cpp.march": cpu, "cpp.simdlen": _AVX2_BITS}
+    # As in the export: what is true of the example's sizes isn't assumed of others.
+    any_size = fx_config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
     # Inductor's working files, the weights among them, go where the package goes, and don't stay.
-    with (
-        TemporaryDirectory(dir=path.parent, prefix=".aoti-") as folder,
-        fresh_cache(dir=folder),
-        fx_config.patch(
-            backed_size_oblivious=True
-        ),  # no size is taken for that of the example, as in the export
-    ):
+    with TemporaryDirectory(dir=path.parent, prefix=".aoti-") as folder, fresh_cache(dir=folder), any_size:
         torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=settings)
     return needed.split()
 
@@ -104,7 +100,7 @@ def load_aoti(path: Path, num_runners: int = 1) -> Callable[..., Tensor]:
         UserError: this is no package, or this CPU lacks what it was compiled for.
     """
     # torch's own way of loading a package starts a C++ compiler, to warn where the CPU is another.
-    loader = torch._C._aoti.AOTIModelPackageLoader  # type: ignore[attr-defined]
+    loader: Any = torch._C._aoti.AOTIModelPackageLoader
     try:
         metadata = loader.load_metadata_from_package(str(path), _MODEL)
         expected = {name: Expected(*given) for name, given in json.loads(metadata[_INPUTS]).items()}

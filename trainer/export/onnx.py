@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.export import ExportedProgram
@@ -26,12 +27,12 @@ def to_onnx(program: ExportedProgram, path: Path) -> None:
     with _quiet():
         model = torch.onnx.export(program, dynamo=True, output_names=["probabilities"], verbose=False)
     assert model is not None
-    axes: dict[str, str] = {}
+    axes: dict[Any, str] = {}
     for given in model.model.graph.inputs:
         for axis, size in enumerate(given.shape or ()):
             if not isinstance(size, int):
                 axes[str(size)] = {0: "batch", **_AXES.get(str(given.name), {})}[axis]
-    model.rename_axes(dict(axes))
+    model.rename_axes(axes)
     model.save(path)
 
 
