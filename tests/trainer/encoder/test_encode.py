@@ -39,7 +39,7 @@ FEATURES: list[dict[str, Any]] = [
     {"name": "from_lowest", "kind": "dense", "transform": "log_from_lowest"},
 ]
 GIVEN = 5
-MOMENTS = {"standard": (3.25, 1 / 3)}
+MOMENTS = {"standard": (3.25, 1.7)}
 WORDS = [
     "",
     "a",
