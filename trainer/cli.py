@@ -18,6 +18,7 @@ import cetnet
 from cetnet.launch.cli import app as launch_app
 from cetnet.trainer.console import quieten
 from cetnet.trainer.errors import UserError
+from cetnet.trainer.explain.command import add_explain
 from cetnet.trainer.failures import install_hooks, run_told, tell
 from cetnet.trainer.prepare.cli import app as prepare_app
 from cetnet.trainer.prepare.generate.cli import app as generate_app
@@ -26,7 +27,7 @@ from cetnet.trainer.processes.signals import cleaning_up
 from cetnet.trainer.serve.command import serve
 from cetnet.trainer.versions import check_loading, check_versions
 
-DISTRIBUTED = {"train", "evaluate", "predict", "calibrate"}
+DISTRIBUTED = {"train", "evaluate", "predict", "explain", "calibrate"}
 
 
 class _Commands(TyperGroup):
@@ -378,6 +379,9 @@ def _launch(arguments: list[str], nproc: int, check: Callable[[], object] | None
     from cetnet.trainer.processes.launcher import launch
 
     raise typer.Exit(launch(main, arguments, nproc, check))
+
+
+add_explain(app, _launch)
 
 
 def run_in_fork(arguments: list[str]) -> None:

@@ -48,10 +48,12 @@ def clicks(
     format: Annotated[Literal["csv", "parquet"], typer.Option(help="Of the files.")] = "csv",
     seed: Seed = 1,
 ) -> None:
-    """Clicks as of a site of your own, a file a day, and clicks.yaml, their schema, for trying what comes after.
+    """Clicks as of a site of your own, a file a day, and clicks.yaml, their schema.
 
-    Ids are text of several alphabets, lists and numbers have gaps. A model learns them: the last column is the
-    probability that the click was drawn from, so the best possible NE is known (it stands in clicks.yaml).
+    To try what comes after a log: prepare, train, score the next day. Ids are
+    text of several alphabets, lists and numbers have gaps. The last column is
+    the probability that the click was drawn from, so the best possible NE is
+    known: it stands in clicks.yaml.
     """
     from cetnet.trainer.prepare.generate.clicks import generate_clicks
 

@@ -28,15 +28,16 @@ MIDNIGHT, DAY = 1_700_006_400, 86_400  # the first second of day 1, UTC
 NEW_A_DAY = 0.2
 ROWS_A_USER, ROWS_AN_ITEM, CATEGORIES = 50, 200, 16  # of a day
 EVENTS_PER_DAY, HISTORY_LENGTH = 6.0, 30
-INTERESTS, INTEREST_SHARE = 3, 0.6
+INTERESTS = 2
+INTEREST_SHARE_OF_EVENTS, INTEREST_SHARE_OF_SHOWN = 0.9, 0.4
 MAX_TAGS, ITEM_DIM = 4, 4
 NO_PRICE, NO_AGE, NO_COUNTRY, NO_TAGS = 0.08, 0.05, 0.01, 0.1
 
 DEVICES = ("phone", "tablet", "desktop", "tv")
-COUNTRIES = (
-    *("DE", "FR", "PL", "JP", "BR", "IN", "US", "GB", "ES", "IT"),
-    *("NL", "SE", "MX", "KR", "TR", "ID", "NG", "EG", "AR", "VN"),
-)
+COUNTRIES = {  # and by how many hours their clocks are ahead of UTC
+    **{"DE": 1, "FR": 1, "PL": 1, "JP": 9, "BR": -3, "IN": 5, "US": -5, "GB": 0, "ES": 1, "IT": 1},
+    **{"NL": 1, "SE": 1, "MX": -6, "KR": 9, "TR": 3, "ID": 7, "NG": 1, "EG": 2, "AR": -3, "VN": 7},
+}
 TAGS = (
     *(
         "sport",
@@ -70,7 +71,7 @@ features:
   - {{name: user_id, kind: categorical}}
   - {{name: item_id, kind: categorical, table: item}}
   - {{name: device, kind: categorical}}
-  - {{name: hour, kind: categorical}}
+  - {{name: hour, kind: categorical}}   # where the user is
   - {{name: country, kind: categorical}}
   - {{name: tags, kind: multi_valued}}
   - {{name: history, kind: sequence, table: item, max_length: 20}}   # oldest first; shares the item table
@@ -88,7 +89,7 @@ class Site(Drawn):
         "item": 0.4,
         "context": 0.7,
         "tags": 0.7,
-        "sequence": 0.9,
+        "sequence": 1.0,
         "dense": 0.7,
     }
 
@@ -122,12 +123,14 @@ class Site(Drawn):
         place, generation = (user - 1) % self.users, (user - 1) // self.users
         return np.ceil((generation - _phase(place)) / NEW_A_DAY).astype(np.int64)
 
-    def item_for(self, name: str, user: np.ndarray, day: np.ndarray, *keys: np.ndarray) -> np.ndarray:
-        """An item the user meets: mostly of one of the user's interests."""
+    def item_for(
+        self, name: str, share: float, user: np.ndarray, day: np.ndarray, *keys: np.ndarray
+    ) -> np.ndarray:
+        """An item the user meets: with probability `share` of one of the user's interests."""
         anything = (self.uniform(f"{name} category", *keys) * CATEGORIES).astype(np.int64)
         which = (self.uniform(f"{name} interest", *keys) * INTERESTS).astype(np.int64)
         interest = self.choice("interest", CATEGORIES, user, which) - 1
-        category = np.where(self.uniform(f"{name} wanted", *keys) < INTEREST_SHARE, interest, anything)
+        category = np.where(self.uniform(f"{name} wanted", *keys) < share, interest, anything)
         members = (self.items - 1 - category) // CATEGORIES + 1
         rank = long_tail(self.uniform(f"{name} item", *keys), members)
         return self.in_place(category + CATEGORIES * rank, day, self.items)
@@ -145,7 +148,7 @@ class Site(Drawn):
         packed, inverse = np.unique((user[:, None] << 32) + (event + offset), return_inverse=True)
         reader, number = packed >> 32, (packed & (2**32 - 1)) - offset
         when = number / (EVENTS_PER_DAY * (0.5 + self.uniform("events per day", reader)))
-        items = self.item_for("event", reader, np.floor(when), reader, number)
+        items = self.item_for("event", INTEREST_SHARE_OF_EVENTS, reader, np.floor(when), reader, number)
         return np.where(event >= first[:, None], items[inverse].reshape(event.shape), 0)
 
     def draw(self, row: np.ndarray) -> Columns:  # noqa: D102
@@ -154,7 +157,7 @@ class Site(Drawn):
         second = (row - starts[day]) * DAY // (starts[day + 1] - starts[day])
         place = scattered((self.users * self.uniform("user", row) ** 1.5).astype(np.int64), self.users)
         user = self.in_place(place, day, self.users)
-        item = self.item_for("shown", user, day, row)
+        item = self.item_for("shown", INTEREST_SHARE_OF_SHOWN, user, day, row)
         generation = (user - 1) // self.users
         country = 1 + (long_tail(self.uniform("country", user), len(COUNTRIES)) + 2 * generation) % len(
             COUNTRIES
@@ -166,7 +169,7 @@ class Site(Drawn):
             "user": user,
             "item": item,
             "device": np.where(on_phone, 1, self.choice("device", len(DEVICES), user)),
-            "hour": 1 + second // 3600,
+            "hour": 1 + (second // 3600 + np.array(list(COUNTRIES.values()))[country - 1]) % 24,
             "country": np.where(self.uniform("no country", row) < NO_COUNTRY, 0, country),
             "tags": self.tags(item, row),
             "history": self.histories(user, day + second / DAY),
@@ -277,7 +280,7 @@ def draw_rows(site: Site, row: np.ndarray, format: Literal["csv", "parquet"]) ->
             "item_id": _taken(_names(ITEMS, site.sizes["item"]), drawn["item"]),
             "device": _taken(pa.array(DEVICES), drawn["device"]),
             "hour": drawn["hour"] - 1,
-            "country": _taken(pa.array(COUNTRIES), drawn["country"]),
+            "country": _taken(pa.array(list(COUNTRIES)), drawn["country"]),
             "tags": _lists(pa.array(TAGS), drawn["tags"]),
             "history": _lists(_names(ITEMS, site.sizes["item"]), drawn["history"]),
             "price": pl.Series(drawn["price"]).fill_nan(None),
