@@ -24,6 +24,7 @@ from cetnet.trainer.prepare.cli import app as prepare_app
 from cetnet.trainer.prepare.generate.cli import app as generate_app
 from cetnet.trainer.processes.environment import check_environment, check_threads, world_size
 from cetnet.trainer.processes.signals import cleaning_up
+from cetnet.trainer.serve.command import serve
 from cetnet.trainer.versions import check_loading, check_versions
 
 DISTRIBUTED = {"train", "evaluate", "predict", "explain", "calibrate"}
@@ -50,6 +51,7 @@ app = typer.Typer(
 app.add_typer(prepare_app, name="prepare")
 app.add_typer(generate_app, name="generate")
 app.add_typer(launch_app, name="launch")
+app.command()(serve)
 
 Overrides = Annotated[
     list[str] | None,
