@@ -55,6 +55,7 @@ class CETNet(nn.Module):
     Attributes:
         tables: sets of tables: each component's, or `shared`; and `pretrained`, which all read and none trains.
         towers: the members, each a component's way from looked-up rows to its output.
+        sources: names of the sets of tables that each member reads.
         outputs: names of the outputs, `CETNetConfig.outputs`.
         table_std: standard deviation of the initial values of each table, by its full name.
 
@@ -80,7 +81,7 @@ class CETNet(nn.Module):
         # Tables draw nothing from the generator that the rest starts from: their values come when they are sharded.
         with device, torch.random.fork_rng(devices=[]):
             tables = _tables(schema, config, options)
-        sources = {
+        self.sources = {
             name: [s for s in (name, "shared", "pretrained") if s in tables] for name in config.components
         }
         # Drawn on the CPU, so that training starts alike on a GPU; on `meta` there is nothing to draw.
@@ -88,9 +89,9 @@ class CETNet(nn.Module):
             members = {}
             for name, component in config.components.items():
                 cls = component_class(component.kind)
-                assembly = InputAssembly(schema, [tables[s] for s in sources[name]], cls, component)
+                assembly = InputAssembly(schema, [tables[s] for s in self.sources[name]], cls, component)
                 members[name] = Member(cls, component, assembly, bf16)
-            self.towers = Members(members, sources)  # the name is part of the keys of checkpoints
+            self.towers = Members(members, self.sources)  # the name is part of the keys of checkpoints
             self.tables = nn.ModuleDict(tables)
             self.objective = Objective([member.component.output_dim for member in members.values()], config)
         self.towers.to(device)
@@ -192,15 +193,15 @@ class Member(nn.Module):
         super().__init__()
         self.assembly = assembly
         self.component = cls(assembly.shape, config)
-        self._bf16 = bf16
+        self.bf16 = bf16
 
     def forward(self, inputs: Inputs) -> Output:
         """The component's output."""
-        if self._bf16:
+        if self.bf16:
             # Once, here: what an operation takes from a float32 tensor it would read whole and cast each time.
             tokens, sequences = inputs.tokens.bfloat16(), inputs.sequences.bfloat16()
             inputs = inputs._replace(tokens=tokens, sequences=sequences)
-        with torch.autocast(inputs.dense.device.type, dtype=torch.bfloat16, enabled=self._bf16):
+        with torch.autocast(inputs.dense.device.type, dtype=torch.bfloat16, enabled=self.bf16):
             apart = self.component.rows_apart and inputs.lengths.shape[1] > 0
             return self._by_length(inputs) if apart else self.component(inputs)
 

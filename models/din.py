@@ -66,6 +66,6 @@ class DIN(Component):
         for behavior, attention in zip(self.behaviors, self.attentions, strict=True):
             candidate, sequence, lengths = read_behavior(inputs, behavior)
             events = Events.of(sequence, lengths)
-            features.append(attention(candidate[events.row], events, len(candidate)))
+            features.append(attention(candidate[events.row], events, candidate.shape[0]))
         hidden = self.mlp(torch.cat(features, dim=1))
         return Output(hidden, self.logit(hidden))

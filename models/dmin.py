@@ -92,7 +92,7 @@ class Interest(nn.Module):
         query = candidate[events.row]
         if self.positions is not None and self.project is not None:
             query = self.project(torch.cat([query, self.positions[events.position]], dim=1))
-        interest: Tensor = self.attention(query, events, len(candidate))
+        interest: Tensor = self.attention(query, events, candidate.shape[0])
         return interest
 
 

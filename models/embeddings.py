@@ -100,6 +100,7 @@ class Tables(nn.Module):
         options: what they have in common with those of other sets.
 
     Attributes:
+        owner: name of the component, or `shared`, or `pretrained`.
         names: full names of the tables.
         std: standard deviation of their initial values.
         held: how each of `collections` holds its tables, by its name.
@@ -125,6 +126,7 @@ class Tables(nn.Module):
         read_in_order = {f.table for f in schema.of_kind("sequence")} if reads_sequences else set()
         table_of = {f.name: str(f.table) for f in schema.id_features}
         tables: dict[Held, list[EmbeddingConfig | EmbeddingBagConfig]] = {}
+        self.owner = owner
         self.names: list[str] = []
         self.std = options.std
         self.collection_of: dict[str, str] = {}
@@ -231,6 +233,11 @@ class InputAssembly(nn.Module):
         sources: the sets of tables looked up; the component's extra tables are in the first.
         cls: the component's class.
         config: its settings.
+
+    Attributes:
+        projections: the linear maps of the features of pretrained vectors, by `module_key`.
+        extra_tables: the component's, in the order of `Inputs.extra`.
+        shape: the sizes of what it makes.
     """
 
     def __init__(
@@ -247,6 +254,7 @@ class InputAssembly(nn.Module):
             for feature, held_by in source.collection_of.items()
             if held_by == name
         }
+        self.extra_tables = [table for table, _ in sources[0].extra]
         self._extra = [(table, collections.index((sources[0], name))) for table, name in sources[0].extra]
         self._single = {f.name for f in schema.of_kind("categorical")}
         tokens, histories = schema.of_kind("categorical", "multi_valued"), schema.of_kind("sequence")
@@ -254,7 +262,7 @@ class InputAssembly(nn.Module):
         self._tokens = [(f.name, index[f.name]) for f in tokens + ([] if cls.reads_sequences else histories)]
         self.projections = nn.ModuleDict(
             {
-                _module_key(f.name): linear(schema.pretrained[f.table], config.embedding_dim, bias=False)
+                module_key(f.name): linear(schema.pretrained[f.table], config.embedding_dim, bias=False)
                 for f in schema.id_features
                 if f.table in schema.pretrained
             }
@@ -295,7 +303,7 @@ class InputAssembly(nn.Module):
         )
 
     def _project(self, name: str, vectors: Tensor) -> Tensor:
-        key = _module_key(name)
+        key = module_key(name)
         return self.projections[key](vectors) if key in self.projections else vectors
 
     def _sum(self, name: str, index: int, looked_up: Any) -> Tensor:
@@ -313,7 +321,7 @@ class InputAssembly(nn.Module):
 
 
 @cache
-def _module_key(feature: str) -> str:
+def module_key(feature: str) -> str:
     """A feature's key in a ModuleDict, which takes none of its own attributes (`keys`, `type`) for one."""
     return f"{feature}:" if hasattr(nn.ModuleDict(), feature) else feature
 

@@ -76,7 +76,7 @@ class FeatureGate(nn.Module):
     def forward(self, inputs: Inputs) -> Tensor:
         """`Inputs` -> `[B, D]`."""
         if self.vector is not None:
-            return 2 * self.mlp(self.vector).sigmoid().expand(len(inputs.dense), -1)
+            return 2 * self.mlp(self.vector).sigmoid().expand(inputs.dense.shape[0], -1)
         context = [inputs.extra[:, self.extra]]
         if self.dense is not None:
             context.append((inputs.dense[:, self.columns].unsqueeze(2) * self.dense).flatten(1))

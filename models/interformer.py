@@ -146,7 +146,7 @@ class PMA(nn.Module):
     def forward(self, sequence: Tensor, mask: Tensor) -> Tensor:
         """`[B, L, d]`, mask `[B, 1, 1, L]` (True: may be read) -> `[B, q, d]`."""
         key, value = self.key_value(sequence).chunk(2, dim=2)
-        queries = self.queries.expand(len(sequence), -1, -1)
+        queries = self.queries.expand(sequence.shape[0], -1, -1)
         query, key, value = (split_heads(x, self.num_heads) for x in (queries, key, value))
         return self.output(merge_heads(scaled_dot_product_attention(query, key, value, attn_mask=mask)))
 
@@ -274,7 +274,7 @@ class PFFN(nn.Module):
         """`[B, n_sum, d]`, `[B, L, d]` -> `[B, L, d]`."""
         if self.mlp is not None:
             first, second = (self.scale * self.mlp(token_summary.flatten(1))).unbind(1)
-            return (sequence @ first.transpose(1, 2)) @ second
+            return torch.bmm(torch.bmm(sequence, first.transpose(1, 2)), second)
         assert self.weight is not None
         if self.kind == "mixture":
             return (sequence @ self.weight.T) @ token_summary

@@ -1,9 +1,11 @@
 """What can be wrong with a training run and shows without torch, which takes seconds to load."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from cetnet.models.rules import indivisible
-from cetnet.models.schema import Schema
+from cetnet.trainer.check_data import check_same_meaning
 from cetnet.trainer.config import RunConfig
 from cetnet.trainer.data.dataset import Dataset, load_schema
 from cetnet.trainer.data.statistics import check_values, is_null, only_value
@@ -76,44 +78,20 @@ def check_scored(run: Path, data: Path, split: str, *, labelled: bool = True) ->
     Only metrics need rows that are `labelled`.
     """
     _, schema = load_run(run, resolve=False)
-    _check_same(schema, load_schema(data), data)
-    try:
-        dataset = Dataset(data, split, labelled=labelled)
-    except UserError:
-        if labelled and not (rows := Dataset(data, split, labelled=False)).has(rows.schema.label):
-            raise UserError(
-                f"{data / split}: no column of numbers {rows.schema.label!r} with the label, which metrics need; "
-                "`cetnet predict` scores such rows"
-            ) from None
-        raise
+    check_same_meaning(run, schema, data, load_schema(data))
+    dataset = check_labelled(partial(Dataset, data, split), labelled)
     check_values(dataset)
     return dataset
 
 
-def _check_same(run: Schema, data: Schema, path: Path) -> None:
-    """The data must mean the same to the model: equal features and tables."""
-    inputs = {feature.name: (feature.kind, feature.table, feature.max_length) for feature in run.features}
-    others = {feature.name: (feature.kind, feature.table, feature.max_length) for feature in data.features}
-    for name in {**inputs, **others}:
-        if inputs.get(name) != others.get(name):
+def check_labelled(rows: Callable[..., Dataset], labelled: bool) -> Dataset:
+    """`rows(labelled=labelled)`; a UserError says so if what it raised is that there are no labels."""
+    try:
+        return rows(labelled=labelled)
+    except UserError:
+        if labelled and not (unlabelled := rows(labelled=False)).has(label := unlabelled.schema.label):
             raise UserError(
-                f"{path}: feature {name!r} is not as in the run; score data of the run's own schema"
-            )
-    if list(inputs) != list(others):
-        raise UserError(f"{path}: the features are in another order than in the run; use its schema.yaml")
-    if run.tables != data.tables:
-        table = next(t for t in {**run.tables, **data.tables} if run.tables.get(t) != data.tables.get(t))
-        raise UserError(
-            f"{path}: table {table!r} has other rows than in the run; use the run's own vocabulary"
-        )
-    before, now = run.vocabularies or {}, data.vocabularies or {}
-    if changed := [table for table in before if now.get(table, before[table]) != before[table]]:
-        raise UserError(
-            f"{path}: the ids of table {changed[0]!r} stand for other values than in the run, as of data prepared "
-            "anew; score data of the run's own preparation, or train again"
-        )
-    if different := set(run.id_ranges.items()) ^ set(data.id_ranges.items()):
-        table = min(different)[0]
-        raise UserError(
-            f"{path}: table {table!r} is not hashed as in the run; use the run's schema.yaml, and raw ids if it is"
-        )
+                f"{unlabelled.place}: no column of numbers {label!r} with the label, which metrics need; "
+                "`cetnet predict` scores such rows"
+            ) from None
+        raise

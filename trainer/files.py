@@ -20,7 +20,15 @@ from cetnet.trainer.errors import UserError
 from cetnet.trainer.failures import unwritable
 from cetnet.trainer.processes.signals import cleaning_up
 
-_KEPT = ("schema.yaml", "card.json", "config.yaml", "environment.json", "metrics.jsonl", "result.json")
+_KEPT = (
+    "schema.yaml",
+    "encoding.yaml",
+    "card.json",
+    "config.yaml",
+    "environment.json",
+    "metrics.jsonl",
+    "result.json",
+)
 
 
 def _target(path: Path) -> Path:

@@ -20,6 +20,7 @@ from cetnet.sharding.planner import Plan
 from cetnet.trainer.config import RunConfig
 from cetnet.trainer.console import PlainConsole
 from cetnet.trainer.files import disk_errors, drop_lines_after, without_nonfinite, write_json
+from cetnet.trainer.meaning import drop_meaning, take_meaning
 from cetnet.trainer.run_folder import RESULT, TORCHRUN_JOB
 from cetnet.trainer.versions import installed_versions
 from cetnet.trainer.yaml_files import save_yaml
@@ -34,25 +35,41 @@ SLURM = (
 
 
 class RunWriter:
-    """Writes the files of a run folder; rank 0 only.
+    """Writes the files of a run folder, some of which are its dataset's (`take_meaning`); rank 0 only.
+
+    Args:
+        config: of the run.
+        schema: of its data.
+        plan: where its tables are.
+        world_size: number of processes.
+        resumed: from a checkpoint; if not, what an earlier start took from other data is dropped.
 
     Raises:
         UserError: by every method: the disk is full, or broken.
     """
 
-    def __init__(self, config: RunConfig, schema: Schema, plan: Plan, world_size: int) -> None:
+    def __init__(
+        self, config: RunConfig, schema: Schema, plan: Plan, world_size: int, resumed: bool = False
+    ) -> None:
         self.path = config.run_dir
         aside = self.path / ".start"  # a resumed run's files are replaced by whole ones
         try:
             with disk_errors(self.path):
-                aside.mkdir(parents=True, exist_ok=True)
+                # Of one that was killed: what is linked in it must not be written to.
+                shutil.rmtree(aside, ignore_errors=True)
+                aside.mkdir(parents=True)
                 save_yaml(aside / "config.yaml", config)
                 save_yaml(aside / "schema.yaml", schema)
                 with (aside / "plan.txt").open("w", encoding="utf-8") as file:
                     PlainConsole(file=file, width=140).print(plan_table(plan, world_size))
                 write_json(aside / "plan.json", plan_dict(plan, world_size))
                 write_json(aside / "environment.json", _environment(world_size))
-                for path in aside.iterdir():
+                take_meaning(config.data.path, aside, self.path)
+                if not resumed:
+                    drop_meaning(self.path)
+                for path in list(aside.iterdir()):
+                    if path.is_dir() and (there := self.path / path.name).exists():
+                        there.rename(aside / f"{path.name}.before")
                     path.rename(self.path / path.name)
         finally:
             shutil.rmtree(aside, ignore_errors=True)

@@ -132,7 +132,10 @@ def _start(run: CheckedRun, processes: Processes, session: Session, signals: Sto
     checkpoints.check_room(session.model, session.optimizer)
     writer = None
     if processes.is_main:
-        writer = RunWriter(config, dataset.schema, session.plan, processes.world_size)
+        with processes.hang_detector.while_doing(LOADING):
+            writer = RunWriter(
+                config, dataset.schema, session.plan, processes.world_size, resumed=checkpoint is not None
+            )
         writer.truncate_metrics(state.step)
         console.print(plan_table(session.plan, processes.world_size))
     trainer = Trainer(

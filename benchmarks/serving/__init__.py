@@ -1,1 +1,1 @@
-"""What it costs to use a trained model: new rows, scores, requests."""
+"""What serving costs, and what it withstands."""

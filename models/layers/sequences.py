@@ -37,7 +37,9 @@ def align_recent(sequences: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     valid = (source >= 0) & (source < lengths.unsqueeze(2))
     index = source.clamp(min=0).unsqueeze(3).expand_as(sequences)
     aligned = torch.where(valid.unsqueeze(3), sequences.gather(2, index), 0)
-    return aligned.transpose(1, 2).flatten(2), longest
+    # Not transposed and flattened, which torch.export finds to depend on whether T is 1.
+    parts = aligned.unbind(1)
+    return torch.cat(parts, dim=2) if len(parts) > 1 else parts[0], longest
 
 
 def mean_of_events(sequences: Tensor, lengths: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from torch import nn
 from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorStorageMetadata
@@ -238,9 +239,31 @@ def load_checkpoint(
     if optimizer is not None:
         optimizer.init_state()  # creates the dense state, which would otherwise be left out in silence
         state["optim"] = optimizer.state_dict()
+    _read_into(state, checkpoint)
+    model.load_state_dict(state["model"])
+    for tables in fused_tables(model.fused_optimizer):
+        tables.reset_cache_states()  # `sharding.host_memory`: what the GPU holds of them is of before
+    if optimizer is not None:
+        optimizer.load_state_dict(state["optim"])
+
+
+def load_whole(checkpoint: Place, model: nn.Module) -> None:
+    """Load parameters into a model that this process holds whole, without a process group, and check the files.
+
+    In place: tensors that are views stay views. Whatever the world size and plan were.
+
+    Raises:
+        UserError: the checkpoint is damaged or of another model.
+    """
+    if damage := find_damage(checkpoint):
+        raise _damaged(checkpoint, damage)
+    _read_into({"model": model.state_dict()}, checkpoint, no_dist=True)
+
+
+def _read_into(state: dict[str, Any], checkpoint: Place, no_dist: bool = False) -> None:
     reader = SafeReader(checkpoint)
     try:
-        dcp.load(state, storage_reader=reader, planner=SafePlanner())
+        dcp.load(state, storage_reader=reader, planner=SafePlanner(), no_dist=no_dist)
     except CheckpointException as error:
         if other := next((e for e, _ in error.failures.values() if isinstance(e, OtherModelError)), None):
             raise UserError(
@@ -250,11 +273,6 @@ def load_checkpoint(
         if refused := next((e for e, _ in error.failures.values() if isinstance(e, UserError)), None):
             raise refused from error
         raise _damaged(checkpoint, _first_sentence(reader.problem or error)) from error
-    model.load_state_dict(state["model"])
-    for tables in fused_tables(model.fused_optimizer):
-        tables.reset_cache_states()  # `sharding.host_memory`: what the GPU holds of them is of before
-    if optimizer is not None:
-        optimizer.load_state_dict(state["optim"])
 
 
 def _damaged(checkpoint: Place, damage: str) -> UserError:

@@ -3,14 +3,18 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+from cetnet.trainer.check_data import other_encoding, other_values
 from cetnet.trainer.checkpoint.object_path import Place
 from cetnet.trainer.config import RunConfig, parse_config
 from cetnet.trainer.data.dataset import Dataset
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.progressive_ne import ProgressiveNE
 from cetnet.trainer.run_folder import check_same_run, first_difference
+
+_DIGESTS = {"vocabularies", "encoding"}
 
 
 @dataclass
@@ -50,7 +54,7 @@ def read_train_state(
         UserError: it was a run of another configuration, on other data, or by another version of this program.
     """
     check_same_run(_read_config(state, config, checkpoint), config, checkpoint)
-    _check_same_data(state, dataset, checkpoint)
+    _check_same_data(state, dataset, checkpoint, config.run_dir)
     try:
         return _decided_by_numbers(TrainState(**state["progress"]))
     except TypeError as error:
@@ -92,20 +96,28 @@ def _kinds(settings: Any) -> Iterator[Any]:
 
 def _identity(dataset: Dataset) -> dict[str, Any]:
     """What a step means: the schema, and the rows of each row group in order."""
+    schema = dataset.schema
     return {
-        "schema": dataset.schema.model_dump(mode="json", exclude={"vocabularies"}),
-        "vocabularies": dataset.schema.vocabularies,
+        "schema": schema.model_dump(mode="json", exclude=_DIGESTS),
+        "vocabularies": schema.vocabularies,
+        "encoding": schema.encoding,
         "row_groups": [group.num_rows for group in dataset.row_groups],
     }
 
 
-def _check_same_data(state: dict[str, Any], dataset: Dataset, checkpoint: Place) -> None:
+def _check_same_data(state: dict[str, Any], dataset: Dataset, checkpoint: Place, run: Path) -> None:
     now = _identity(dataset)
     before = {key: state.get(key) for key in now}
-    # Data that an earlier version prepared has none.
-    if before["vocabularies"] is None or now["vocabularies"] is None:
-        del before["vocabularies"], now["vocabularies"]
-    if changed := first_difference(before, now):
+    for digest in _DIGESTS:  # data that an earlier version prepared has none
+        if before[digest] is None or now[digest] is None:
+            del before[digest], now[digest]
+    changed = None
+    if isinstance(before.get("vocabularies"), dict):
+        other = other_values(run, before["vocabularies"], dataset.path, now["vocabularies"])
+        changed = other and other.what
+    if changed is None and before.get("encoding") != now.get("encoding"):
+        changed = other_encoding(run, dataset.path)
+    if changed := changed or first_difference(before, now):
         raise UserError(
             f"{checkpoint}: the data changed since it was written, so its step means other rows ({changed}); "
             "restore the data or choose another run_dir=..."

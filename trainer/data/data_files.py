@@ -39,6 +39,7 @@ _BESIDE = (
     ".sha1",
     ".sha256",
 )
+_NO_SPLITS = ("vocabularies", "pretrained")  # folders of a dataset
 _LOGGED_TABLES = {"_delta_log": "a Delta table", ".hoodie": "a Hudi table"}
 
 
@@ -96,12 +97,15 @@ def data_files(folder: Path, format: Format, may_be_none: bool = False) -> list[
 
 def split_files(path: Path, split: str) -> list[DataFile]:
     """The Parquet files of a dataset's split, see `data_files`."""
-    if not (path / split).is_dir():
+    if not (path / split).is_dir() or split in _NO_SPLITS:
         folders = _entries(path)
         have = [
             name
             for name, is_directory in folders
-            if is_directory and not _is_hidden(name) and any(_files_below(path / name, "parquet"))
+            if is_directory
+            and not _is_hidden(name)
+            and name not in _NO_SPLITS
+            and any(_files_below(path / name, "parquet"))
         ]
         raise UserError(f"{path / split}: no Parquet files; splits here: {', '.join(have) or 'none'}")
     return data_files(path / split, "parquet")

@@ -1,7 +1,6 @@
 """A prepared split: its Parquet row groups, decoded to NumPy and checked on the way."""
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -21,6 +20,7 @@ from cetnet.trainer.data.arrow_types import (
     is_accepted,
     key_column,
     not_plain,
+    plain,
     plain_table,
     prepared_uses,
 )
@@ -32,27 +32,14 @@ from cetnet.trainer.data.bad_rows import (
     ids_are_good,
     replace_rows,
 )
-from cetnet.trainer.data.data_files import check_keys, split_files
+from cetnet.trainer.data.data_files import DataFile, check_keys, split_files
 from cetnet.trainer.data.decoded import Lists, Rows
+from cetnet.trainer.data.parquet_files import ParquetFiles, RowGroup
 from cetnet.trainer.encoder.hashing import hash_ids
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.yaml_files import read_model
 
 BadRowPolicy = Literal["fail", "quarantine"]
-
-
-@dataclass(frozen=True)
-class RowGroup:
-    """A Parquet row group and where its first row stands in the split, and in its file."""
-
-    file: Path
-    index: int
-    num_rows: int
-    first_row: int
-    row_in_file: int
-
-    def __str__(self) -> str:
-        return f"{self.file}, row group {self.index}"
 
 
 @dataclass(frozen=True)
@@ -64,8 +51,42 @@ class Piece:
     stop: int
 
 
+@dataclass(frozen=True)
+class RawColumns:
+    """How raw rows become those of a schema.
+
+    Attributes:
+        uses: the columns that are read, and what for.
+        encode: rows of a file, of these columns, as columns of the schema; raises UserError for a bad value.
+        roles: columns of label, weight and group that files may have, by their names in the schema.
+        role: values of such a column by its name in the schema: numbers, or texts of the group.
+        known: of values of a column whether the model knows them, bool; None if it looks up none by a vocabulary.
+    """
+
+    uses: Sequence[tuple[str, Use]]
+    encode: Callable[[pa.Table, RowGroup], pa.Table]
+    roles: Mapping[str, str]
+    role: Callable[[str, pa.ChunkedArray], pa.Array]
+    known: Callable[[str, pa.ChunkedArray], NDArray[np.bool_] | None]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Rows that have no `schema.yaml` beside them.
+
+    Attributes:
+        schema: what they are to be.
+        files: where they are.
+        raw: how they become it; None if they are it.
+    """
+
+    schema: Schema
+    files: Sequence[DataFile]
+    raw: RawColumns | None = None
+
+
 class Dataset:
-    """One split of a prepared dataset.
+    """One split of a prepared dataset, or rows from elsewhere.
 
     Args:
         path: directory with `schema.yaml` and one directory of Parquet files (`data_files`) per split.
@@ -73,9 +94,11 @@ class Dataset:
         bad_rows: `fail`, or `quarantine`: they keep their place, but count for nothing.
         labelled: whether label and weight are read; if not, the files need none of the columns beside the
             features, and labels and weights are 1.
+        source: the rows, if they aren't those of a split; then `path` and `split` only say so in messages.
 
     Attributes:
         names: columns that `read` reads.
+        place: for messages.
 
     Raises:
         UserError: a missing or unreadable file, no rows, a column that the schema names and a file lacks or has
@@ -83,22 +106,32 @@ class Dataset:
     """
 
     def __init__(
-        self, path: Path, split: str, bad_rows: BadRowPolicy = "fail", *, labelled: bool = True
+        self,
+        path: Path,
+        split: str,
+        bad_rows: BadRowPolicy = "fail",
+        *,
+        labelled: bool = True,
+        source: Source | None = None,
     ) -> None:
         self.path, self.split, self.bad_rows = path, split, bad_rows
-        self.schema = schema = load_schema(path)
+        self.place = path if source else path / split
+        self.schema = schema = source.schema if source else load_schema(path)
+        self._raw = source.raw if source else None
         beside = [schema.label, *([schema.weight] if schema.weight else [])] if labelled else []
         self.names = [*beside, *(feature.name for feature in schema.features)]
         uses = [(name, use) for name, use in prepared_uses(schema) if labelled or name in self.names]
+        files = list(source.files) if source else split_files(path, split)
+        if self._raw:  # of directories come texts
+            uses = [(name, Use("value") if name in files[0].keys else use) for name, use in self._raw.uses]
         self._uses = dict(uses)
-        files = split_files(path, split)
         self.row_groups: list[RowGroup] = []
-        self._footers = {file.path: _read_footer(file.path) for file in files}
+        self._files = ParquetFiles([file.path for file in files])
         self._keys = {file.path: file.keys for file in files}
         self._odd: dict[Path, set[str]] = {}  # columns to be brought to plain form
         first_row = 0
         checked, odd = None, set[str]()
-        for file, footer in self._footers.items():
+        for file, footer in self._files.footers.items():
             keys = self._keys[file]
             if checked is None or not footer.columns.equals(checked):  # there may be thousands alike
                 check_keys(file, footer.columns.names, keys)
@@ -108,15 +141,16 @@ class Dataset:
             for name, use in uses:
                 if name in keys:
                     key_column(file, name, keys[name], use, 0)
-            row_in_file = 0
-            for index, num_rows in enumerate(footer.row_groups):
-                self.row_groups.append(RowGroup(file, index, num_rows, first_row, row_in_file))
-                first_row, row_in_file = first_row + num_rows, row_in_file + num_rows
-        if labelled and schema.group and schema.group not in files[0].keys:
-            check_one_sign({file: footer.columns for file, footer in self._footers.items()}, schema.group)
+            of_file = self._files.row_groups(file, first_row, in_blocks=source is not None)
+            self.row_groups += of_file
+            first_row += sum(group.num_rows for group in of_file)
+        if labelled and not self._raw and schema.group and schema.group not in files[0].keys:
+            check_one_sign(
+                {file: footer.columns for file, footer in self._files.footers.items()}, schema.group
+            )
         self.num_rows = first_row
         if not self.num_rows:
-            raise UserError(f"{path / split}: the Parquet files hold no rows; prepare the data again")
+            raise UserError(f"{self.place}: the Parquet files hold no rows; prepare the data again")
 
     def read(self, pieces: Sequence[Piece], permutation: NDArray[np.int64] | None = None) -> Rows:
         """Decode these pieces, one after the other, and permute their rows.
@@ -126,10 +160,7 @@ class Dataset:
                 `find_bad_rows`) unless they are quarantined. Both name file and row group, the latter row and column.
         """
         groups = [piece.row_group for piece in pieces]
-        tables = [
-            _hash_columns(self._read_row_group(group, self.names, self._uses), self.schema)
-            for group in groups
-        ]
+        tables = [self._columns(group) for group in groups]
         starts = np.cumsum([0, *(group.num_rows for group in groups)]).tolist()
         spans = [
             (start + piece.start, start + piece.stop) for start, piece in zip(starts, pieces, strict=False)
@@ -154,6 +185,11 @@ class Dataset:
             rows.bad.update((at, bad[order[at]]) for at in skipped)
         return rows
 
+    def _columns(self, group: RowGroup) -> pa.Table:
+        if self._raw:
+            return self._raw.encode(self._read_row_group(group, list(self._uses), self._uses), group)
+        return _hash_columns(self._read_row_group(group, self.names, self._uses), self.schema)
+
     def _find_bad(self, table: pa.Table, group: RowGroup) -> dict[int, BadRow]:
         bad = {
             row: BadRow(group.file, group.index, group.row_in_file + row, *what)
@@ -166,57 +202,86 @@ class Dataset:
 
     def metadata(self, file: Path) -> pq.FileMetaData:
         """The footer of one of the files."""
-        return self._footers[file].metadata
+        return self._files.footers[file].metadata
 
     def has(self, name: str) -> bool:
         """Whether a file of the split has a column of this name that holds what the schema says (numbers)."""
-        return any(self._has(file, name) for file in self._footers)
+        return any(self._has(file, name) for file in self._files.footers)
 
     def column(self, name: str, wanted: NDArray[np.bool_] | None = None) -> pa.Array:
         """A column of all rows, or of those wanted (`[num_rows]`), in the order of the files.
 
         Null where a file lacks it. Raises UserError for a row group that can't be read.
         """
-        use = self._use(name)
         parts = []
         for group in self.row_groups:
             rows = wanted[group.first_row :][: group.num_rows] if wanted is not None else None
-            if self._has(group.file, name):
-                part = _array(self._read_row_group(group, [name], {name: use})[name])
-            else:
-                part = pa.nulls(group.num_rows)
+            part = self._role(group, name) if self._has(group.file, name) else pa.nulls(group.num_rows)
             parts.append(part if rows is None else part.filter(pa.array(rows)))
         kinds = {part.type for part in parts if not pa.types.is_null(part.type)}
-        widest = pa.int64() if use.role == "id" else pa.float64()
+        widest = pa.int64() if name == self.schema.group else pa.float64()
         kind = kinds.pop() if len(kinds) == 1 else widest
         return pa.concat_arrays([part.cast(kind) for part in parts])
 
+    def given(self, group: RowGroup, names: Sequence[str]) -> pa.Table:
+        """Columns of a row group as its file has them, of any type; texts where its directories name them."""
+        stored, keys = [name for name in names if name not in self._keys[group.file]], self._keys[group.file]
+        table = self._files.stored(group, stored)
+        for name in names:
+            if name in keys:
+                table = table.append_column(
+                    name, pa.repeat(pa.scalar(keys[name], pa.string()), group.num_rows)
+                )
+        return table.select(list(names))
+
+    def given_types(self, name: str) -> dict[Path, pa.DataType | None]:
+        """By file, the type of a column that it may have; None if it lacks it, or has several of this name."""
+        return {
+            file: pa.string() if name in self._keys[file] else footer.type_of(name)
+            for file, footer in self._files.footers.items()
+        }
+
+    def known(self, group: RowGroup, name: str) -> NDArray[np.bool_] | None:
+        """Which values of a column are in the model's vocabulary, by row; None if it has none of the column."""
+        if self._raw:
+            uses = {column: use for column, use in self._raw.uses if column == name}
+            return self._raw.known(name, self._read_row_group(group, [name], uses)[name]) if uses else None
+        if self.vocabulary_of(name) is None:
+            return None
+        return _array(self._read_row_group(group, [name], self._uses)[name]).to_numpy() > 0
+
+    def vocabulary_of(self, name: str) -> str | None:
+        """The table of a column with an id in each row that stands for a value of its vocabulary; else None."""
+        features = [] if self._raw else self.schema.of_kind("categorical")
+        table = next((feature.table for feature in features if feature.name == name), None)
+        return table if table in (self.schema.vocabularies or {}) else None
+
+    def _role(self, group: RowGroup, name: str) -> pa.Array:
+        """Label, weight, group or true probability."""
+        if not self._raw:
+            return _array(self._read_row_group(group, [name], {name: self._use(name)})[name])
+        column = self._raw.roles[name]
+        use = Use("value") if column in self._keys[group.file] else self._use(name)
+        return self._raw.role(name, plain(self._read_row_group(group, [column], {column: use})[column], use))
+
     def _use(self, name: str) -> Use:
+        if self._raw:
+            return Use("value" if name == self.schema.group else "number", text=True)
         return Use("id" if name == self.schema.group else "number")
 
     def _has(self, file: Path, name: str) -> bool:
-        kind = self._footers[file].type_of(name)
-        return name in self._keys[file] or (kind is not None and is_accepted(kind, self._use(name)))
+        if self._raw:
+            if name not in self._raw.roles:
+                return False
+            column = self._raw.roles[name]
+        else:
+            column = name
+        kind = self._files.footers[file].type_of(column)
+        return column in self._keys[file] or (kind is not None and is_accepted(kind, self._use(name)))
 
     def _read_row_group(self, group: RowGroup, columns: list[str], uses: Mapping[str, Use]) -> pa.Table:
-        footer, keys = self._footers[group.file], self._keys[group.file]
-        stored = [name for name in columns if name not in keys]
-        problem = None
-        try:
-            # A ParquetFile isn't safe to share between threads; its parsed footer is. Not mapped into memory: a file
-            # that is truncated meanwhile would kill the process (SIGBUS).
-            with pq.ParquetFile(
-                group.file, metadata=footer.metadata, page_checksum_verification=True, pre_buffer=True
-            ) as file:
-                table = file.read_row_group(group.index, columns=stored, use_threads=False)
-                if table.num_rows != group.num_rows:
-                    problem = f"{table.num_rows} rows where its footer says {group.num_rows}"
-        except (OSError, ValueError, pa.ArrowException) as error:
-            problem = _first_line(error)
-        if changed := _changed(group.file, footer):
-            raise UserError(f"{group.file}: {changed}; restore it, or start a new run")
-        if problem:
-            raise UserError(f"{group}: cannot be read ({problem}); prepare the data again")
+        keys = self._keys[group.file]
+        table = self._files.stored(group, [name for name in columns if name not in keys])
         for name in columns:
             if name in keys:
                 values = key_column(group.file, name, keys[name], uses[name], group.num_rows)
@@ -224,25 +289,6 @@ class Dataset:
         if table.column_names != columns:
             table = table.select(list(dict.fromkeys(columns)))
         return plain_table(table, {name: uses[name] for name in columns if name in self._odd[group.file]})
-
-
-@dataclass(frozen=True)
-class _Footer:
-    """What a file said of itself when it was opened first, and what its directory entry was then.
-
-    Attributes:
-        row_groups: their numbers of rows.
-        entry: size in bytes and time of the last change in nanoseconds.
-    """
-
-    metadata: pq.FileMetaData
-    columns: pa.Schema
-    row_groups: list[int]
-    entry: tuple[int, int]
-
-    def type_of(self, name: str) -> pa.DataType | None:
-        """The type of a column; None if there is none, or several of this name."""
-        return self.columns.field(name).type if self.columns.names.count(name) == 1 else None
 
 
 def load_schema(path: Path) -> Schema:
@@ -255,39 +301,6 @@ def read_schema(file: Path) -> Schema:
     if not file.exists():
         raise UserError(f"{file}: not found; make the dataset with `cetnet prepare`")
     return read_model(file, Schema)
-
-
-def _read_footer(file: Path) -> _Footer:
-    try:
-        stat = file.stat()
-        metadata = pq.read_metadata(file)
-        return _Footer(
-            metadata=metadata,
-            columns=metadata.schema.to_arrow_schema(),
-            row_groups=[metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)],
-            entry=(stat.st_size, stat.st_mtime_ns),
-        )
-    except (OSError, ValueError, pa.ArrowException) as error:
-        if isinstance(error, OSError) and error.errno is not None:  # of the disk, not of the content
-            raise UserError(
-                f"{file}: cannot be read ({os.strerror(error.errno)}); make it readable"
-            ) from error
-        raise UserError(
-            f"{file}: not a whole Parquet file ({_first_line(error)}); prepare the data again"
-        ) from error
-
-
-def _changed(file: Path, footer: _Footer) -> str | None:
-    """What happened to the file since its footer was read."""
-    try:
-        stat = file.stat()
-    except OSError as error:
-        return f"was there when the run began and is no more ({error.strerror})"
-    return None if (stat.st_size, stat.st_mtime_ns) == footer.entry else "was changed since the run began"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _bad(rows: list[BadRow], remedy: str = "") -> UserError:

@@ -63,6 +63,12 @@ class Rows(NamedTuple):
             {at - start: row for at, row in self.bad.items() if start <= at < stop},
         )
 
+    def take(self, order: NDArray[np.int64]) -> "Rows":
+        """Good rows by position."""
+        assert not self.bad
+        lists = [lists.take(order) for lists in self.lists]
+        return Rows(self.row[order], self.numbers[:, order], self.ids[:, order], lists, {})
+
 
 def zeros(schema: Schema, count: int) -> Rows:
     """Rows of zeros and empty lists, without a number or a weight."""

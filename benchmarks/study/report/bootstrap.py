@@ -11,7 +11,7 @@ Student's t of the mean over the seeds is added to each resample.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,18 +21,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from cetnet.trainer.bootstrap import RESAMPLES, bootstrap
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.metrics import cross_entropy, group_numbers, why_undefined
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
-
-RESAMPLES = 2000
-MAX_UNITS = 20_000
-"""Most units that are resampled; more groups than this are first summed into random blocks."""
-
-CHUNK = 1 << 22
-"""Most draws held in memory at once."""
 
 SEED_DRAWS = 50
 """Draws of Student's t for each resample: with few seeds its tails are long."""
@@ -154,34 +148,6 @@ def student_t(freedom: int) -> float:
     """97.5 % quantile of Student's t with so many degrees of freedom, from a million draws (to half a percent)."""
     draws = np.random.default_rng(freedom).standard_t(freedom, 1_000_000)
     return float(np.percentile(np.abs(draws), 95))
-
-
-def bootstrap(
-    sums: Floats,
-    statistic: Callable[[Floats], Floats],
-    *,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-    max_units: int = MAX_UNITS,
-) -> Floats:
-    """Resampled values `[m, resamples]` of a statistic `[k, R] -> [m, R]` of the sums over units.
-
-    `sums` is `[k, G]`: what each of the G units adds to the sums. Units are drawn with replacement.
-    """
-    rng = np.random.default_rng(seed)
-    if sums.shape[1] > max_units:
-        # Equal random blocks keep the variance of the sum to a factor 1 - 1/max_units, at a bounded cost.
-        block = rng.permutation(sums.shape[1]) % max_units
-        sums = np.stack([np.bincount(block, values) for values in sums])
-    num_units = sums.shape[1]
-    chunk = max(1, CHUNK // num_units)
-    values = []
-    for start in range(0, resamples, chunk):
-        size = min(chunk, resamples - start)
-        drawn = rng.integers(num_units, size=(size, num_units)) + num_units * np.arange(size)[:, None]
-        times = np.bincount(drawn.ravel(), minlength=size * num_units).reshape(size, num_units)
-        values.append(statistic(sums @ times.T.astype(np.float64)))
-    return np.concatenate(values, axis=-1)
 
 
 def unit_auc(label: Array, score: Array, weight: Array, unit: Array) -> Floats:

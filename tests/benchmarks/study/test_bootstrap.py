@@ -9,14 +9,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from cetnet.benchmarks.study.report.bootstrap import (
-    CHUNK,
     Baseline,
     Gain,
-    bootstrap,
     group_auc,
     intervals,
     unit_auc,
 )
+from cetnet.trainer.bootstrap import CHUNK, bootstrap
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.metrics import auc, grouped_auc
 
@@ -202,7 +201,7 @@ def test_the_same_seed_gives_the_same_interval_whatever_the_chunk(monkeypatch: p
     new = base * rng.uniform(0.8, 1.1, 101)
     whole = bootstrap_gain(base, new)
     assert CHUNK > 2000 * 101
-    monkeypatch.setattr("cetnet.benchmarks.study.report.bootstrap.CHUNK", 1000)
+    monkeypatch.setattr("cetnet.trainer.bootstrap.CHUNK", 1000)
     np.testing.assert_allclose(bootstrap_gain(base, new), whole)
     assert not np.allclose(bootstrap_gain(base, new, seed=1), whole)
 

@@ -15,8 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from cetnet.models.schema import Feature, FeatureKind, Schema
-from cetnet.trainer.data.arrow_types import ACCEPTED, Use, check_columns, plain, prepared_uses
+from cetnet.trainer.data.arrow_types import check_columns, prepared_uses
 from cetnet.trainer.data.dataset import Dataset, Piece
+from cetnet.trainer.encoder.arrow_values import ACCEPTED, Use, plain
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.prepare.engine.card import Card
 from cetnet.trainer.prepare.engine.parquet_frames import parquet_units, raw_uses

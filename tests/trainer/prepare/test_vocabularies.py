@@ -53,8 +53,14 @@ def test_data_of_another_vocabulary_is_not_scored(tmp_path: Path) -> None:
     assert check_scored(run, tmp_path / "same/data", "test").num_rows == 60
     with pytest.raises(UserError, match="ids of table 'color' stand for other values"):
         check_scored(run, tmp_path / "other/data", "test")
-    # Of a run or data of earlier versions nothing is known.
-    save_yaml(run / "schema.yaml", schema.model_copy(update={"vocabularies": None}))
+    # Of a run of earlier versions nothing is known, so its data may be other than what is scored.
+    unknown = {"vocabularies": None, "encoding": None}
+    save_yaml(run / "schema.yaml", schema.model_copy(update=unknown))
+    with pytest.raises(
+        UserError, match="of the run doesn't say which values the ids of table 'color' stand for"
+    ):
+        check_scored(run, tmp_path / "other/data", "test")
+    save_yaml(tmp_path / "other/data/schema.yaml", other.model_copy(update=unknown))
     assert check_scored(run, tmp_path / "other/data", "test").num_rows == 60
 
 

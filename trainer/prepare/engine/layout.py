@@ -155,9 +155,10 @@ def check_out(out: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise UserError(f"{out} exists already: give another directory, or overwrite it with --overwrite")
-    if not out.is_dir() or (any(out.iterdir()) and not (out / "card.json").is_file()):
+    is_run = (out / "config.yaml").exists()  # which has its dataset's card
+    if not out.is_dir() or is_run or (any(out.iterdir()) and not (out / "card.json").is_file()):
         raise UserError(
-            f"{out} is not a prepared dataset (no card.json), so it is not overwritten: "
+            f"{out} is not a prepared dataset ({'a run' if is_run else 'no card.json'}), so it is not overwritten: "
             "remove it, or give another directory"
         )
     if out.is_mount():

@@ -14,18 +14,16 @@ from cetnet.models.names import FeatureName, TableName
 from cetnet.models.schema import Feature, FeatureKind, Schema
 from cetnet.models.strict import Strict
 from cetnet.trainer.encoder.hashing import hash_text
+from cetnet.trainer.encoder.patterns import LOSSY_FLOAT, WHOLE_FLOAT, written_list
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.files import UsablePath
 from cetnet.trainer.prepare.engine.values import (
     INTEGER,
     LAST_SECOND,
-    LOSSY_FLOAT,
     OTHER_UNIT,
     TIME,
-    WHOLE_FLOAT,
     seconds,
     truth,
-    written_list,
 )
 from cetnet.trainer.yaml_files import read_model
 

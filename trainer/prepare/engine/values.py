@@ -1,14 +1,10 @@
-"""Texts that stand for numbers, times and lists in raw files."""
-
-import re
+"""Texts that stand for numbers and times in raw files."""
 
 import numpy as np
 import polars as pl
 
-INTEGER = r"^-?[0-9]+$"
-WHOLE_FLOAT = r"^(-?[0-9]+)\.0*$"
-# Of an id beyond 53 bits, most of whose digits are not its own.
-LOSSY_FLOAT = r"^-?[0-9](\.[0-9]+)?[eE]\+[0-9]+$"
+from cetnet.trainer.encoder.patterns import INTEGER, LOSSY_FLOAT, WHOLE_FLOAT
+
 _TIME = (
     r"^(?<date>\d{4}-\d\d-\d\d)(?:[T ](?<minute>\d\d:\d\d)(?::(?<second>\d\d)(?:[.,]\d+)?)?"
     r" ?(?:Z|UTC|(?<sign>[+-])(?<hours>\d\d):?(?<minutes>\d\d)?)?)?$"
@@ -42,15 +38,6 @@ def seconds(texts: pl.Series) -> pl.Series:
     time = clock.str.to_datetime("%Y-%m-%d %H:%M:%S", strict=False).dt.epoch("s")
     times = parts.select(time - (sign * offset).fill_null(0)).to_series()
     return pl.select(pl.coalesce(numbers, whole, times)).to_series().alias(texts.name)
-
-
-def written_list(separator: str) -> str:
-    """A pattern of lists, tuples, sets and mappings as Python, numpy, JSON and Postgres write them.
-
-    [x] and (x) may be values, as (not set) is.
-    """
-    several = rf".*(?:[,\s'\"]|{re.escape(separator)}).*"
-    return rf"(?s)^\s*(\[\s*\]|\[\s*-?[0-9.]+\s*\]|\[{several}\]|\(.*,.*\)|\{{\s*\}}|\{{.*[,'\"].*\}})\s*$"
 
 
 def truth(texts: pl.Expr) -> pl.Expr:

@@ -5,12 +5,12 @@ Heavy libraries are imported inside the commands, so that `--help` and mistakes 
 
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 app = typer.Typer(
-    help="Write files in exactly the raw format of a public dataset, for trying its preparation at any size.",
+    help="Write raw click logs of any size: your own kind, day by day, or exactly the format of a public dataset.",
     no_args_is_help=True,
 )
 
@@ -36,6 +36,30 @@ FORMATS = (
     ("taobao_ad", "taobao", "TaobaoAd: samples, ads, users, and 27 behaviours a sample, four CSV files."),
     ("taobao_ad_x1", "sequences", "TaobaoAd_x1: ads with profiles and histories, two CSV files."),
 )
+
+
+@app.command()
+def clicks(
+    rows: Rows,
+    out: NewDirectory,
+    days: Annotated[
+        int, typer.Option(min=1, help="Files, one a day; on each a fifth of users and items are new.")
+    ] = 2,
+    format: Annotated[Literal["csv", "parquet"], typer.Option(help="Of the files.")] = "csv",
+    seed: Seed = 1,
+) -> None:
+    """Clicks as of a site of your own, a file a day, and clicks.yaml, their schema.
+
+    To try what comes after a log: prepare, train, score the next day. Ids are
+    text of several alphabets, lists and numbers have gaps. The last column is
+    the probability that the click was drawn from, so the best possible NE is
+    known: it stands in clicks.yaml.
+    """
+    from cetnet.trainer.prepare.generate.clicks import generate_clicks
+
+    for line in generate_clicks(out, rows, seed, days, format):
+        typer.echo(line)
+    typer.echo(f"{out}: ready; the schema is {out / 'clicks.yaml'}")
 
 
 def _add_generator(name: str, module: str, description: str) -> None:

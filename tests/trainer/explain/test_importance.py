@@ -1,0 +1,69 @@
+"""NE lost and its interval, against rows resampled by hand."""
+
+import numpy as np
+import pytest
+from sklearn.metrics import log_loss
+
+from cetnet.trainer.explain.importance import Evaluated, Lost, lost
+
+
+def ne(label: np.ndarray, probability: np.ndarray, weight: np.ndarray) -> float:
+    rate = np.full(len(label), np.average(label, weights=weight))
+    loss = log_loss(label, probability, sample_weight=weight)
+    return float(loss / log_loss(label, rate, sample_weight=weight))
+
+
+def test_points_and_intervals_are_those_of_resampled_groups() -> None:
+    rng = np.random.default_rng(5)
+    rows, groups = 600, 150
+    unit = rng.integers(groups, size=rows)
+    truth = 1 / (1 + np.exp(-rng.normal(-1, 1, rows) - rng.normal(0, 1, groups)[unit]))
+    label, weight = (rng.random(rows) < truth).astype(float), rng.integers(1, 4, rows).astype(float)
+    outputs = {"fused": truth, "dcn": truth * 0.9}
+    permuted = {
+        "fused": rng.permutation(truth),
+        "dcn": np.clip(truth + rng.normal(0, 0.01, rows), 0.01, 0.99),
+    }
+    evaluated = Evaluated(label, weight, unit)
+    base = {name: evaluated.loss(each) for name, each in outputs.items()}
+    (found,) = lost(base, [{name: evaluated.loss(each) for name, each in permuted.items()}], seed=1)
+
+    for name, each in outputs.items():
+        assert evaluated.ne(each) == pytest.approx(ne(label, each, weight))
+        expected = 100 * (ne(label, permuted[name], weight) / ne(label, each, weight) - 1)
+        assert found[name].percent == pytest.approx(expected)
+        resampled = []
+        members = [np.flatnonzero(unit == group) for group in range(groups)]
+        for _ in range(200):
+            at = np.concatenate([members[group] for group in rng.integers(groups, size=groups)])
+            resampled.append(
+                100
+                * (ne(label[at], permuted[name][at], weight[at]) / ne(label[at], each[at], weight[at]) - 1)
+            )
+        spread = np.std(resampled)
+        np.testing.assert_allclose(
+            [found[name].low, found[name].high], np.percentile(resampled, [2.5, 97.5]), atol=0.4 * spread
+        )
+    assert found["dcn"].holds_zero
+    assert not found["fused"].holds_zero
+
+
+def test_several_permutations_share_their_resamples() -> None:
+    rng = np.random.default_rng(6)
+    base = {"fused": rng.random(50), "dcn": rng.random(50)}
+    one = {"fused": base["fused"] * 1.1, "dcn": base["dcn"] * 1.2}
+    found = lost(base, [one, base], seed=2)
+    assert found[0]["fused"] == pytest.approx(Lost(10, 10, 10))
+    assert found[0]["dcn"] == pytest.approx(Lost(20, 20, 20))
+    assert found[1] == {name: pytest.approx(Lost(0, 0, 0)) for name in base}
+    assert lost(base, [one], seed=2)[0] == found[0]
+
+
+def test_undefined() -> None:
+    rows = Evaluated(np.array([0.0, 0, 1]), np.ones(3), np.arange(3))
+    assert rows.undefined() is None
+    assert np.isnan(rows.ne(np.full(3, 0.5), np.array([True, True, False])))
+    assert (
+        Evaluated(np.zeros(3), np.ones(3), np.arange(3)).undefined()
+        == "every row that counts has the label 0"
+    )

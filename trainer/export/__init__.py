@@ -1,0 +1,1 @@
+"""Exporting a run's model, and scoring with what was exported."""

@@ -1,0 +1,57 @@
+"""Which folders are exports, found without anything heavy."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from cetnet.trainer.errors import UserError
+
+Target = Literal["pt2", "aoti", "onnx"]
+ABOUT = "about.json"
+"""Makes a folder an export."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Which export a folder is: another one in its place has another."""
+
+    folder: Path
+    inode: int
+    written: int
+
+    @classmethod
+    def of(cls, folder: Path) -> "Identity | None":
+        """That of an export; None if the folder is none."""
+        try:
+            return cls(folder, folder.stat().st_ino, (folder / ABOUT).stat().st_mtime_ns)
+        except OSError:
+            return None
+
+
+def exports_in(folder: Path) -> list[Identity]:
+    """The export that a folder is or, newest first by the natural order of their names, those in it."""
+    if itself := Identity.of(folder):
+        return [itself]
+    try:
+        inside = [each for each in folder.iterdir() if not each.name.startswith(".")]
+    except OSError:
+        return []
+    newest_first = sorted(inside, key=lambda each: _natural(each.name), reverse=True)
+    return [identity for each in newest_first if (identity := Identity.of(each))]
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Orders step-9 before step-10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def check_served(folder: Path) -> None:
+    """Raise UserError if there is no export to serve."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; make one with `cetnet export RUN --out {folder}`")
+    if not exports_in(folder):
+        raise UserError(
+            f"{folder}: neither an export ({ABOUT} is missing) nor a folder of exports; make one with "
+            f"`cetnet export RUN --out {folder}`"
+        )
