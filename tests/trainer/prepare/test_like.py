@@ -14,8 +14,10 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from cetnet.models.schema import Schema
+from cetnet.trainer.cli import app
 from cetnet.trainer.data.dataset import Dataset, load_schema
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.prepare.engine.tabular import prepare_tabular
@@ -290,3 +292,14 @@ def test_given_vectors_stay_as_they_are(tmp_path: Path) -> None:
     assert load_schema(out).tables == {"n": 4, "picture": 4}
     assert (out / "pretrained/picture.npy").read_bytes() == (first / "pretrained/picture.npy").read_bytes()
     assert "`picture`: tables of given vectors, which can't grow." in (out / "README.md").read_text()
+
+
+def test_command(tmp_path: Path, day_csv: tuple[Path, Oracle]) -> None:
+    first, oracle = day_csv
+    rows, raw, out = draw(6, 30, 5), tmp_path / "next.csv", tmp_path / "out"
+    write_rows(raw, rows)
+    command = ["prepare", "csv", "--raw", str(raw), "--out", str(out), "--like", str(first), "--workers", "1"]
+    result = CliRunner().invoke(app, [*command, "--split", "validation"])
+    assert result.exit_code == 0, result.output
+    check_rows(out / "validation", rows, oracle)
+    assert {path.name for path in out.iterdir() if path.is_dir()} == {"validation", "vocabularies"}
