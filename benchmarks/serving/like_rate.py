@@ -10,19 +10,19 @@ import tempfile
 from importlib.resources import files
 from pathlib import Path
 from statistics import median
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from cetnet.benchmarks.command import run_command
-from cetnet.benchmarks.measured import machine
+from cetnet.benchmarks.measured import machine, spread
 from cetnet.benchmarks.speed.prepare_rate import measure
 from cetnet.trainer.console import output
 from cetnet.trainer.processes.launcher import CETNET
 
 
-def like_rate(rows: int = 1_000_000, rounds: int = 3) -> dict[str, float]:
-    """Rows a second of both, and the ratio of the second to the first: medians over the rounds."""
+def like_rate(rows: int = 1_000_000, rounds: int = 3) -> dict[str, Any]:
+    """Rows a second of both (a list each, one of each round), and the median of the rounds' ratios."""
     found: dict[str, list[float]] = {"prepare": [], "prepare --like": []}
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
@@ -37,8 +37,8 @@ def like_rate(rows: int = 1_000_000, rounds: int = 3) -> dict[str, float]:
         for _ in range(rounds):
             for name, command in commands.items():
                 found[name].append(rows / measure(command)[0])
-    ratios = [like / first for first, like in zip(*found.values(), strict=True)]
-    return {name: median(rates) for name, rates in found.items()} | {"ratio": median(ratios)}
+    ratio = median(like / new for new, like in zip(*found.values(), strict=True))
+    return {**found, "ratio": ratio}
 
 
 def main(
@@ -49,7 +49,7 @@ def main(
     found = like_rate(rows, rounds)
     output.print(machine())
     for name in ("prepare", "prepare --like"):
-        output.print(f"{name}: {found[name]:,.0f} rows/s")
+        output.print(f"{name}: {spread(found[name], ',.0f')} rows/s")
     output.print(f"prepare --like / prepare: {found['ratio']:.2f}")
 
 
