@@ -19,6 +19,7 @@ from cetnet.launch.cli import app as launch_app
 from cetnet.trainer.console import quieten
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.explain.command import add_explain
+from cetnet.trainer.export.command import export
 from cetnet.trainer.failures import install_hooks, run_told, tell
 from cetnet.trainer.prepare.cli import app as prepare_app
 from cetnet.trainer.prepare.generate.cli import app as generate_app
@@ -53,6 +54,7 @@ app.add_typer(prepare_app, name="prepare")
 app.add_typer(generate_app, name="generate")
 app.add_typer(launch_app, name="launch")
 app.command()(serve)
+app.command()(export)
 
 Overrides = Annotated[
     list[str] | None,
@@ -365,7 +367,7 @@ def _run() -> None:
         check_threads()
         if DISTRIBUTED & set(sys.argv[1:2]):
             check_environment()
-        if ({"plan"} | DISTRIBUTED) & set(sys.argv[1:2]):
+        if ({"plan", "export"} | DISTRIBUTED) & set(sys.argv[1:2]):
             check_versions()
         app()
     except UserError as error:

@@ -165,7 +165,7 @@ class RawEncoder:
         if not self._labelled:
             frame = frame.with_columns(pl.lit(0.0).alias(spec.label))
         unit = Unit(self._origins.get(group.file, group.file), 0, None, 0, 0, 1)
-        values = _checked_values(frame, unit, group.row_in_file, spec)
+        values = _checked_values(frame, unit, group.row_in_file, spec, trained=True)
         dense = [feature for feature in spec.features if feature.kind == "dense"]
         moments, lowest = self._encoding.moments, self._encoding.lowest or 0.0
         values = values.with_columns(
