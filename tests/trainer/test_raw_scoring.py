@@ -258,11 +258,18 @@ def test_mistakes(here: Place, run: Run) -> None:
     assert "a.csv has no column 'no'" in predict("csv", "--keep", "no")
     assert "--keep a,,b: a name is empty" in predict("csv", "--keep", "a,,b")
     assert "--by tags: the column is list<" in said("evaluate", "run", "tomorrow.parquet", "--by", "tags")
-    bad = "bad.csv: column 'slot', row 101: expected ids from 0 to 5"
-    assert bad in predict(changed("slot", 100, 6))
+    assert "bad.csv: column 'slot', row 101: expected ids, found '1.5'" in predict(
+        changed("slot", 100, "1.5")
+    )
     assert "bad.csv: column 'price', row 3: expected a finite number" in predict(changed("price", 2, "cheap"))
-    written = "bad.csv: column 'item', row 8: expected ids written as in train, all as 17 or all as 17.0, found '9.0'"
-    assert written in predict(changed("item", 7, "9.0"))
+    written = (
+        "bad.csv: column 'item', row 8: expected ids written as 17, as in training, not as 17.0, found '99.0'"
+    )
+    assert written in predict(changed("item", 7, "99.0"))
+    lossy = (
+        "bad.csv: column 'page', row 8: expected an integer with all of its digits, or text, found '1e+18'"
+    )
+    assert lossy in predict(changed("page", 7, "1e+18"))
     assert "bad.csv: row 4 (line 5)" in predict(
         changed("key", 3, 'a"b'.join("\n\n")) if False else _short_row(here)
     )
