@@ -249,7 +249,12 @@ def test_mistakes(here: Place, run: Run) -> None:
     assert "tomorrow.parquet has no splits, all of its rows are scored" in predict(
         "tomorrow.parquet", "--split", "test"
     )
-    assert "data/test is a split of the dataset data: give that, with --split test" in predict("data/test")
+    for prepared in ("data/test", "data/test/part-00000.parquet"):
+        assert "prepared rows, a split of a dataset; score them as `" in (told := predict(prepared))
+        assert "/data --split test`" in told
+    for place in ("tomorrow.parquet", "csv/scores.parquet"):
+        raw = place.split("/", maxsplit=1)[0]
+        assert f"{place}: {raw} is what is scored" in said("predict", "run", raw, "--out", place)
     assert "--keep fused: predictions have a column 'fused' of their own" in predict(
         "tomorrow.parquet", "--keep", "fused"
     )

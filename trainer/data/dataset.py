@@ -131,11 +131,12 @@ class Dataset:
         self._odd: dict[Path, set[str]] = {}  # columns to be brought to plain form
         first_row = 0
         checked, odd = None, set[str]()
+        wanting = "schema.yaml" if not source else f"the run's {'encoding' if self._raw else 'schema'}.yaml"
         for file, footer in self._files.footers.items():
             keys = self._keys[file]
             if checked is None or not footer.columns.equals(checked):  # there may be thousands alike
                 check_keys(file, footer.columns.names, keys)
-                check_columns(file, footer.columns, uses, "schema.yaml", keys)
+                check_columns(file, footer.columns, uses, wanting, keys)
                 checked, odd = footer.columns, not_plain(footer.columns, uses) | set(keys)
             self._odd[file] = odd
             for name, use in uses:

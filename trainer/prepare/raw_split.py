@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from cetnet.models.schema import Schema
-from cetnet.trainer.data.data_files import SUFFIXES, DataFile, Format
+from cetnet.trainer.data.data_files import SUFFIXES, DataFile, Format, split_around
 from cetnet.trainer.data.dataset import Dataset, RawColumns, Source
 from cetnet.trainer.data.parquet_files import RowGroup
 from cetnet.trainer.encoder.patterns import INTEGER, LOSSY_FLOAT, WHOLE_FLOAT
@@ -53,8 +53,9 @@ def find_rows(raw: Path, split: str | None) -> RawRows:
 
     Raises UserError for what is no data, and for a split that isn't there.
     """
-    if (raw.parent / "schema.yaml").is_file() and raw.is_dir():
-        raise UserError(f"{raw} is a split of the dataset {raw.parent}: give that, with --split {raw.name}")
+    if of_dataset := split_around(raw / "rows" if raw.is_dir() else raw):
+        given = f"`{of_dataset.parent} --split {of_dataset.name}`"
+        raise UserError(f"{raw}: these are prepared rows, a split of a dataset; score them as {given}")
     format = _format(raw)
     found = input_files(raw, format)
     if "all" in found:
