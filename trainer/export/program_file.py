@@ -74,7 +74,7 @@ def _foreign(value: Any, key: str) -> Iterator[str]:
             yield from _foreign(each, key)
     elif isinstance(value, dict):
         for name, each in value.items():
-            if not _NAME.fullmatch(name) or name in ("as_custom_obj", "as_graph"):
+            if not _NAME.fullmatch(name) or name == "as_custom_obj":
                 yield f"{key} {name!r}"
             elif name != "metadata":  # remarks on where an operation comes from
                 yield from _foreign(each, name)
@@ -84,7 +84,9 @@ def _foreign(value: Any, key: str) -> Iterator[str]:
 
 def _is_plain(text: str, key: str) -> bool:
     if key in ("target", "as_operator"):
-        return bool(_PYTHON.fullmatch(text) or _SYMBOLIC.fullmatch(text)) or _is_aten(text)
+        # A loop's body is a graph in the graph.
+        plain = _PYTHON.fullmatch(text) or _SYMBOLIC.fullmatch(text) or text == "torch.ops.higher_order.scan"
+        return bool(plain) or _is_aten(text)
     if key in ("expr_str", "guards_code"):
         return bool(_EXPRESSION.fullmatch(text))
     if key in ("in_spec", "out_spec"):
