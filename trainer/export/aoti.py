@@ -86,12 +86,9 @@ def compile_aoti(program: ExportedProgram, path: Path, cpu: CPU = "x86-64-v3") -
         settings |= {"cpp.march": cpu, "cpp.simdlen": _AVX2_BITS}
     # As in the export: what is true of the example's sizes isn't assumed of others.
     any_size = fx_config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
-    # Inductor's working files, the weights among them, go where the package goes, and don't stay.
-    with TemporaryDirectory(dir=path.parent, prefix=".aoti-") as folder, fresh_cache(dir=folder):
-        with any_size, without_remarks():
-            torch._inductor.aoti_compile_and_package(
-                program, package_path=str(path), inductor_configs=settings
-            )
+    folder = TemporaryDirectory(dir=path.parent, prefix=".aoti-")  # inductor's files, the weights among them
+    with folder as place, fresh_cache(dir=place), any_size, without_remarks():
+        torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=settings)
     return needed.split()
 
 

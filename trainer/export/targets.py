@@ -1,4 +1,4 @@
-"""What the targets of an export have in common: what they need, found before torch is imported, and how they are quiet."""
+"""What forms of an exported model need, which is found before torch is imported, and how they are made quietly."""
 
 import logging
 import os
