@@ -256,7 +256,7 @@ class Client:
         try:
             content = self._infer(message, timeout=seconds)
         except grpc.RpcError as error:
-            code = error.code()  # type: ignore[attr-defined]
+            code = error.code()
             hung = code == grpc.StatusCode.DEADLINE_EXCEEDED and seconds == _SECONDS
             return Answer("hung" if hung else f"gRPC {code.name}")
         response = messages.ModelInferResponse.FromString(content)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
@@ -100,10 +101,10 @@ def _slices(sample: Sample, feature: Feature, vocabularies: Path) -> Iterator[tu
     """Values of a feature in words, and the rows that have them."""
     schema, content = sample.schema, sample.content
     if feature.kind == "dense":
-        yield from _parts(content.numbers[2 + schema.dense_features.index(feature)], "{:.4g} to {:.4g}")
+        yield from _parts(content.numbers[2 + schema.dense_features.index(feature)], "", "{:.4g}")
     elif feature.kind != "categorical":
         lengths = np.diff(content.lists[schema.list_features.index(feature)].offsets)
-        yield from _parts(lengths, "length {:.0f} to {:.0f}")
+        yield from _parts(lengths, "length ", "{:.0f}")
     else:
         ids = content.ids[schema.of_kind("categorical").index(feature)]
         values, counts = np.unique(ids, return_counts=True)
@@ -114,13 +115,14 @@ def _slices(sample: Sample, feature: Feature, vocabularies: Path) -> Iterator[tu
             yield f"others ({len(values) - len(top):,} values)", ~np.isin(ids, top)
 
 
-def _parts(values: NDArray, words: str) -> Iterator[tuple[str, Mask]]:
+def _parts(values: NDArray, what: str, number: str) -> Iterator[tuple[str, Mask]]:
     """Parts of about equal size in the order of the values."""
     ends = np.unique(np.quantile(values, np.arange(1, PARTS + 1) / PARTS, method="inverted_cdf"))
     part = np.searchsorted(ends, values)
     for i in range(len(ends)):
         inside = part == i
-        yield words.format(values[inside].min(), values[inside].max()), inside
+        low, high = (number.format(end) for end in (values[inside].min(), values[inside].max()))
+        yield f"{what}{low}" + (f" to {high}" if high != low else ""), inside
 
 
 def _names(ids: NDArray, vocabulary: Path) -> list[str]:
@@ -128,5 +130,6 @@ def _names(ids: NDArray, vocabulary: Path) -> list[str]:
     if not vocabulary.exists():
         return [f"id {each}" for each in ids.tolist()]
     with vocabulary.open("rb") as file:
-        values = pq.read_table(file, columns=["value"])["value"]
-    return [values[each - 1].as_py() if each else "missing or unknown" for each in ids.tolist()]
+        found = pq.read_table(file, columns=["id", "value"], filters=pc.field("id").isin(ids.tolist()))
+    values = dict(zip(*found.to_pydict().values(), strict=True))
+    return [values.get(each, "missing or unknown") for each in ids.tolist()]

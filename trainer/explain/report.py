@@ -30,11 +30,12 @@ def print_explanation(found: Explanation, title: str) -> None:
     for names, losses in found.lost.items():
         table.add_row(names, *(_cell(each) for each in losses.values()))
     output.print(table)
-    marked = sum(losses[next(iter(losses))].holds_zero for losses in found.lost.values())
+    first = next(iter(found.ne))
+    marked = sum(losses[first].holds_zero for losses in found.lost.values())
     output.print(
         f"NE lost in % of the NE, with its 95 % interval (paired bootstrap over {found.units:,} "
-        f"{'rows' if found.units == found.rows else 'groups'}); ~: the interval holds 0"
-        + (f", as of {marked} of {len(found.lost)} for the first column." if marked else ".")
+        f"{'rows' if found.units == found.rows else 'groups'}); ~: the interval holds 0 ({first}: {marked} of "
+        f"{len(found.lost)})"
     )
     if found.why_no_weights:
         output.print(f"No weights of components: {found.why_no_weights}.")

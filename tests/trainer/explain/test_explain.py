@@ -167,7 +167,7 @@ def test_who_decided(folder: Path, found: dict[str, Any]) -> None:
         assert by_value[value]["weight"]["din"] == pytest.approx(weight[1][inside].mean(), abs=1e-6)
     lengths = [each for each in others if each["column"] == "event"]
     assert sum(each["rows"] for each in lengths) == ROWS
-    assert lengths[0]["value"] == "length 0 to 0"
+    assert lengths[0]["value"] == "length 0"
     assert len([each for each in others if each["column"] == "matters_a_little"]) == 5
     halves = {each["value"]: each["rows"] for each in others if not each["column"]}
     assert halves == {
