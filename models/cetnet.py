@@ -193,15 +193,15 @@ class Member(nn.Module):
         super().__init__()
         self.assembly = assembly
         self.component = cls(assembly.shape, config)
-        self._bf16 = bf16
+        self.bf16 = bf16
 
     def forward(self, inputs: Inputs) -> Output:
         """The component's output."""
-        if self._bf16:
+        if self.bf16:
             # Once, here: what an operation takes from a float32 tensor it would read whole and cast each time.
             tokens, sequences = inputs.tokens.bfloat16(), inputs.sequences.bfloat16()
             inputs = inputs._replace(tokens=tokens, sequences=sequences)
-        with torch.autocast(inputs.dense.device.type, dtype=torch.bfloat16, enabled=self._bf16):
+        with torch.autocast(inputs.dense.device.type, dtype=torch.bfloat16, enabled=self.bf16):
             apart = self.component.rows_apart and inputs.lengths.shape[1] > 0
             return self._by_length(inputs) if apart else self.component(inputs)
 

@@ -3,6 +3,7 @@
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -103,12 +104,13 @@ class MixtureCrossNet(nn.Module):
         """`[B, D]` -> `[B, D]`."""
         x = x0
         for u, v, c, bias in zip(self.u, self.v, self.c, self.biases, strict=True):
-            hidden = torch.einsum("bd,kdr->bkr", x, v).tanh()
-            hidden = torch.einsum("bkr,ksr->bks", hidden, c).tanh()
+            hidden = torch.einsum("bd,kdr->kbr", x, v).tanh()
+            hidden = torch.bmm(hidden, c.transpose(1, 2)).tanh()  # [K, B, r]
             if self.gates is not None:
-                hidden = hidden * self.gates(x).softmax(dim=1).unsqueeze(2)
+                hidden = hidden * self.gates(x).softmax(dim=1).T.unsqueeze(2)
+            experts = torch.cat(hidden.unbind(0), dim=1)  # [B, K r]
             # The gates add up to 1, so that b can be added after the sum over the experts.
-            x = x0 * (torch.einsum("bkr,kdr->bd", hidden, u) + bias) + x
+            x = x0 * (F.linear(experts, u.transpose(0, 1).flatten(1)) + bias) + x
         return x
 
 

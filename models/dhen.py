@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -107,7 +108,14 @@ class SelfAttention(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """`[B, m, d]` -> `[B, l, d]`."""
-        return self.compress(self.encoder(tokens))
+        # The encoder's own forward changes shapes in a way that torch.export finds to depend on whether B is 1.
+        layer, attention = self.encoder, self.encoder.self_attn
+        projected = F.linear(tokens, attention.in_proj_weight, attention.in_proj_bias)
+        query, key, value = (part.unsqueeze(1) for part in projected.chunk(3, dim=2))
+        attended = attention.out_proj(F.scaled_dot_product_attention(query, key, value).squeeze(1))
+        x = layer.norm1(tokens + attended)
+        x = layer.norm2(x + layer.linear2(layer.linear1(x).relu()))
+        return self.compress(x)
 
 
 class Convolution(nn.Module):

@@ -6,11 +6,13 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
+from torch._higher_order_ops.scan import scan
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from cetnet.models.component import Component, Inputs, InputShape, Output
 from cetnet.models.din import TargetAttentionConfig
 from cetnet.models.layers.mlp import LogitLinear, linear, mlp
+from cetnet.models.layers.sequences import beyond_end
 from cetnet.models.layers.target_attention import AttentionUnit, Events, event_softmax, read_behavior
 from cetnet.models.layers.tokens import DenseTokens
 
@@ -66,6 +68,30 @@ class AttentionGRU(nn.Module):
         return states if events.unsorted_indices is None else states[events.unsorted_indices]
 
 
+def gated_states(gates: Tensor, attention: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The states `[B, T, D]` of a GRU, of each step of which a part is taken, as a loop that torch.export keeps.
+
+    Args:
+        gates: what the inputs give to the gates, `[B, T, 3 D]`.
+        attention: the part taken, `[B, T, 1]`; 1: a GRU's.
+        weight, bias: of the state, `[3 D, D]` and `[3 D]`.
+    """
+    batch, dim = gates.shape[0], weight.shape[1]
+
+    def step(state: Tensor, inputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        gate, a = inputs
+        of_state = F.linear(state, weight, bias)
+        reset, update = (gate + of_state)[:, : 2 * dim].sigmoid().chunk(2, dim=1)
+        new = (gate[:, 2 * dim :] + reset * of_state[:, 2 * dim :]).tanh()
+        state = state + a * (1 - update) * (new - state)
+        # Inductor must find B among what the step reads.
+        return state, state.clone().view(batch, dim)
+
+    start = gates.new_zeros(batch, dim)
+    _, states = scan(step, start, (gates.transpose(0, 1), attention.transpose(0, 1)))
+    return states.transpose(0, 1).clone(memory_format=torch.contiguous_format)
+
+
 class InterestEvolution(nn.Module):
     """A history's final interest `[B, D]`: GRU, attention of the candidate, AUGRU (section 4.2 and 4.3)."""
 
@@ -84,6 +110,8 @@ class InterestEvolution(nn.Module):
 
     def forward(self, candidate: Tensor, sequence: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """`[B, D]`, `[B, T, D]`, `[B]` -> the final state `[B, D]` (zeros: no history), interests `[B, T, D]`."""
+        if torch.compiler.is_exporting():
+            return self._padded(candidate, sequence, lengths)
         # Rows without history take part with one position of zeros, which attention 0 keeps out of the state.
         packed = pack_padded_sequence(
             sequence, lengths.clamp(min=1).cpu(), batch_first=True, enforce_sorted=False
@@ -92,9 +120,24 @@ class InterestEvolution(nn.Module):
         interests, _ = pad_packed_sequence(packed, batch_first=True, total_length=sequence.shape[1])
         events = Events.of(interests, lengths)
         scores = self._scores(candidate[events.row], events.vectors)
-        attention = event_softmax(scores, events, len(candidate))
+        attention = event_softmax(scores, events, candidate.shape[0])
         grid = attention.new_zeros(interests.shape[:2]).index_put((events.row, events.position), attention)
         return self.evolution(packed, _in_order_of(packed, grid)), interests
+
+    def _padded(self, candidate: Tensor, sequence: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """The same with every row as long as the longest, since a program can't depend on the lengths' values."""
+        weight_in, weight, bias_in, bias = self.extraction.all_weights[0]
+        gates = F.linear(sequence, weight_in, bias_in)
+        interests = gated_states(gates, torch.ones_like(gates[:, :, :1]), weight, bias)
+        events = Events.of(interests, lengths)
+        scores = self._scores(candidate[events.row], events.vectors)
+        attention = event_softmax(scores, events, candidate.shape[0])
+        # Beyond the end the state stays.
+        attention = attention.masked_fill(beyond_end(lengths, sequence.shape[1]).flatten(), 0)
+        cell = self.evolution.cell
+        gates = F.linear(interests, cell.weight_ih, cell.bias_ih)
+        states = gated_states(gates, attention.view(*sequence.shape[:2], 1), cell.weight_hh, cell.bias_hh)
+        return states[:, -1], interests
 
     def _scores(self, query: Tensor, interest: Tensor) -> Tensor:
         if self.attention is None:

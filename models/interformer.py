@@ -274,7 +274,7 @@ class PFFN(nn.Module):
         """`[B, n_sum, d]`, `[B, L, d]` -> `[B, L, d]`."""
         if self.mlp is not None:
             first, second = (self.scale * self.mlp(token_summary.flatten(1))).unbind(1)
-            return (sequence @ first.transpose(1, 2)) @ second
+            return torch.bmm(torch.bmm(sequence, first.transpose(1, 2)), second)
         assert self.weight is not None
         if self.kind == "mixture":
             return (sequence @ self.weight.T) @ token_summary

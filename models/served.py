@@ -4,7 +4,7 @@ It needs nothing of torchrec or fbgemm when it runs: lookups, their sums and the
 operations of torch, and the components are the trained ones.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
@@ -392,3 +392,22 @@ def inputs_of(schema: Schema, sparse: KeyedJaggedTensor, dense: Tensor) -> dict[
             grid[:, i][~beyond_end(each.lengths(), grid.shape[2])] = each.values()
         found[name] = grid
     return found
+
+
+def batch_of(schema: Schema, inputs: Mapping[str, Tensor]) -> tuple[KeyedJaggedTensor, Tensor]:
+    """Ids and dense features as `CETNet` reads them, of inputs of `Served` whose ids are rows of their tables."""
+    columns = {
+        feature.name: inputs[name][:, i]
+        for name, features in input_features(schema).items()
+        for i, feature in enumerate(features)
+        if name != "dense"
+    }
+    ids = [columns[feature.name] for feature in schema.id_features]
+    ids = [each.unsqueeze(1) if each.dim() == 1 else each for each in ids]
+    present = [each != NOTHING for each in ids]
+    sparse = KeyedJaggedTensor(
+        [feature.name for feature in schema.id_features],
+        torch.cat([each[there] for each, there in zip(ids, present, strict=True)]),
+        lengths=torch.cat([there.sum(1) for there in present]).int(),
+    )
+    return sparse, inputs["dense"] if "dense" in inputs else torch.zeros(len(ids[0]), 0)

@@ -59,8 +59,8 @@ class FactorizationMachineBlock(nn.Module):
         """`[B, n, d]` -> `[B, n_F, d]`."""
         products = tokens.transpose(1, 2)  # [B, d, n]
         if self.projection is not None:
-            products = products @ self.projection
-        products = tokens @ products  # [B, n, r]
+            products = torch.bmm(products, self.projection.expand(tokens.shape[0], -1, -1))
+        products = torch.bmm(tokens, products)  # [B, n, r]
         return self.mlp(self.norm(products.flatten(1))).unflatten(1, (self.num_outputs, -1))
 
 

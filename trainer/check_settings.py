@@ -1,5 +1,7 @@
 """What can be wrong with a training run and shows without torch, which takes seconds to load."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from cetnet.models.rules import indivisible
@@ -77,14 +79,19 @@ def check_scored(run: Path, data: Path, split: str, *, labelled: bool = True) ->
     """
     _, schema = load_run(run, resolve=False)
     check_same_meaning(run, schema, data, load_schema(data))
+    dataset = check_labelled(partial(Dataset, data, split), labelled)
+    check_values(dataset)
+    return dataset
+
+
+def check_labelled(rows: Callable[..., Dataset], labelled: bool) -> Dataset:
+    """`rows(labelled=labelled)`; a UserError says so if what it raised is that there are no labels."""
     try:
-        dataset = Dataset(data, split, labelled=labelled)
+        return rows(labelled=labelled)
     except UserError:
-        if labelled and not (rows := Dataset(data, split, labelled=False)).has(rows.schema.label):
+        if labelled and not (unlabelled := rows(labelled=False)).has(label := unlabelled.schema.label):
             raise UserError(
-                f"{data / split}: no column of numbers {rows.schema.label!r} with the label, which metrics need; "
+                f"{unlabelled.place}: no column of numbers {label!r} with the label, which metrics need; "
                 "`cetnet predict` scores such rows"
             ) from None
         raise
-    check_values(dataset)
-    return dataset

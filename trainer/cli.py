@@ -19,11 +19,13 @@ from cetnet.launch.cli import app as launch_app
 from cetnet.trainer.console import quieten
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.explain.command import add_explain
+from cetnet.trainer.export.command import export
 from cetnet.trainer.failures import install_hooks, run_told, tell
 from cetnet.trainer.prepare.cli import app as prepare_app
 from cetnet.trainer.prepare.generate.cli import app as generate_app
 from cetnet.trainer.processes.environment import check_environment, check_threads, world_size
 from cetnet.trainer.processes.signals import cleaning_up
+from cetnet.trainer.score_commands import add_evaluate, add_predict
 from cetnet.trainer.serve.command import serve
 from cetnet.trainer.versions import check_loading, check_versions
 
@@ -52,6 +54,7 @@ app.add_typer(prepare_app, name="prepare")
 app.add_typer(generate_app, name="generate")
 app.add_typer(launch_app, name="launch")
 app.command()(serve)
+app.command()(export)
 
 Overrides = Annotated[
     list[str] | None,
@@ -137,52 +140,6 @@ def train(
     run = check_model(parse_config(content, config), dataset, resume)
     with process_group(run.config.training.device, run.config.training.timeout_minutes) as group:
         train(run, group)
-
-
-@app.command()
-def evaluate(
-    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
-    data: Annotated[Path, typer.Argument(help="A prepared dataset.")],
-    split: Annotated[str, typer.Option(help="Split to score.")] = "test",
-    nproc: NumProcesses = 1,
-) -> None:
-    """Metrics of a trained model on a split: NE, AUC, gAUC, LogLoss, calibration."""
-    from cetnet.trainer.check_settings import check_scored
-
-    dataset = check_scored(run, data, split)
-    if nproc > 1 and "RANK" not in os.environ:
-        arguments = ["evaluate", str(run), str(data), "--split", split]
-        _launch(arguments, nproc, partial(_check_trained, run))
-    check_loading()
-    from cetnet.trainer.evaluate import evaluate_run
-
-    evaluate_run(run, dataset)
-
-
-@app.command()
-def predict(
-    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
-    data: Annotated[Path, typer.Argument(help="A prepared dataset.")],
-    out: Annotated[Path, typer.Option(help="Parquet file to write.")],
-    split: Annotated[str, typer.Option(help="Split to score.")] = "test",
-    nproc: NumProcesses = 1,
-) -> None:
-    """Write the probabilities of the fused output and of every component, a row per row of the split.
-
-    The rows need no label.
-    """
-    from cetnet.trainer.check_settings import check_scored
-    from cetnet.trainer.files import check_writable
-
-    check_writable(out)
-    dataset = check_scored(run, data, split, labelled=False)
-    if nproc > 1 and "RANK" not in os.environ:
-        arguments = ["predict", str(run), str(data), "--out", str(out), "--split", split]
-        _launch(arguments, nproc, partial(_check_trained, run))
-    check_loading()
-    from cetnet.trainer.evaluate import predict_run
-
-    predict_run(run, dataset, out)
 
 
 @app.command()
@@ -369,18 +326,14 @@ def _check_training(content: dict[str, Any], config: Path, nproc: int, resume: b
     check_run(parse_config(content, config), nproc, resume)
 
 
-def _check_trained(run: Path) -> None:
-    from cetnet.trainer.evaluate import load_trained
-
-    load_trained(run)
-
-
 def _launch(arguments: list[str], nproc: int, check: Callable[[], object] | None = None) -> None:
     from cetnet.trainer.processes.launcher import launch
 
     raise typer.Exit(launch(main, arguments, nproc, check))
 
 
+add_evaluate(app, _launch)
+add_predict(app, _launch)
 add_explain(app, _launch)
 
 
@@ -414,7 +367,7 @@ def _run() -> None:
         check_threads()
         if DISTRIBUTED & set(sys.argv[1:2]):
             check_environment()
-        if ({"plan"} | DISTRIBUTED) & set(sys.argv[1:2]):
+        if ({"plan", "export"} | DISTRIBUTED) & set(sys.argv[1:2]):
             check_versions()
         app()
     except UserError as error:

@@ -97,6 +97,14 @@ class TrainingProgress(AbstractContextManager["TrainingProgress"]):
             self._bar.stop()
 
 
+def scoring_progress() -> Progress:
+    """A bar of rows on stderr; nothing at all where that is no terminal."""
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("left"), TimeRemainingColumn())
+    return Progress(
+        TextColumn("scoring"), *columns, console=console, transient=True, disable=not console.is_terminal
+    )
+
+
 def shown(value: float, decimals: int = 5) -> str:
     """A number as it is printed; - if it is undefined."""
     return "-" if math.isnan(value) else f"{value:.{decimals}f}"

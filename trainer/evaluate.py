@@ -1,27 +1,40 @@
-"""`cetnet evaluate` and `cetnet predict`: a finished or interrupted run, applied to a split."""
+"""`cetnet evaluate` and `cetnet predict`: a finished or interrupted run, applied to a split or to raw rows."""
 
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 from rich.table import Table
 
 from cetnet.trainer.checkpoint.checkpoints import latest_checkpoint, load_checkpoint, verify_checkpoint
 from cetnet.trainer.checkpoint.object_path import Place
 from cetnet.trainer.checkpoint.store import checkpoint_place
 from cetnet.trainer.config import RunConfig
-from cetnet.trainer.console import output, shown
+from cetnet.trainer.console import console, output, scoring_progress, shown
+from cetnet.trainer.data.bad_rows import BadRow
 from cetnet.trainer.data.dataset import Dataset
 from cetnet.trainer.errors import UserError
-from cetnet.trainer.files import output_file
+from cetnet.trainer.files import output_file, without_nonfinite, write_json
 from cetnet.trainer.metrics import LABELS
 from cetnet.trainer.processes.distributed import process_group
 from cetnet.trainer.processes.hang_detector import LOADING
 from cetnet.trainer.run_folder import load_run
 from cetnet.trainer.scoring import Scores, score
 from cetnet.trainer.session import build_session
+from cetnet.trainer.slices import Slice, note_on, slices_of
 
 
-def evaluate_run(run: Path, dataset: Dataset) -> None:
-    """Print the metrics of every output of a run on a split that `check_scored` gave."""
+def evaluate_run(run: Path, dataset: Dataset, by: Sequence[str] = (), json: Path | None = None) -> None:
+    """Print the metrics of every output of a run on rows that were checked, and of slices of them.
+
+    Args:
+        run: folder of the run.
+        dataset: the rows.
+        by: columns of its files, for a table each of the fused output's metrics by value.
+        json: file to write all of it to.
+    """
     scores = _score_run(run, dataset)
     if scores is None:
         return
@@ -38,14 +51,48 @@ def evaluate_run(run: Path, dataset: Dataset) -> None:
     output.print(table)
     for note in notes:
         output.print(f"{dataset.split}: {note}")
+    first, probability = next(iter(scores.probability.items()))
+    slices = {
+        column: slices_of(dataset, column, scores.scored, scores.label, scores.weight, probability, run)
+        for column in by
+    }
+    for column, of_column in slices.items():
+        output.print(_slice_table(f"{first}, by {column}", column, of_column))
+        if undefined := note_on(of_column):
+            output.print(undefined)
+    if json is not None:
+        content = {"run": str(run), "data": str(dataset.path), "split": dataset.split, "notes": notes}
+        by_column = {column: [_as_json(each) for each in of_column] for column, of_column in slices.items()}
+        with output_file(json) as aside:
+            write_json(aside, content | {"metrics": without_nonfinite(metrics), "by": by_column})
+        output.print(f"{json}: the same for machines")
 
 
-def predict_run(run: Path, dataset: Dataset, out: Path) -> None:
-    """Write the probabilities of every output of a run on a split, which `check_scored` gave, as Parquet."""
+def _slice_table(title: str, column: str, slices: Sequence[Slice]) -> Table:
+    titles = {key: name for key, name in LABELS.items() if key != "gauc"}
+    table = Table(title=title, title_justify="left")
+    table.add_column(column)
+    for name in ("rows", "positive rate", *titles.values()):
+        table.add_column(name, justify="right")
+    for value, rows, positive_rate, metrics in slices:
+        table.add_row(value, f"{rows:,}", shown(positive_rate), *(shown(metrics[key]) for key in titles))
+    return table
+
+
+def _as_json(of_value: Slice) -> dict[str, Any]:
+    value, rows, positive_rate, metrics = of_value
+    numbers = without_nonfinite({"positive_rate": positive_rate, **metrics})
+    return {"value": value, "rows": rows} | numbers
+
+
+def predict_run(
+    run: Path, dataset: Dataset, out: Path, keep: Mapping[str, pa.DataType] | None = None
+) -> None:
+    """Write the probabilities of every output of a run on rows that were checked, and columns to keep, as Parquet."""
     scores = _score_run(run, dataset)
     if scores is not None:
         with output_file(out) as aside:
-            scores.write(aside)
+            scores.write(aside, keep)
         label = dataset.schema.label
         unlabelled = "" if dataset.has(label) else f", without a label (no numeric column {label!r})"
         output.print(f"{out}: {dataset.num_rows:,} rows{unlabelled}")
@@ -71,4 +118,17 @@ def _score_run(run: Path, dataset: Dataset) -> Scores | None:
             verify_checkpoint(checkpoint)
             load_checkpoint(checkpoint, session.model)
         batch_size = config.evaluation.batch_size or config.data.batch_size
-        return score(session, dataset, batch_size, processes)
+        if not processes.is_main:
+            return score(session, dataset, batch_size, processes)
+        start = time.monotonic()
+        with scoring_progress() as progress:
+            task = progress.add_task("rows", total=dataset.num_rows)
+
+            def advance(_: list[BadRow]) -> None:
+                progress.advance(task, batch_size)
+
+            scores = score(session, dataset, batch_size, processes, advance)
+        seconds = time.monotonic() - start
+        rate = f"{dataset.num_rows / seconds:,.0f} rows/s on {processes.world_size} processes"
+        console.print(f"scored {dataset.num_rows:,} rows in {seconds:.1f} s: {rate}")
+        return scores

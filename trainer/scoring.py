@@ -1,6 +1,6 @@
 """Score a split with a model, and measure the scores: shared by training, `cetnet evaluate` and `predict`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -15,9 +15,12 @@ from numpy.typing import NDArray
 from cetnet.trainer.data.bad_rows import BadRow
 from cetnet.trainer.data.dataset import Dataset
 from cetnet.trainer.data.reader import Reader
+from cetnet.trainer.given import kept_columns
 from cetnet.trainer.metrics import binary_metrics, group_numbers, why_missing
 from cetnet.trainer.processes.distributed import Processes
 from cetnet.trainer.session import Session, run_pipeline
+
+_PIECE_ROWS = 1 << 17
 
 
 class Measured(NamedTuple):
@@ -30,6 +33,18 @@ class Measured(NamedTuple):
 
     metrics: dict[str, float]
     notes: list[str]
+
+
+def roles_of(dataset: Dataset) -> dict[str, str]:
+    """Columns of predictions that are the dataset's own, and the names that it has for them, if it has."""
+    schema = dataset.schema
+    names = {
+        "label": schema.label,
+        "weight": schema.weight,
+        "group": schema.group,
+        "true_probability": schema.true_probability,
+    }
+    return {key: name for key, name in names.items() if name}
 
 
 @dataclass(frozen=True)
@@ -48,13 +63,16 @@ class Scores:
     def measure(self) -> Measured:
         """Metrics of every output. Rows whose group is null have none, and are left out of gAUC."""
         schema = self.dataset.schema
-        label = self._numbers(schema.label)
-        weight = self._numbers(schema.weight) if schema.weight else np.ones(len(label))
+        label, weight = self.label, self.weight
         notes, group = [], None
         if schema.group:
             column = self._column(schema.group)
             missing = column.is_null().to_numpy(zero_copy_only=False)
-            group = group_numbers(column.fill_null(0).to_numpy(), missing)
+            if pa.types.is_integer(column.type):
+                group = group_numbers(column.fill_null(0).to_numpy(), missing)
+            else:
+                codes = column.dictionary_encode().indices
+                group = group_numbers(codes.fill_null(0).to_numpy(), missing)
             if column.null_count:
                 notes.append(
                     f"gAUC leaves out {column.null_count:,} rows without a group ({schema.group!r} is null)"
@@ -68,22 +86,54 @@ class Scores:
                 notes.append(missing_metrics)
         return Measured(metrics, notes)
 
-    def write(self, path: Path) -> None:
-        """Write Parquet: row, label, weight, group and true_probability where there are, then the outputs."""
-        schema = self.dataset.schema
-        names = {
-            "label": schema.label,
-            "weight": schema.weight,
-            "group": schema.group,
-            "true_probability": schema.true_probability,
-        }
+    @property
+    def label(self) -> NDArray[np.float64]:
+        """`[n]` of the scored rows."""
+        return self._numbers(self.dataset.schema.label)
+
+    @property
+    def weight(self) -> NDArray[np.float64]:
+        """`[n]` of the scored rows; 1 without a column of them."""
+        weight = self.dataset.schema.weight
+        return self._numbers(weight) if weight else np.ones(int(self.scored.sum()))
+
+    def write(self, path: Path, keep: Mapping[str, pa.DataType] | None = None) -> None:
+        """Write Parquet: row, label, weight, group and true_probability where there are, kept columns, the outputs.
+
+        Args:
+            path: the file.
+            keep: columns of the dataset's files, and their types in the output; read and written piece by piece.
+
+        Raises:
+            UserError: a value that a kept column's type can't hold.
+        """
         columns: dict[str, pa.Array | NDArray] = {"row": np.flatnonzero(self.scored)}
-        columns |= {key: self._column(name) for key, name in names.items() if name and self.dataset.has(name)}
-        if not schema.weight:
+        columns |= {
+            key: self._column(name) for key, name in roles_of(self.dataset).items() if self.dataset.has(name)
+        }
+        if not self.dataset.schema.weight:
             columns["weight"] = np.ones(len(columns["row"]), np.float32)
+        before, after = pa.table(columns), pa.table(dict(self.probability))
+        schema = pa.schema([*before.schema, *(keep or {}).items(), *after.schema])
         # A file, since pyarrow takes the path a:b for the address of a store called a.
-        with path.open("wb") as file:
-            pq.write_table(pa.table(columns | self.probability), file, compression="zstd")
+        with path.open("wb") as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
+            for start, rows, kept in self._pieces(keep or {}):
+                parts = [*before.slice(start, rows).columns, *kept, *after.slice(start, rows).columns]
+                writer.write_table(pa.Table.from_arrays(parts, schema=schema))
+
+    def _pieces(self, keep: Mapping[str, pa.DataType]) -> Iterator[tuple[int, int, list[pa.ChunkedArray]]]:
+        """Of many scored rows at a time, or all if nothing is kept: those before, how many, their kept columns."""
+        start, rows, tables = 0, 0, []
+        groups = self.dataset.row_groups if keep else []
+        for group in groups:
+            wanted = pa.array(self.scored[group.first_row :][: group.num_rows])
+            tables.append(kept_columns(self.dataset, group, keep).filter(wanted))
+            rows += tables[-1].num_rows
+            if rows >= _PIECE_ROWS or group is groups[-1]:
+                yield start, rows, pa.concat_tables(tables).columns
+                start, rows, tables = start + rows, 0, []
+        if not keep:
+            yield 0, int(self.scored.sum()), []
 
     def _numbers(self, name: str) -> NDArray[np.float64]:
         return self._column(name).cast(pa.float64()).to_numpy(zero_copy_only=False)

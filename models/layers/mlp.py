@@ -122,5 +122,7 @@ class BilinearFusion(nn.Module):
         """`[B, x_dim + y_dim]` of any floating dtype -> `[B]`."""
         with torch.autocast(xy.device.type, enabled=False):
             x, y = xy.to(self.weight.dtype).split(self.dims, dim=1)
-            x_heads, y_heads = (part.unflatten(1, (self.num_heads, -1)) for part in (x, y))
-            return self.x(x) + self.y(y) + torch.einsum("bhi,hij,bhj->b", x_heads, self.weight, y_heads)
+            # [h, B, dim / h]
+            x_heads, y_heads = (part.unflatten(1, (self.num_heads, -1)).transpose(0, 1) for part in (x, y))
+            bilinear = (torch.bmm(x_heads, self.weight) * y_heads).sum((0, 2))
+            return self.x(x) + self.y(y) + bilinear

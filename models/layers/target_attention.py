@@ -17,20 +17,30 @@ class Events(NamedTuple):
     Most histories are far shorter than the longest: what is computed per event is computed on these. It
     also keeps padding from having any influence, on Dice's batch statistics too, where FuxiCTR counts it.
 
+    While a model is exported, all positions of the grid are there, E = B T, and those beyond the ends get no weight:
+    how many are valid is a size that a program can't depend on.
+
     Attributes:
         vectors: `[E, D]`.
         row: `[E]` int64, the row of the batch.
         position: `[E]` int64, 0 for the oldest event of its list.
+        beyond: bool `[B, T]`, which positions are padding, if they are there; else None.
     """
 
     vectors: Tensor
     row: Tensor
     position: Tensor
+    beyond: Tensor | None = None
 
     @classmethod
     def of(cls, sequence: Tensor, lengths: Tensor) -> "Events":
         """Events of `[B, T, D]`, left-aligned, with `lengths` `[B]`."""
-        row, position = (~beyond_end(lengths, sequence.shape[1])).nonzero(as_tuple=True)
+        beyond = beyond_end(lengths, sequence.shape[1])
+        if torch.compiler.is_exporting():
+            every = torch.arange(beyond.shape[0] * beyond.shape[1])
+            row, position = every // beyond.shape[1], every % beyond.shape[1]
+            return cls(sequence.flatten(0, 1), row, position, beyond)
+        row, position = (~beyond).nonzero(as_tuple=True)
         return cls(sequence[row, position], row, position)
 
 
@@ -63,16 +73,23 @@ class AttentionUnit(nn.Module):
 
 def event_softmax(scores: Tensor, events: Events, batch_size: int) -> Tensor:
     """Softmax of the scores `[E]` within each row, `[E]` float32."""
-    longest = int(events.position.max()) + 1 if len(scores) else 0
     dtype = torch.promote_types(scores.dtype, torch.float32)
     # Not -inf, which would make NaN of rows without an event.
-    grid = scores.new_full((batch_size, longest), torch.finfo(dtype).min, dtype=dtype)
+    lowest = torch.finfo(dtype).min
+    if events.beyond is not None:
+        grid = scores.to(dtype).view(events.beyond.shape).masked_fill(events.beyond, lowest)
+        return grid.softmax(dim=1).flatten()
+    longest = int(events.position.max()) + 1 if len(scores) else 0
+    grid = scores.new_full((batch_size, longest), lowest, dtype=dtype)
     grid = grid.index_put((events.row, events.position), scores.to(grid.dtype)).softmax(dim=1)
     return grid[events.row, events.position]
 
 
 def weighted_sum(weights: Tensor, events: Events, batch_size: int) -> Tensor:
     """Sum over each row's events, `[E]` and `[E, D]` -> `[B, D]`; zeros for a row without events."""
+    if events.beyond is not None:
+        weights = weights.view(events.beyond.shape).masked_fill(events.beyond, 0).unsqueeze(1)  # [B, 1, T]
+        return torch.bmm(weights, events.vectors.view(batch_size, events.beyond.shape[1], -1)).squeeze(1)
     # In float32 at least: many are added up, one after the other.
     weighted = weights.to(torch.promote_types(weights.dtype, torch.float32)).unsqueeze(1) * events.vectors
     return weighted.new_zeros(batch_size, weighted.shape[1]).index_add(0, events.row, weighted)

@@ -60,12 +60,14 @@ class RawColumns:
         encode: rows of a file, of these columns, as columns of the schema; raises UserError for a bad value.
         roles: columns of label, weight and group that files may have, by their names in the schema.
         role: values of such a column by its name in the schema: numbers, or texts of the group.
+        known: of values of a column whether the model knows them, bool; None if it looks up none by a vocabulary.
     """
 
     uses: Sequence[tuple[str, Use]]
     encode: Callable[[pa.Table, RowGroup], pa.Table]
     roles: Mapping[str, str]
     role: Callable[[str, pa.ChunkedArray], pa.Array]
+    known: Callable[[str, pa.ChunkedArray], NDArray[np.bool_] | None]
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,7 @@ class Dataset:
 
     Attributes:
         names: columns that `read` reads.
+        place: for messages.
 
     Raises:
         UserError: a missing or unreadable file, no rows, a column that the schema names and a file lacks or has
@@ -112,6 +115,7 @@ class Dataset:
         source: Source | None = None,
     ) -> None:
         self.path, self.split, self.bad_rows = path, split, bad_rows
+        self.place = path if source else path / split
         self.schema = schema = source.schema if source else load_schema(path)
         self._raw = source.raw if source else None
         beside = [schema.label, *([schema.weight] if schema.weight else [])] if labelled else []
@@ -146,7 +150,7 @@ class Dataset:
             )
         self.num_rows = first_row
         if not self.num_rows:
-            raise UserError(f"{path / split}: the Parquet files hold no rows; prepare the data again")
+            raise UserError(f"{self.place}: the Parquet files hold no rows; prepare the data again")
 
     def read(self, pieces: Sequence[Piece], permutation: NDArray[np.int64] | None = None) -> Rows:
         """Decode these pieces, one after the other, and permute their rows.
@@ -236,6 +240,21 @@ class Dataset:
             file: pa.string() if name in self._keys[file] else footer.type_of(name)
             for file, footer in self._files.footers.items()
         }
+
+    def known(self, group: RowGroup, name: str) -> NDArray[np.bool_] | None:
+        """Which values of a column are in the model's vocabulary, by row; None if it has none of the column."""
+        if self._raw:
+            uses = {column: use for column, use in self._raw.uses if column == name}
+            return self._raw.known(name, self._read_row_group(group, [name], uses)[name]) if uses else None
+        if self.vocabulary_of(name) is None:
+            return None
+        return _array(self._read_row_group(group, [name], self._uses)[name]).to_numpy() > 0
+
+    def vocabulary_of(self, name: str) -> str | None:
+        """The table of a column with an id in each row that stands for a value of its vocabulary; else None."""
+        features = [] if self._raw else self.schema.of_kind("categorical")
+        table = next((feature.table for feature in features if feature.name == name), None)
+        return table if table in (self.schema.vocabularies or {}) else None
 
     def _role(self, group: RowGroup, name: str) -> pa.Array:
         """Label, weight, group or true probability."""

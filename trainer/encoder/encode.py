@@ -5,7 +5,7 @@ import reprlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +21,6 @@ FORMAT = 1
 """Of `request.json`: readers of another one would take it for something else."""
 
 _MAX_FLOAT32 = float(np.finfo(np.float32).max)
-_BEYOND = 2**62  # more rows than a table has
 _NO_VALUE = -1
 """Fills lists of ids behind their end."""
 
@@ -114,7 +113,7 @@ class Encoder:
         tables = list(dict.fromkeys(c.table for c in self._columns if c.takes == "text"))
         self._of_table = {t: [c for c in self._columns if c.table == t and c.takes == "text"] for t in tables}
         self._vocabularies = {
-            table: _vocabulary(path.parent, table, columns[0].rows)
+            table: _known_values(path.parent, table, columns[0].rows)
             for table, columns in self._of_table.items()
             if columns[0].ids == "vocabulary"
         }
@@ -217,16 +216,16 @@ class Encoder:
             raise WrongValue(column.column, at, expected, table[column.column][at].as_py())
         return found
 
-    def _encode_ids(self, table: pa.Table) -> Iterator[tuple[_Column, tuple[NDArray[np.int64], Any]]]:
+    def _encode_ids(self, rows: pa.Table) -> Iterator[tuple[_Column, tuple[NDArray[np.int64], Any]]]:
         """Of each column that holds values or ids, these ids and their number in each row (None: one)."""
         for column in self._columns:
             if column.takes == "integer":
-                values = self._values(table, column)
+                values = self._values(rows, column)
                 yield column, (self._given_ids(values), values.lengths)
-        values_of = [[self._values(table, c) for c in columns] for columns in self._of_table.values()]
+        values_of = [[self._values(rows, c) for c in columns] for columns in self._of_table.values()]
         if not values_of:
             return
-        flats = [v.flat.cast(pa.large_string()) for values in values_of for v in values]
+        flats = [values.flat.cast(pa.large_string()) for of_table in values_of for values in of_table]
         # Rows of a request have much in common: what is done with the text itself is done once a value.
         encoded = pa.concat_arrays(flats).dictionary_encode(null_encoding="encode")
         codes, texts = encoded.indices.to_numpy(), encoded.dictionary
@@ -240,15 +239,12 @@ class Encoder:
                 raise values.wrong(at, "an integer with all of its digits, or text")
         hashes, missing, texts = hash_text(texts)[codes], missing[codes], texts.take(encoded.indices)
         start = 0
-        for name, values in zip(self._of_table, values_of, strict=True):
-            stop = start + sum(len(v.flat) for v in values)
-            ids = self._ids(
-                name, values, texts.slice(start, stop - start), hashes[start:stop], missing[start:stop]
-            )
-            start, at = stop, 0
-            for v in values:
-                yield v.column, (ids[at : at + len(v.flat)], v.lengths)
-                at += len(v.flat)
+        for table, of_table in zip(self._of_table, values_of, strict=True):
+            sizes = [len(values.flat) for values in of_table]
+            here = slice(start, start := start + sum(sizes))
+            ids = self._ids(table, of_table, texts[here], hashes[here], missing[here])
+            for values, of_column in zip(of_table, np.split(ids, np.cumsum(sizes)[:-1]), strict=True):
+                yield values.column, (of_column, values.lengths)
 
     def _ids(
         self,
@@ -266,15 +262,12 @@ class Encoder:
             ids, wrong = _hex_ids(texts, column.rows), "a hexadecimal number of 32 bits"
             bad = (ids < 0) & ~missing
         else:
-            vocabulary, other_form, wrong = self._vocabularies[table]
-            ids = vocabulary.ids(texts, hashes)
+            known = self._vocabularies[table]
+            ids, wrong = known.vocabulary.ids(texts, hashes), known.expected
             bad = np.zeros(len(ids), np.bool_)
-            if (
-                self._whole_floats == "refuse"
-                and other_form
-                and len(unknown := np.flatnonzero((ids == 0) & ~missing))
-            ):
-                found = pc.match_substring_regex(texts.take(pa.array(unknown)), other_form)
+            unknown = np.flatnonzero((ids == 0) & ~missing)
+            if known.other_form and self._whole_floats == "refuse" and len(unknown):
+                found = pc.match_substring_regex(texts.take(pa.array(unknown)), known.other_form)
                 bad[unknown[found.to_numpy(False)]] = True
         if bad.any():
             of_column, at = _place([values], int(bad.argmax()))
@@ -288,7 +281,7 @@ class Encoder:
             ids = self._read_ids(values)
         else:
             if pa.types.is_uint64(array.type):
-                array = pc.min_element_wise(array, pa.scalar(_BEYOND, pa.uint64()))
+                array = pc.min_element_wise(array, pa.scalar(2**62, pa.uint64()))
             ids = array.cast(pa.int64()).fill_null(0).to_numpy()
             ids = np.where(np.isin(ids, self._given_missing), 0, ids)
         return np.where((ids >= 0) & (ids < values.column.rows), ids, 0)
@@ -301,11 +294,9 @@ class Encoder:
         written = pc.match_substring_regex(texts, r"^[+-]?[0-9]+$").fill_null(True).to_numpy(False)
         if not written.all():
             raise values.wrong(int(written.argmin()), f"an id from 0 to {values.column.rows - 1}")
-        digits = pc.utf8_ltrim(texts, "+")
-        try:
-            return digits.cast(pa.int64()).fill_null(0).to_numpy()
-        except pa.ArrowInvalid:  # beyond int64
-            return np.array([min(max(int(text or 0), -1), _BEYOND) for text in digits.to_pylist()], np.int64)
+        digits = pc.replace_substring_regex(texts, r"^\+?0*([0-9]{1,18})$", r"\1")
+        small = pc.match_substring_regex(digits, r"^[0-9]{1,18}$")
+        return pc.if_else(small, digits, "-1").cast(pa.int64()).fill_null(0).to_numpy()
 
     def _values(self, table: pa.Table, column: _Column) -> _Values:
         array = _one_array(plain(table[column.column], column.use))
@@ -338,11 +329,18 @@ def _known(entry: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in entry.items() if key in _Column.__dataclass_fields__}
 
 
-def _vocabulary(folder: Path, table: str, rows: int) -> tuple[Vocabulary, str | None, str]:
-    """A table's vocabulary; a pattern of values that nobody could tell from its own, and what should be there.
+class _Known(NamedTuple):
+    """A table's vocabulary, and values that nobody could tell from its own, if they are refused: as a pattern.
 
-    Integers written as 17.0 where it has 17, or the other way round.
+    Those are integers written as 17.0 where the vocabulary has 17, or the other way round.
     """
+
+    vocabulary: Vocabulary
+    other_form: str | None
+    expected: str
+
+
+def _known_values(folder: Path, table: str, rows: int) -> _Known:
     path = folder / "vocabularies" / f"{table}.parquet"
     if path.parent != folder / "vocabularies":
         raise ValueError(f"{folder}: table {table!r} can't be a file's name")
@@ -353,10 +351,10 @@ def _vocabulary(folder: Path, table: str, rows: int) -> tuple[Vocabulary, str | 
     if len(vocabulary) >= rows:
         raise ValueError(f"{path}: {len(vocabulary)} values, but the model's table has {rows} rows")
     if vocabulary.has(INTEGER):
-        return vocabulary, WHOLE_FLOAT, "ids written as 17, as in training, not as 17.0"
+        return _Known(vocabulary, WHOLE_FLOAT, "ids written as 17, as in training, not as 17.0")
     if vocabulary.has(WHOLE_FLOAT):
-        return vocabulary, INTEGER, "ids written as 17.0, as in training, not as 17"
-    return vocabulary, None, ""
+        return _Known(vocabulary, INTEGER, "ids written as 17.0, as in training, not as 17")
+    return _Known(vocabulary, None, "")
 
 
 def _one_array(column: pa.ChunkedArray) -> pa.Array:

@@ -95,15 +95,17 @@ def _values(entry: Entry, folder: Path, size: int, rng: np.random.Generator) -> 
     if entry["ids"] == "vocabulary":
         table = pq.read_table(folder / entry["file"], columns=["value", "count"])
         weights = table["count"].to_numpy() + 1.0
-        drawn = rng.choice(len(weights), size, p=weights / weights.sum()) if len(weights) else []
-        values = table["value"].take(pa.array(drawn, pa.int64())).to_pylist()
+        if len(weights):
+            drawn = rng.choice(len(weights), size, p=weights / weights.sum())
+            values = table["value"].take(pa.array(drawn)).to_pylist()
+        else:
+            values = [None] * size
     elif entry["ids"] == "hash_hex":
         values = [f"{number:08x}" for number in rng.integers(0, 2**32, size)]
     elif entry["ids"] == "hash_text":
         values = [str(number) for number in rng.integers(0, 10**6, size)]
     else:
         values = rng.integers(0, rows, size).tolist()
-    values += [None] * (size - len(values))  # an empty vocabulary
     kind = rng.random(size)
     for at in np.flatnonzero(kind < 0.05):
         values[at] = None

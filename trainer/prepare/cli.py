@@ -368,12 +368,27 @@ def taobao_ad(
 
 
 RawSchema = Annotated[
-    Path, typer.Option("--schema", help="YAML that names columns and kinds; see the README.")
+    Path | None, typer.Option("--schema", help="YAML that names columns and kinds; see the README.")
 ]
 RowSplit = Annotated[
-    str,
+    str | None,
     typer.Option(
-        help="random:0.8,0.1,0.1 or time:0.8,0.1,0.1; not used where RAW has train, validation and test files."
+        help="random:0.8,0.1,0.1 (the default) or time:0.8,0.1,0.1; train, validation or test: all rows. With --like "
+        "the default is test, with --grow train. Not used where RAW has train, validation and test files."
+    ),
+]
+Like = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DATASET|RUN",
+        help="Instead of --schema: read new rows as those of a dataset, or of the one that a run was trained on. A "
+        "value has the id that it has there, one that isn't there id 0; rows to be scored need no label.",
+    ),
+]
+Grow = Annotated[
+    bool,
+    typer.Option(
+        "--grow", help="With --like: new values of train get ids behind the old ones, which stay as they are."
     ),
 ]
 
@@ -384,14 +399,16 @@ def _add_tabular(format: Literal["csv", "parquet"], description: str) -> None:
     def prepare(
         raw: Raw,
         out: Out,
-        schema: RawSchema,
-        split: RowSplit = "random:0.8,0.1,0.1",
+        schema: RawSchema = None,
+        like: Like = None,
+        grow: Grow = False,
+        split: RowSplit = None,
         seed: Seed = 1,
         **engine: Any,
     ) -> None:
         from cetnet.trainer.prepare.engine.tabular import prepare_tabular
 
-        prepare_tabular(format, raw, out, schema, split, seed=seed, **engine)
+        prepare_tabular(format, raw, out, schema, split, seed=seed, like=like, grow=grow, **engine)
         _prepared(out)
 
 

@@ -38,7 +38,7 @@ class _Waiting:
 class Batches:
     """Scores requests, those that wait together, in one thread.
 
-    A batch starts as soon as the thread is free; unless it is full, `wait` after its first request came at the earliest.
+    A batch starts as soon as the thread is free; unless it is full, not sooner than `wait` after its first.
 
     Args:
         metrics: told of batches.

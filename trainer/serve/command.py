@@ -12,6 +12,7 @@ import typer
 from cetnet.trainer.console import console
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.failures import reason
+from cetnet.trainer.serve.bare_kserve import import_without_client
 from cetnet.trainer.serve.exports import Target, check_served
 
 
@@ -69,6 +70,7 @@ def serve(
             console.print(
                 f"whoever reaches {host} can ask: there is no password; keep it behind a proxy that has one"
             )
+        import_without_client()
         from cetnet.trainer.serve.server import Settings, run
         from cetnet.trainer.serve.tensors import Limits
 

@@ -17,7 +17,7 @@ from kserve.protocol.grpc.servicer import InferenceServicer
 from kserve.protocol.model_repository_extension import ModelRepositoryExtension
 from kserve.protocol.rest.v2_endpoints import register_v2_endpoints
 from prometheus_client import exposition
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from cetnet.trainer.failures import tell
@@ -43,6 +43,7 @@ _CODES = {
     Busy: grpc.StatusCode.UNAVAILABLE,
     Failed: grpc.StatusCode.INTERNAL,
 }
+_GONE = 499  # nobody reads it
 _AGAIN = {"retry-after": "1"}
 
 
@@ -85,6 +86,9 @@ async def _infer(plane: Plane, request: Request) -> Response:
         raise BadRequest("content-encoding: only identity is read; send the body as it is")
     try:
         body = await asyncio.wait_for(_body(plane, request), _BODY_SECONDS)
+    except ClientDisconnect:
+        plane.metrics.requests.labels("http", "cancelled").inc()
+        return Response(status_code=_GONE)
     except TimeoutError:
         return JSONResponse({"error": f"no whole body in {_BODY_SECONDS:.0f} seconds"}, 408)
     length = request.headers.get(HEADER_LENGTH)
@@ -92,7 +96,7 @@ async def _infer(plane: Plane, request: Request) -> Response:
     answer = plane.answer("http", lambda version, limits: from_http(body, length, version, limits))
     found = await _unless_gone(request, answer)
     if found is None:
-        return Response(status_code=499)  # nobody reads it
+        return Response(status_code=_GONE)
     content, headers = http_response(found[0], plane.name, found[1])
     return Response(content, headers=headers)
 

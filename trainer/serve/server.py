@@ -87,7 +87,7 @@ async def serve(settings: Settings, http: socket.socket, grpc_address: str) -> N
     http_server = _Http(
         uvicorn.Config(
             application(plane),
-            log_level="error",
+            log_level="critical",
             access_log=False,
             lifespan="off",
             timeout_graceful_shutdown=_GRACE,

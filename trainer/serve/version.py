@@ -128,25 +128,29 @@ class Versions:
     async def look(self) -> None:
         """Load the newest version if it isn't the current one; those that were refused are passed over."""
         async with self._looking:
+            refused = []
             for identity in await asyncio.to_thread(exports_in, self._folder):
                 if self.current is not None and identity == self.current.identity:
-                    return
+                    break
                 if identity in self._refused:
                     continue
                 try:
                     version = await asyncio.to_thread(load_version, identity, self._target)
                 except Exception as error:
+                    # One that is gone, or another by now, is looked at again.
                     if await asyncio.to_thread(Identity.of, identity.folder) == identity:
-                        self._refuse(identity, explain(error)[0])
+                        self._metrics.refused.inc()
+                        self._refused[identity] = explain(error)[0]
+                        refused.append(identity)
                     continue
                 self._swap(version)
-                return
-
-    def _refuse(self, identity: Identity, why: str) -> None:
-        self._refused[identity] = why
-        self._metrics.refused.inc()
-        goes_on = f"; {self.current.name} goes on" if self.current else ""
-        console.print(f"refused {identity.folder}: {why}{goes_on}", style="bold red")
+                break
+            if self.current is not None:
+                for identity in refused:
+                    console.print(
+                        f"refused {identity.folder}: {self._refused[identity]}; {self.current.name} answers",
+                        style="bold red",
+                    )
 
     def _swap(self, version: Version) -> None:
         if self.current is not None:

@@ -1,5 +1,6 @@
 """What an exported model reads of raw rows: what `cetnet prepare` makes of them, value by value."""
 
+import json
 import math
 from decimal import Decimal
 from pathlib import Path
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from cetnet.trainer.data.arrow_types import plain_table
 from cetnet.trainer.encoder.encode import Encoder, WrongValue
 from cetnet.trainer.prepare.engine.parquet_frames import raw_uses
-from cetnet.trainer.prepare.engine.raw import RawFeature, RawSchema, columns
+from cetnet.trainer.prepare.engine.raw import RawFeature, RawSchema, columns, hash_ids
 from cetnet.trainer.prepare.engine.raw_encoding import RawEncoding
 from tests.trainer.encoder.exported import encoding_of, write_request
 from tests.trainer.prepare.slow import loop_hash
@@ -38,7 +39,7 @@ FEATURES: list[dict[str, Any]] = [
     {"name": "from_lowest", "kind": "dense", "transform": "log_from_lowest"},
 ]
 GIVEN = 5
-MOMENTS = {"standard": (3.25, 1 / 3)}
+MOMENTS = {"standard": (3.25, 1.7)}
 WORDS = [
     "",
     "a",
@@ -140,7 +141,7 @@ def cases(draw: st.DrawFn) -> tuple[RawEncoding, pa.Table]:
             table[feature.raw] = arrow_numbers(draw, rows)
         elif feature.name == "hexed":
             digits = st.none() | st.sampled_from(
-                ["", "NA", "ff", "FFFFFFFF", "80000000", "-0", "+0f", "00000000f"]
+                ["", "NA", "ff", "FFFFFFFF", "80000000", "-0", "+0f", "00000000f", "100000000"]
             )
             table[feature.raw] = pa.array(draw(st.lists(digits, min_size=rows, max_size=rows)), pa.string())
         else:
@@ -156,7 +157,12 @@ def typed(table: pa.Table, spec: RawSchema) -> tuple[dict[str, list[Any]], set[s
     mistaken = {
         c.name for c in read for check in c.checks if frame.select(check.bad.fill_null(True).any()).item()
     }
-    return {c.name: frame.select(c.value.alias("v"))["v"].to_list() for c in read}, mistaken
+    values = {c.name: frame.select(c.value.alias("v"))["v"].to_list() for c in read}
+    for feature in spec.features:
+        if feature.hash is not None and feature.kind == "categorical":  # found wrong when they are hashed
+            texts = pl.Series(values[feature.name], dtype=pl.String).drop_nulls()
+            mistaken |= {feature.name} if (hash_ids(texts, feature) < 0).any() else set()
+    return values, mistaken
 
 
 def slow_id(value: str | int | None, feature: RawFeature, vocabulary: dict[str, int]) -> int:
@@ -248,3 +254,134 @@ def test_inputs_are_what_prepare_makes(tmp_path_factory: pytest.TempPathFactory,
     ]
     np.testing.assert_array_equal(inputs["dense"], np.array(dense, np.float64).T.astype(np.float32))
     assert [each.dtype for each in inputs.values()] == [np.float32, np.int64, np.int64, np.int64]
+
+
+def encoder_of(
+    folder: Path, *features: dict[str, Any], vocabulary: tuple[str, ...] = (), **others: Any
+) -> Encoder:
+    """An encoder of features that share a table `t`, which has these values."""
+    features = tuple({"name": "x", "kind": "categorical"} | feature for feature in features)
+    encoding = encoding_of([f if f["kind"] == "dense" else {"table": "t"} | f for f in features], **others)
+    write_request(folder, encoding, {"t": vocabulary} if encoding.raw.vocabulary_tables else {})
+    return Encoder(folder)
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "good", "bad"),
+    [
+        (
+            ("17", "a"),
+            [["17", "a", "b", "1.5", None, ""], [17, 18, None]],
+            [["17", "a", "17.0"], ["3.00"], ["1.7e+18"]],
+        ),
+        (("17.0",), [["17.0", "18.0", "a"]], [["17.0", "17"], [17]]),
+        (("a",), [["17"], ["17.0"], [17]], [["1e+5"]]),
+    ],
+)
+def test_ids_written_as_floats_are_no_unknown_ids(
+    tmp_path: Path, vocabulary: tuple[str, ...], good: list[list[Any]], bad: list[list[Any]]
+) -> None:
+    """Pandas writes a column of integers so where values are missing: all of the day's ids would be unknown."""
+    encoder = encoder_of(tmp_path, {}, vocabulary=vocabulary)
+    ids = {value: number for number, value in enumerate(vocabulary, 1)}
+    for values in good:
+        found = encoder.encode(pa.table({"x": values}))["categorical"][:, 0].tolist()
+        assert found == [ids.get(str(value), 0) for value in values]
+    for values in bad:
+        with pytest.raises(WrongValue) as error:
+            encoder.encode(pa.table({"x": values}), first_row=10)
+        assert (error.value.column, error.value.row) == ("x", 10 + len(values) - 1)
+    text = encoder_of(tmp_path, {}, vocabulary=vocabulary, whole_floats="text")
+    assert text.encode(pa.table({"x": ["17.0", "17", "1.7e+18"]}))["categorical"].shape == (3, 1)
+
+
+@pytest.mark.parametrize(
+    ("feature", "column", "message"),
+    [
+        ({}, [1.5], "column 'x' is double, but the model wants an integer or text: cast it, or make"),
+        (
+            {},
+            [["a"]],
+            "column 'x' is list<.*>, but the model wants an integer or text: write one value a row",
+        ),
+        (
+            {"kind": "multi_valued"},
+            [7],
+            "column 'x' is int64, but the model wants a list of integers or texts",
+        ),
+        (
+            {"kind": "multi_valued"},
+            ["[1, 2]"],
+            r"column 'x', row 0 \(from 0\): expected values with '\|' between them",
+        ),
+        ({"kind": "multi_valued"}, [[0.5]], "column 'x' is list<.*double>, but the model wants a list of"),
+        (
+            {"kind": "dense"},
+            ["1", "a"],
+            r"column 'x', row 1 \(from 0\): expected a finite number or nothing, found 'a'",
+        ),
+        ({"kind": "dense"}, [1.0, -float("inf")], r"column 'x', row 1 \(from 0\): expected a finite number"),
+        ({"kind": "dense"}, [b"1"], "column 'x' is binary, but the model wants a number"),
+        (
+            {"kind": "dense"},
+            [["1"]],
+            "column 'x' is list<.*>, but the model wants a number: write one value a row$",
+        ),
+        (
+            {"kind": "dense", "transform": "standardize"},
+            [3e38],
+            "row 0 .*: expected a number that standardize can",
+        ),
+        (
+            {"hash": 5, "hash_function": "hex", "table": "h"},
+            ["ff", "fg"],
+            r"row 1 \(from 0\): expected a hexadecimal number",
+        ),
+    ],
+)
+def test_what_no_column_holds(
+    tmp_path: Path, feature: dict[str, Any], column: list[Any], message: str
+) -> None:
+    encoder = encoder_of(tmp_path, {"name": "other"}, feature, moments={"x": (0.0, 1e-3)})
+    with pytest.raises(ValueError, match=f"^.*{message}"):
+        encoder.encode(pa.table({"x": column, "other": ["a"] * len(column)}))
+
+
+def test_columns_that_are_missing_there_twice_or_unknown(tmp_path: Path) -> None:
+    encoder = encoder_of(tmp_path, {}, vocabulary=("a",))
+    assert encoder.encode(pa.table({"y": [1], "x": ["a"]}))["categorical"].tolist() == [[1]]
+    with pytest.raises(ValueError, match=r"^no column 'x', which the model reads; there are 'y', 'X'$"):
+        encoder.encode(pa.table({"y": [1], "X": ["a"]}))
+    with pytest.raises(ValueError, match=r"^2 columns 'x', which the model reads; there are 'x', 'x'$"):
+        encoder.encode(pa.table([["a"], ["a"]], names=["x", "x"]))
+
+
+def test_ids_that_the_column_holds_already(tmp_path: Path) -> None:
+    """Texts of any length are ids; those of no row are unknown."""
+    encoder = encoder_of(tmp_path, {"kind": "multi_valued"}, tables={"t": 4}, null_values=["3"])
+    lists = [
+        ["+1", "002", "-0", "3", "", None],
+        ["-1", "4", "9" * 5000, "-" + "9" * 5000, "0" * 5000 + "2"],
+        [],
+    ]
+    assert encoder.encode(pa.table({"x": lists}))["multi_valued"].tolist() == [
+        [[1, 2, 0, 0, 0, 0]], [[0, 0, 0, 0, 2, -1]], [[-1] * 6]
+    ]  # fmt: skip
+    numbers = pa.array([[1, 3, None], [2**64 - 1, 4]], pa.list_(pa.uint64()))
+    assert encoder.encode(pa.table({"x": numbers}))["multi_valued"].tolist() == [[[1, 0, 0]], [[0, 0, -1]]]
+    for wrong in ("1.0", "0x1", "a", "１", "+-1"):
+        with pytest.raises(WrongValue, match=r"row 1 .*expected an id from 0 to 3"):
+            encoder.encode(pa.table({"x": [["1"], ["2", wrong]]}))
+
+
+def test_requests_that_are_none(tmp_path: Path) -> None:
+    encoder = encoder_of(tmp_path, {}, vocabulary=("a",))
+    request = encoder.request
+    for change in ({"format": 2}, {"columns": [{}]}, {"columns": 1}, {"inputs": None}, {"null_values": 3}):
+        (tmp_path / "request.json").write_text(json.dumps(request | change), encoding="utf-8")
+        with pytest.raises(ValueError, match=r"request.json: not the request.json of an exported model"):
+            Encoder(tmp_path)
+    outside = request["columns"][0] | {"table": "../vocabularies/t"}
+    (tmp_path / "request.json").write_text(json.dumps(request | {"columns": [outside]}), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"table '../vocabularies/t' can't be a file's name"):
+        Encoder(tmp_path)

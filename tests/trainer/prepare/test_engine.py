@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cetnet.trainer.errors import UserError
-from cetnet.trainer.prepare.engine import part_files, preparation, splits, vocabulary
+from cetnet.trainer.prepare.engine import encoded, part_files, splits, vocabulary
 from cetnet.trainer.prepare.engine.card import Card
 from cetnet.trainer.prepare.engine.raw import RawFeature, RawSchema, hash_ids
 from cetnet.trainer.prepare.engine.splits import TimeSplit, parse_split
@@ -196,7 +196,7 @@ def test_transform_and_a_file_in_two_splits(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("small_sizes")
 def test_row_groups_are_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(part_files, "ROW_GROUP_ROWS", 8)
-    monkeypatch.setattr(preparation, "ROWS_PER_FILE", 64)
+    monkeypatch.setattr(encoded, "ROWS_PER_FILE", 64)
     write_csv(tmp_path / "raw.csv", records())
     schema = write_schema(tmp_path / "raw.yaml")
     prepare_tabular(

@@ -45,11 +45,16 @@ def check_groups(
 
 
 def check_forms(
-    spec: RawSchema, chunks: Sequence[Chunk], facts: Sequence[Facts], files: Sequence[Path]
+    spec: RawSchema,
+    chunks: Sequence[Chunk],
+    facts: Sequence[Facts],
+    files: Sequence[Path],
+    trained: Mapping[str, Mapping[str, str]],
 ) -> None:
     """UserError if ids of a table are written both as 17 and as 17.0, or as 1.7e+18.
 
-    Unless `whole_floats` says what is meant; the keys of given vectors are never read as other ones.
+    Unless `whole_floats` says what is meant; the keys of given vectors are never read as other ones. `trained` are
+    the `forms` that a model's tables know.
     """
     of_keys = {table: (path, forms(open_vectors(path).keys)) for table, path in spec.pretrained.items()}
     if spec.whole_floats == "integer":
@@ -58,14 +63,9 @@ def check_forms(
                 raise UserError(f"{path}: keys are written as {whole!r}: write them as integers")
     if spec.whole_floats != "refuse":
         return
-    # Of each table, an example of each form and where it is.
-    found: dict[str, dict[str, tuple[str, str]]] = {}
-    for chunk, fact in zip(chunks, facts, strict=True):
-        for table, of_columns in fact["forms"].items():
-            for column, examples in of_columns.items():
-                for form, example in examples.items():
-                    where = f"column {column!r} of {files[chunk.file]}"
-                    found.setdefault(table, {}).setdefault(form, (example, where))
+    found = _forms_of_rows(chunks, facts, files)
+    for table, of_table in trained.items():
+        _check_trained(table, of_table, found.get(table, {}))
     for table, (path, of_path) in of_keys.items():
         for form, example in of_path.items():
             found.setdefault(table, {}).setdefault(form, (example, f"the keys of {path}"))
@@ -82,4 +82,29 @@ def check_forms(
             raise UserError(
                 f"{what} are written as {whole!r} in {here}, and as {integer!r} in {there}: set `whole_floats` in "
                 "the schema to `integer`, which reads 17.0 as 17, or to `text` if these are different"
+            )
+
+
+def _forms_of_rows(
+    chunks: Sequence[Chunk], facts: Sequence[Facts], files: Sequence[Path]
+) -> dict[str, dict[str, tuple[str, str]]]:
+    """Of each table, an example of each form and where it is."""
+    found: dict[str, dict[str, tuple[str, str]]] = {}
+    for chunk, fact in zip(chunks, facts, strict=True):
+        for table, of_columns in fact["forms"].items():
+            for column, examples in of_columns.items():
+                for form, example in examples.items():
+                    where = f"column {column!r} of {files[chunk.file]}"
+                    found.setdefault(table, {}).setdefault(form, (example, where))
+    return found
+
+
+def _check_trained(table: str, before: Mapping[str, str], now: Mapping[str, tuple[str, str]]) -> None:
+    """Ids in another form than a model knows would all be unknown to it."""
+    for form, other in (("whole", "integer"), ("integer", "whole"), ("lossy", "integer")):
+        if form in now and form not in before and other in before:
+            example, where = now[form]
+            raise UserError(
+                f"ids of table {table!r} are written as {example!r} in {where}, and as {before[other]!r} in the rows "
+                "that the model was trained on, which doesn't know the former: write them as there"
             )

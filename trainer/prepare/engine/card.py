@@ -1,20 +1,15 @@
 """The data card: what is measured while a dataset is written, and told in card.json and README.md beside it."""
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from cetnet.models.schema import Schema
 from cetnet.trainer.console import shown
 from cetnet.trainer.files import without_nonfinite
-from cetnet.trainer.metrics import binary_entropy
+from cetnet.trainer.prepare.engine.drift import Training, drift, table_rows
+from cetnet.trainer.prepare.engine.statistics import SplitStatistics
 
 
 @dataclass(frozen=True)
@@ -55,6 +50,8 @@ class Card:
         seed: of whatever was drawn; None where nothing was.
         notes: lines of its last section.
         published: counts to compare with.
+        like: the dataset or run whose vocabularies the rows are read by.
+        training: the features of the rows that it was trained on; empty: nothing is known of them.
     """
 
     title: str
@@ -64,91 +61,8 @@ class Card:
     seed: int | None = None
     notes: tuple[str, ...] = ()
     published: Published | None = None
-
-
-@dataclass
-class _IdStatistics:
-    """Sums over one id feature in one split."""
-
-    ids: int = 0
-    unknown: int = 0
-    longest: int = 0
-    empty: int = 0
-
-    def merge(self, other: "_IdStatistics") -> None:
-        self.ids += other.ids
-        self.unknown += other.unknown
-        self.longest = max(self.longest, other.longest)
-        self.empty += other.empty
-
-    def add(self, column: pa.Array) -> None:
-        ids = column.flatten() if pa.types.is_list(column.type) else column
-        if pa.types.is_list(column.type):
-            lengths = pc.list_value_length(column).to_numpy()
-            self.longest = max(self.longest, int(lengths.max()))
-            self.empty += int((lengths == 0).sum())
-        else:
-            self.longest = 1
-        self.ids += len(ids)
-        self.unknown += int((ids.to_numpy() == 0).sum())
-
-
-@dataclass
-class SplitStatistics:
-    """Sums over rows of one split; sums over all of them are merged from those over parts."""
-
-    rows: int = 0
-    positives: int = 0
-    log_loss: float = 0.0  # of the true probabilities, where the schema has them
-    first_timestamp: int | None = None
-    last_timestamp: int | None = None
-    ids: dict[str, _IdStatistics] = field(default_factory=dict)
-
-    def add(self, table: pa.Table, schema: Schema) -> None:
-        """Add the sums over more rows of the split."""
-        label = table[schema.label].to_numpy()
-        self.rows += table.num_rows
-        self.positives += int(label.sum())
-        if schema.true_probability:
-            p = table[schema.true_probability].to_numpy().astype(np.float64)
-            self.log_loss -= float(np.where(label == 1, np.log(p), np.log1p(-p)).sum())
-        if schema.timestamp:
-            times = table[schema.timestamp].to_numpy()
-            self._add_times(int(times.min()), int(times.max()))
-        for feature in schema.id_features:
-            for chunk in table[feature.name].chunks:
-                if len(chunk):
-                    self.ids.setdefault(feature.name, _IdStatistics()).add(chunk)
-
-    def _add_times(self, first: int, last: int) -> None:
-        self.first_timestamp = first if self.first_timestamp is None else min(first, self.first_timestamp)
-        self.last_timestamp = last if self.last_timestamp is None else max(last, self.last_timestamp)
-
-    def merge(self, other: "SplitStatistics") -> None:
-        """Add the sums over other rows of the split."""
-        self.rows += other.rows
-        self.positives += other.positives
-        self.log_loss += other.log_loss
-        if other.first_timestamp is not None and other.last_timestamp is not None:
-            self._add_times(other.first_timestamp, other.last_timestamp)
-        for name, ids in other.ids.items():
-            self.ids.setdefault(name, _IdStatistics()).merge(ids)
-
-    @classmethod
-    def from_dict(cls, facts: dict[str, Any]) -> "SplitStatistics":
-        """The inverse of `dataclasses.asdict`."""
-        return cls(**facts | {"ids": {name: _IdStatistics(**ids) for name, ids in facts["ids"].items()}})
-
-    @property
-    def positive_rate(self) -> float:
-        """Share of rows with label 1."""
-        return self.positives / self.rows
-
-    @property
-    def bayes_ne(self) -> float:
-        """Normalized entropy of the true probabilities: no model has a lower expected one. NaN for a single class."""
-        entropy = binary_entropy(self.positive_rate)
-        return self.log_loss / self.rows / entropy if entropy else math.nan
+    like: str | None = None
+    training: Training | None = None
 
 
 def write_card(
@@ -167,7 +81,7 @@ def _facts(schema: Schema, statistics: Mapping[str, SplitStatistics], card: Card
     for split, sums in statistics.items():
         splits[split] = {
             "rows": sums.rows,
-            "positives": sums.positives,
+            "positives": sums.positives if sums.labels else None,
             "positive_rate": sums.positive_rate,
         }
         if schema.timestamp:
@@ -177,16 +91,17 @@ def _facts(schema: Schema, statistics: Mapping[str, SplitStatistics], card: Card
     features: dict[str, dict[str, object]] = {}
     for feature in schema.features:
         features[feature.name] = feature.model_dump(exclude_none=True, exclude={"name"}, mode="json")
-        if feature.table is not None:
-            features[feature.name]["splits"] = {
-                split: {
-                    "mean_length": sums.ids[feature.name].ids / sums.rows,
-                    "longest": sums.ids[feature.name].longest,
-                    "empty_rows": sums.ids[feature.name].empty / sums.rows,
-                    "unknown_ids": sums.ids[feature.name].unknown / max(1, sums.ids[feature.name].ids),
-                }
-                for split, sums in statistics.items()
-            }
+        features[feature.name]["splits"] = {
+            split: sums.of_feature(feature.name) for split, sums in statistics.items()
+        }
+    like: dict[str, object] = {}
+    if card.training is not None:
+        like = {
+            "like": card.like,
+            "drift": [asdict(each) for each in drift(schema, card.training, statistics)],
+        }
+        if "train" not in statistics:
+            like["training"] = card.training
     return {
         "title": card.title,
         "source": card.source,
@@ -197,6 +112,7 @@ def _facts(schema: Schema, statistics: Mapping[str, SplitStatistics], card: Card
         "tables": schema.tables,
         "features": features,
         "notes": list(card.notes),
+        **like,
         **({"published": asdict(card.published)} if card.published else {}),
     }
 
@@ -227,6 +143,25 @@ def _markdown_table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
+def _since_training(schema: Schema, statistics: Mapping[str, SplitStatistics], card: Card) -> list[str]:
+    found = drift(schema, card.training or {}, statistics)
+    if not found:
+        return [f"Nothing is known of the rows that {card.like} was trained on: it has no card.json."]
+    header = [
+        "column",
+        "unknown or missing in training",
+        "now",
+        "mean or mean length in training",
+        "now",
+        "jumped",
+    ]
+    return [
+        f"All rows beside those that {card.like} was trained on, the largest change first. Unknown are values that "
+        "had no id then, missing ones among them; means are of numbers as the model reads them.",
+        _markdown_table(header, table_rows(found)),
+    ]
+
+
 def _readme(schema: Schema, statistics: Mapping[str, SplitStatistics], card: Card) -> str:
     """The data card for people."""
     header = ["split", "rows", "positives", "positive rate"]
@@ -234,22 +169,27 @@ def _readme(schema: Schema, statistics: Mapping[str, SplitStatistics], card: Car
     header += ["Bayes NE"] if schema.true_probability else []
     rows = []
     for split, sums in statistics.items():
-        row = [split, f"{sums.rows:,}", f"{sums.positives:,}", f"{sums.positive_rate:.4f}"]
+        row = [split, f"{sums.rows:,}"]
+        row += [f"{sums.positives:,}", f"{sums.positive_rate:.4f}"] if sums.labels else ["no label", ""]
         row += [f"{sums.first_timestamp} to {sums.last_timestamp}"] if schema.timestamp else []
         row += [shown(sums.bayes_ne, 4)] if schema.true_probability else []
         rows.append(row)
+    first = next(iter(statistics))
+    shown_splits = [split for split in (first, "test") if split in statistics]
+    shown_splits = list(dict.fromkeys(shown_splits))
     feature_rows = []
     for feature in schema.features:
         row = [f"`{feature.name}`", feature.kind, f"`{feature.table}`" if feature.table else ""]
+        of_splits = [statistics[split].of_feature(feature.name) for split in shown_splits]
+        of_first = of_splits[0]
         if feature.table is None:
-            row += ["", "", ""]
+            row += [f"{of_first['mean']:.4g}", *(f"{each['missing']:.2%}" for each in of_splits)]
         else:
-            train, test = (statistics[split].ids[feature.name] for split in ("train", "test"))
             length = "1"
             if feature.kind != "categorical":
-                empty = train.empty / statistics["train"].rows
-                length = f"{feature.mean_length:.2f} (longest {train.longest}, {empty:.1%} empty)"
-            row += [length, *(f"{sums.unknown / max(1, sums.ids):.2%}" for sums in (train, test))]
+                longest, empty = of_first["longest"], of_first["empty_rows"]
+                length = f"{feature.mean_length:.2f} (longest {longest}, {empty:.1%} empty)"
+            row += [length, *(f"{each['unknown_ids']:.2%}" for each in of_splits)]
         feature_rows.append(row)
     tables = [[f"`{name}`", f"{count:,}"] for name, count in schema.tables.items()]
     tables.append(["all", f"{sum(schema.tables.values()):,}"])
@@ -273,12 +213,20 @@ def _readme(schema: Schema, statistics: Mapping[str, SplitStatistics], card: Car
         f"Besides the features: {', '.join(roles)}. Id 0 stands for missing values and for values outside "
         "the vocabulary; lists are oldest first.",
         _markdown_table(
-            ["feature", "kind", "table", "mean length (train)", "id 0 in train", "id 0 in test"],
+            [
+                "feature",
+                "kind",
+                "table",
+                f"mean length, or mean ({first})",
+                *(f"id 0, or missing, in {split}" for split in shown_splits),
+            ],
             feature_rows,
         ),
         "## Tables",
         _markdown_table(["table", "rows (with id 0)"], tables),
     ]
+    if card.training is not None:
+        sections += ["## Since training", *_since_training(schema, statistics, card)]
     if card.published:
         sections += [
             "## Published",

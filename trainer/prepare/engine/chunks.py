@@ -7,6 +7,7 @@ from pathlib import Path
 
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from cetnet.trainer.data.data_files import Format, KeyValues, check_keys
 from cetnet.trainer.errors import UserError
@@ -45,6 +46,16 @@ def units(
             if named:
                 check_columns(path, [*found[0].columns, *keys], spec)
         return [replace(unit, keys=tuple(keys.items())) for unit in found]
+    except _UNREADABLE as error:
+        raise _unreadable(path, format, error) from error
+
+
+def column_names(path: Path, format: Format, spec: RawSchema) -> list[str]:
+    """The columns of a file, in its order; UserError if it can't be read."""
+    try:
+        if format == "parquet":
+            return list(pq.read_schema(path).names)
+        return list(csv_units(path, 0, None, spec, [])[0].columns)
     except _UNREADABLE as error:
         raise _unreadable(path, format, error) from error
 

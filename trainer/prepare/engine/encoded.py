@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,16 +19,16 @@ from cetnet.trainer.prepare.engine.arrow_files import (
     one_batch,
     read_batch,
 )
-from cetnet.trainer.prepare.engine.card import SplitStatistics
 from cetnet.trainer.prepare.engine.layout import arrow_schema, check_table
-from cetnet.trainer.prepare.engine.part_files import PartWriter
+from cetnet.trainer.prepare.engine.part_files import ROWS_PER_FILE, PartWriter
 from cetnet.trainer.prepare.engine.raw import RawFeature, RawSchema
+from cetnet.trainer.prepare.engine.statistics import Measure, SplitStatistics
 from cetnet.trainer.prepare.engine.tasks import write_facts
 from cetnet.trainer.prepare.engine.typed import GROUP, Chunk, coded_columns, flatten, unflatten
 
 
 class Numbered(NamedTuple):
-    """A range of a table's values: the folder of `number_values`, and how many are kept in the ranges before."""
+    """A range of a table's values: the folder of `number_values`, and the last id before those that it keeps."""
 
     path: Path
     base: int
@@ -65,7 +66,7 @@ def encode_rows(
                 (read_batch(numbered.path / "ids.arrow", index)["id"].to_numpy(), numbered.base)
                 for numbered in encoding.tables[table]
             ]
-            parts = [np.where(ids > 0, ids + np.int64(base), 0) for ids, base in ranges]
+            parts = [np.where(ids < 0, base - ids, ids) for ids, base in ranges]
         else:
             texts = chunk.values(table_number)
             parts = [texts.cast(pl.Int64).to_numpy()]
@@ -107,7 +108,7 @@ def _dense(feature: RawFeature, moments: Mapping[str, tuple[float, float]], lowe
         mean, deviation = moments[feature.name]
         value = (value - mean) / deviation
     if feature.transform == "log_from_lowest":
-        value = (value.fill_null(0.0) - lowest + 2).log()
+        value = (value.fill_null(0.0).clip(lower_bound=lowest) - lowest + 2).log()
     return value.fill_null(0.0)
 
 
@@ -133,10 +134,27 @@ class Slice(NamedTuple):
     stop: int
 
 
-def write_part(folder: Path, slices: Sequence[Slice], schema: Schema) -> None:
+def parts(slices: Sequence[Slice]) -> Iterator[list[Slice]]:
+    """The rows of each file of a split."""
+    part: list[Slice] = []
+    room = ROWS_PER_FILE
+    for path, start, stop in slices:
+        while start < stop:
+            rows = min(room, stop - start)
+            part.append(Slice(path, start, start + rows))
+            start, room = start + rows, room - rows
+            if not room:
+                yield part
+                part, room = [], ROWS_PER_FILE
+    if part:
+        yield part
+
+
+def write_part(folder: Path, slices: Sequence[Slice], measure: Measure) -> None:
     """part.parquet; facts.json: its statistics."""
     statistics = SplitStatistics()
-    writer = PartWriter(folder / "part.parquet", arrow_schema(schema))
+    columns = arrow_schema(measure.schema, measure.labelled)
+    writer = PartWriter(folder / "part.parquet", columns, partial(statistics.add, measure))
     for path, start, stop in slices:
         with pa.OSFile(str(path / "rows.arrow")) as source, pa.ipc.open_file(source) as file:
             for number in range(start // BATCH_ROWS, (stop - 1) // BATCH_ROWS + 1):
@@ -145,9 +163,8 @@ def write_part(folder: Path, slices: Sequence[Slice], schema: Schema) -> None:
                 rows = batch.slice(
                     max(start - first, 0), min(stop - first, BATCH_ROWS) - max(start - first, 0)
                 )
-                table = pa.Table.from_batches([rows])
-                check_table(table, schema)
-                statistics.add(table, schema)
+                table = pa.Table.from_batches([rows]).select(columns.names)
+                check_table(table, measure.schema)
                 writer.write(table)
     writer.close()
     write_facts(folder, asdict(statistics))

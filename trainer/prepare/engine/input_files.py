@@ -8,26 +8,26 @@ from cetnet.trainer.errors import UserError
 from cetnet.trainer.prepare.engine.layout import SPLITS
 
 
-def input_files(raw: Path, format: Format) -> Mapping[str, Sequence[DataFile]]:
+def input_files(raw: Path, format: Format, some: bool = False) -> Mapping[str, Sequence[DataFile]]:
     """A file, or the `data_files` of a directory: under "all", or by the names of SPLITS.
 
-    They are split where the directory has a file or a directory for each of SPLITS, with a suffix or without.
-    Raises UserError for what is none of this.
+    They are split where the directory has a file or a directory for each of SPLITS (`some`: for one of them), with a
+    suffix or without. Raises UserError for what is none of this.
     """
     try:
-        return _input_files(raw, format)
+        return _input_files(raw, format, some)
     except OSError as error:
         raise UserError(f"{raw} cannot be read ({error.strerror}); make it readable") from error
 
 
-def _input_files(raw: Path, format: Format) -> Mapping[str, Sequence[DataFile]]:
+def _input_files(raw: Path, format: Format, some: bool) -> Mapping[str, Sequence[DataFile]]:
     if raw.is_file():
         return {"all": [DataFile(raw, {})]}
     if not raw.is_dir():
         what = "is no regular file" if raw.exists() else "does not exist"
         raise UserError(f"{raw} {what}: give a {format} file or a directory of them")
     given = {name: files for name in SPLITS if (files := _of_split(raw, name, format))}
-    if len(given) == len(SPLITS):
+    if len(given) == len(SPLITS) or (given and some):
         check_same_keys([file for files in given.values() for file in files])
         return given
     if given:

@@ -7,8 +7,9 @@ No torch: it is slow to import.
 """
 
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -32,8 +33,9 @@ from cetnet.trainer.console import console
 from cetnet.trainer.encoder.hashing import mix64
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.files import lock_held, usable
-from cetnet.trainer.prepare.engine.card import Card, SplitStatistics, write_card
+from cetnet.trainer.prepare.engine.card import Card, write_card
 from cetnet.trainer.prepare.engine.part_files import ROWS_PER_FILE, PartWriter, part_name
+from cetnet.trainer.prepare.engine.statistics import Measure, SplitStatistics
 from cetnet.trainer.processes.signals import cleaning_up
 from cetnet.trainer.yaml_files import save_yaml
 
@@ -214,9 +216,10 @@ def staging(out: Path, overwrite: bool) -> Iterator[Path]:
 class _Parts:
     """The files of one split."""
 
-    def __init__(self, directory: Path, columns: pa.Schema) -> None:
+    def __init__(self, directory: Path, columns: pa.Schema, seen: Callable[[pa.Table], None]) -> None:
         self._directory = directory
         self._columns = columns
+        self._seen = seen
         self._writer: PartWriter | None = None
         self._part = 0
         self._rows_in_file = 0
@@ -225,7 +228,7 @@ class _Parts:
         while table.num_rows:
             if self._writer is None:
                 self._directory.mkdir(exist_ok=True)
-                self._writer = PartWriter(self._directory / part_name(self._part), self._columns)
+                self._writer = PartWriter(self._directory / part_name(self._part), self._columns, self._seen)
             rows = min(table.num_rows, ROWS_PER_FILE - self._rows_in_file)
             self._writer.write(table.slice(0, rows))
             table = table.slice(rows)
@@ -239,9 +242,9 @@ class _Parts:
             self._writer.close()
 
 
-def arrow_schema(schema: Schema) -> pa.Schema:
+def arrow_schema(schema: Schema, labelled: bool = True) -> pa.Schema:
     """Columns on disk: ids int32 (int64 for tables beyond it), group and timestamp int64, else float32."""
-    columns: dict[str, pa.DataType] = {schema.label: pa.float32()}
+    columns: dict[str, pa.DataType] = {schema.label: pa.float32()} if labelled else {}
     for name, dtype in (
         (schema.group, pa.int64()),
         (schema.timestamp, pa.int64()),
@@ -296,15 +299,17 @@ def write_dataset(
     train. A split without rows is a UserError.
     """
     columns = arrow_schema(schema)
-    parts = {split: _Parts(directory / split, columns) for split in SPLITS}
     statistics = {split: SplitStatistics() for split in SPLITS}
+    parts = {
+        split: _Parts(directory / split, columns, partial(sums.add, Measure(schema)))
+        for split, sums in statistics.items()
+    }
     with progress_bar() as progress:
         task = progress.add_task("rows", total=total_rows)
         for split, frame in frames:
             table = frame.select(columns.names).to_arrow().cast(columns)
             check_table(table, schema)
             parts[split].write(table)
-            statistics[split].add(table, schema)
             progress.advance(task, frame.height)
     for split in SPLITS:
         parts[split].close()
@@ -322,9 +327,12 @@ def check_split_rows(rows: Mapping[str, int]) -> None:
 def finish_dataset(
     directory: Path, schema: Schema, statistics: Mapping[str, SplitStatistics], card: Card
 ) -> Schema:
-    """Write the schema and the data card beside the splits' files; returns the schema with mean lengths."""
+    """Write the schema and the data card beside the splits' files; returns the schema with mean lengths.
+
+    These are train's, or where there is none, those of the first split.
+    """
     check_split_rows({split: sums.rows for split, sums in statistics.items()})
-    train = statistics["train"]
+    train = next(iter(statistics.values()))
     features = tuple(
         feature.model_copy(update={"mean_length": round(train.ids[feature.name].ids / train.rows, 4)})
         if feature.table is not None

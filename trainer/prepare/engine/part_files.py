@@ -1,5 +1,6 @@
 """Parquet files whose bytes depend on nothing but their rows."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,9 +11,15 @@ ROWS_PER_FILE = 64 * ROW_GROUP_ROWS
 
 
 class PartWriter:
-    """One Parquet file whose row groups have exactly ROW_GROUP_ROWS rows (but the last), whatever it is given."""
+    """One Parquet file whose row groups have exactly ROW_GROUP_ROWS rows (but the last), whatever it is given.
 
-    def __init__(self, path: Path, columns: pa.Schema) -> None:
+    `seen` is called with the rows of each: what it makes of them doesn't depend on how they were given, either.
+    """
+
+    def __init__(
+        self, path: Path, columns: pa.Schema, seen: Callable[[pa.Table], None] | None = None
+    ) -> None:
+        self._seen = seen
         self._writer = pq.ParquetWriter(path, columns, compression="zstd", write_page_checksum=True)
         self._pending = columns.empty_table()
 
@@ -31,8 +38,10 @@ class PartWriter:
         self._writer.close()
 
     def _write_group(self, table: pa.Table) -> None:
-        # the bytes of a page depend on how a column is chunked
-        self._writer.write_table(table.combine_chunks(), row_group_size=ROW_GROUP_ROWS)
+        table = table.combine_chunks()  # the bytes of a page depend on how a column is chunked
+        if self._seen is not None:
+            self._seen(table)
+        self._writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
 
 
 def part_name(number: int) -> str:

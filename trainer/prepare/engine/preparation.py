@@ -16,10 +16,9 @@ md5      hash_file      a raw file -> its md5
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from fractions import Fraction
 from hashlib import file_digest
 from itertools import accumulate, chain, pairwise
 from pathlib import Path
@@ -28,24 +27,27 @@ from typing import Any, NamedTuple
 from cetnet.models.schema import Schema
 from cetnet.trainer.data.data_files import Format, KeyValues
 from cetnet.trainer.errors import UserError
-from cetnet.trainer.prepare.engine.agreement import check_forms, check_labels
-from cetnet.trainer.prepare.engine.card import SplitStatistics
+from cetnet.trainer.prepare.engine.agreement import check_labels
 from cetnet.trainer.prepare.engine.chunks import units
 from cetnet.trainer.prepare.engine.encoded import (
     Encoding,
     Numbered,
     Slice,
     encode_rows,
+    parts,
     sort_rows,
     write_part,
 )
+from cetnet.trainer.prepare.engine.known import Known, grow_vocabulary, pieces, sort_values
 from cetnet.trainer.prepare.engine.layout import SPLITS, check_split_rows
-from cetnet.trainer.prepare.engine.part_files import ROWS_PER_FILE, part_name
-from cetnet.trainer.prepare.engine.raw import RawFeature, RawSchema
-from cetnet.trainer.prepare.engine.raw_encoding import RawEncoding
+from cetnet.trainer.prepare.engine.like import Like
+from cetnet.trainer.prepare.engine.part_files import part_name
+from cetnet.trainer.prepare.engine.raw import RawSchema
 from cetnet.trainer.prepare.engine.splits import Assign
+from cetnet.trainer.prepare.engine.statistics import Measure, SplitStatistics
 from cetnet.trainer.prepare.engine.tasks import Task, read_facts, run_tasks, write_facts
 from cetnet.trainer.prepare.engine.text_streams import is_stream
+from cetnet.trainer.prepare.engine.transforms import Facts
 from cetnet.trainer.prepare.engine.typed import (
     ENTRY_BYTES,
     GROUP,
@@ -61,11 +63,9 @@ from cetnet.trainer.prepare.engine.vocabulary import Keys, count_values, number_
 from cetnet.trainer.prepare.engine.vocabulary_files import file_of
 from cetnet.trainer.prepare.engine.workplace import Workplace
 
-Facts = Mapping[str, Any]  # of a chunk, see `type_rows`
-
 
 class Vocabulary(NamedTuple):
-    """The values kept of a table: how many, and the ranges that they are in, with their first ids."""
+    """The values of a table that have ids: how many, and the ranges that they are in."""
 
     kept: int
     ranges: Sequence[Numbered]
@@ -87,6 +87,14 @@ class Preparation:
     format: Format
     vector_sizes: Mapping[str, int]
     keys: Mapping[Path, KeyValues]
+    splits: Sequence[str] = SPLITS  # that rows are to be in
+    labelled: bool = True
+    like: Like | None = None
+
+    @property
+    def _vocabularies(self) -> Path:
+        """Where those of `like` are, taken from it."""
+        return self.place.folder / "like"
 
     def _task(self, folder: str, name: int | str, weight: int, *arguments: Any) -> Task:
         name = f"{name:06d}" if isinstance(name, int) else name
@@ -100,7 +108,7 @@ class Preparation:
         self, files: Mapping[str, Sequence[Path]], transform: Transform | None
     ) -> tuple[list[Chunk], list[Facts]]:
         """Typed chunks in the order of the raw rows, and the facts of each."""
-        spec, sizes = self.spec, self.place.sizes
+        spec, sizes, trained = self.spec, self.place.sizes, self.like is not None
         paths = [
             (None if name == "all" else SPLITS.index(name), path) for name in files for path in files[name]
         ]
@@ -123,7 +131,9 @@ class Preparation:
         cuts = {int(folder.name): read_facts(folder) for folder in self._run("cut", "MB", find_cuts, to_cut)}
         todo = [unit for number in range(len(paths)) for unit in units_of(number, cuts.get(number, []))]
         tasks = [
-            self._task("typed", i, max(1, unit.size >> 20), unit, self.format, spec, transform, sizes)
+            self._task(
+                "typed", i, max(1, unit.size >> 20), unit, self.format, spec, transform, sizes, trained
+            )
             for i, unit in enumerate(todo)
         ]
         try:
@@ -149,14 +159,31 @@ class Preparation:
         if not chunks:
             raise UserError(f"{paths[0][1]}: there are no rows")
         check_labels(spec, chunks, facts, [path for _, path in paths])
-        check_forms(spec, chunks, facts, [path for _, path in paths])
         return chunks, facts
 
-    def splitters(self, facts: Sequence[Facts]) -> dict[str, list[str]]:
+    def known(self) -> dict[str, list[Path]]:
+        """For each table of `like` with a vocabulary, its values in pieces that a task can hold in memory, sorted."""
+        if self.like is None:
+            return {}
+        self.like.take(self._vocabularies)
+        tasks: dict[str, list[Task]] = {}
+        for table in self.like.tables:
+            path = file_of(self._vocabularies, table)
+            tasks[table] = [
+                self._task(f"known/{table}", i, stop - start, path, start, stop, self.place.sizes)
+                for i, (start, stop) in enumerate(pieces(path, self.place.sizes))
+            ]
+        self._run("known", "row groups", sort_values, list(chain.from_iterable(tasks.values())))
+        known = {table: [task.out for task in of_table] for table, of_table in tasks.items()}
+        self.like.check_digests(known)
+        return known
+
+    def splitters(self, facts: Sequence[Facts], known: Mapping[str, Sequence[Path]]) -> dict[str, list[str]]:
         """For each table, first values of all ranges but the first: quantiles that a task can hold in memory."""
         splitters = {}
         for table in facts[0]["tables"]:
             of_table = [fact["tables"][table] for fact in facts]
+            of_table += [read_facts(piece) for piece in known.get(table, ())]
             cost = sum(ENTRY_BYTES * fact["distinct"] + 4 * fact["bytes"] for fact in of_table)
             samples = sorted(value for fact in of_table for value in fact["samples"])
             ranges = math.ceil(cost / self.place.sizes.bucket_bytes)
@@ -176,9 +203,13 @@ class Preparation:
         return self._run("count", "rows", count_values, tasks)
 
     def number(
-        self, facts: Sequence[Facts], splitters: Mapping[str, Sequence[str]], counted: Sequence[Path]
+        self,
+        facts: Sequence[Facts],
+        splitters: Mapping[str, Sequence[str]],
+        counted: Sequence[Path],
+        known: Mapping[str, Sequence[Path]],
     ) -> dict[str, Vocabulary]:
-        """The values kept of each table; not of integer groups."""
+        """The values of each table that have ids, known ones first; not of integer groups."""
         tasks: dict[str, list[Task]] = {}
         batch = 0
         for table, firsts in splitters.items():
@@ -186,56 +217,54 @@ class Preparation:
             entries = sum(fact["tables"][table]["distinct"] for fact in facts) // number
             min_count = 1 if table == GROUP else self.spec.table_min_count(table)
             if table != GROUP or not all(fact["integer_group"] for fact in facts):
-                path = self.spec.pretrained.get(table)
-                keys = [Keys(path, *ends) if path else None for ends in pairwise([None, *firsts, None])]
+                given = [self._given(table, ends, known) for ends in pairwise([None, *firsts, None])]
                 tasks[table] = [
                     self._task("number", i, entries, counted, i, min_count, of_range)
-                    for i, of_range in enumerate(keys, start=batch)
+                    for i, of_range in enumerate(given, start=batch)
                 ]
             batch += number
         self._run("number", "values", number_values, list(chain.from_iterable(tasks.values())))
         vocabularies = {}
         for table, of_table in tasks.items():
             numbered = [read_facts(task.out) for task in of_table]
-            ends = list(accumulate((of_range["kept"] for of_range in numbered), initial=0))
+            before = self.like.schema.tables[table] - 1 if self.like and table in known else 0
+            ends = list(accumulate((of_range["kept"] for of_range in numbered), initial=before))
             ranges = [Numbered(task.out, base) for task, base in zip(of_table, ends, strict=False)]
             vocabularies[table] = Vocabulary(ends[-1], ranges)
         return vocabularies
 
+    def _given(
+        self, table: str, ends: tuple[str | None, str | None], known: Mapping[str, Sequence[Path]]
+    ) -> Keys | Known | None:
+        """The values of a range that have ids whatever the rows say."""
+        if self.like is not None and table in known:
+            return Known(known[table], *ends, table in self.like.growing)
+        path = self.spec.pretrained.get(table)
+        return Keys(path, *ends) if path else None
+
     def write_vocabularies(self, vocabularies: Mapping[str, Vocabulary]) -> dict[str, str]:
         """The files of the tables' vocabularies in the folder `new`/vocabularies, and their digests."""
-        tasks = {
-            table: self._task("vocabularies", table, of_table.kept, [each.path for each in of_table.ranges])
-            for table, of_table in sorted(vocabularies.items())
-            if table != GROUP
-        }
-        self._run("vocabularies", "values", write_vocabulary, list(tasks.values()))
+        new = self.place.folder / "new"
+        as_before = (
+            [table for table in self.like.tables if table not in self.like.growing] if self.like else []
+        )
+        tasks = {}
+        for table, of_table in vocabularies.items():
+            if table != GROUP and table not in as_before:
+                ranges = [each.path for each in of_table.ranges]
+                old = [file_of(self._vocabularies, table)] if self.like else []
+                tasks[table] = self._task("vocabularies", table, of_table.kept, *old, ranges)
+        function = grow_vocabulary if self.like else write_vocabulary
+        self._run("vocabularies", "values", function, list(tasks.values()))
         for table, task in tasks.items():
-            target = file_of(self.place.folder / "new", table)
+            target = file_of(new, table)
             target.parent.mkdir(parents=True, exist_ok=True)
             _move(task.out / "vocabulary.parquet", target)
-        return {table: read_facts(task.out) for table, task in tasks.items()}
-
-    def transforms(
-        self, chunks: Sequence[Chunk], facts: Sequence[Facts], counted: Sequence[Path], name: str | None
-    ) -> tuple[RawEncoding, dict[int, float]]:
-        """What turns raw rows into those of the result, by the rows of train; and the lowest value of each file.
-
-        `name`: of the transform that the raw columns come from, if any.
-        """
-        counts = [read_facts(folder) for folder in counted]
-        lowest = _lowest(chunks, facts)
-        with_train = {c.file for c, count in zip(chunks, counts, strict=True) if count["splits"][0]}
-        features = self.spec.features
-        encoding = RawEncoding(
-            raw=self.spec.model_copy(update={"pretrained": {}}),
-            moments={f.name: _moments(f, counts) for f in features if f.transform == "standardize"},
-            lowest=min((lowest[file] for file in with_train), default=None)
-            if any(f.transform == "log_from_lowest" for f in features)
-            else None,
-            transform=name,
-        )
-        return encoding, lowest
+        digests = {table: read_facts(task.out) for table, task in tasks.items()}
+        if self.like is not None:
+            self.like.write(self._vocabularies, new)
+            digests |= {table: (self.like.schema.vocabularies or {})[table] for table in as_before}
+        return dict(sorted(digests.items()))
 
     def encode(
         self,
@@ -250,7 +279,7 @@ class Preparation:
         """Where the rows of each split lie, in their order, and the schema of the result."""
         counts = [read_facts(folder) for folder in counted]
         rows_of = [sum(count["splits"][i] for count in counts) for i in range(len(SPLITS))]
-        check_split_rows(dict(zip(SPLITS, rows_of, strict=True)))
+        check_split_rows({split: rows_of[SPLITS.index(split)] for split in self.splits})
         rows_of_tables = {table: 1 + each.kept for table, each in vocabularies.items() if table != GROUP}
         schema = self.spec.prepared(rows_of_tables, self.vector_sizes)
         splitters = self._time_splitters(chunks, facts) if in_time_order else None
@@ -269,11 +298,12 @@ class Preparation:
         encoded = self._run("encode", "rows", encode_rows, tasks)
         if splitters is not None:
             return self._sort(encoded, splitters, rows_of, schema), schema
-        slices: dict[str, list[Slice]] = {split: [] for split in SPLITS}
+        slices: dict[str, list[Slice]] = {split: [] for split in self.splits}
         for folder, count in zip(encoded, counts, strict=True):
             starts = accumulate(count["splits"], initial=0)
             for split, start, rows in zip(SPLITS, starts, count["splits"], strict=False):
-                slices[split].append(Slice(folder, start, start + rows))
+                if split in slices:
+                    slices[split].append(Slice(folder, start, start + rows))
         return slices, schema
 
     def _sort(
@@ -320,10 +350,12 @@ class Preparation:
     def write(self, slices: Mapping[str, Sequence[Slice]], schema: Schema) -> dict[str, SplitStatistics]:
         """The files of the result in the folder `new`, and the statistics of each split."""
         new = self.place.folder / "new"
+        known = {table: self.like.schema.tables[table] for table in self.like.growing} if self.like else {}
+        measure = Measure(schema, self.labelled, known)
         tasks = {
             split: [
-                self._task("part", f"{split}-{number:05d}", sum(p.stop - p.start for p in part), part, schema)
-                for number, part in enumerate(_parts(of_split))
+                self._task("part", f"{split}-{i:05d}", sum(p.stop - p.start for p in part), part, measure)
+                for i, part in enumerate(parts(of_split))
             ]
             for split, of_split in slices.items()
         }
@@ -336,6 +368,13 @@ class Preparation:
                 statistics[split].merge(SplitStatistics.from_dict(read_facts(task.out)))
                 _move(task.out / "part.parquet", new / split / part_name(number))
         return statistics
+
+    def count_missing(self, counted: Sequence[Path], statistics: Mapping[str, SplitStatistics]) -> None:
+        """Add the missing dense values, which are 0 where the others are measured, to the statistics."""
+        counts = [read_facts(folder)["missing"] for folder in counted]
+        for split, of_split in statistics.items():
+            for name, dense in of_split.dense.items():
+                dense.missing = sum(count[name][SPLITS.index(split)] for count in counts)
 
     def write_vectors(self) -> None:
         """The tables of given vectors in the folder `new`/pretrained."""
@@ -365,38 +404,3 @@ def _move(file: Path, target: Path) -> None:
     """Move a task's file into the result, unless it was moved before an interruption."""
     if not target.exists():
         file.rename(target)
-
-
-def _parts(slices: Sequence[Slice]) -> Iterator[list[Slice]]:
-    """The rows of each file of a split."""
-    part: list[Slice] = []
-    room = ROWS_PER_FILE
-    for path, start, stop in slices:
-        while start < stop:
-            rows = min(room, stop - start)
-            part.append(Slice(path, start, start + rows))
-            start, room = start + rows, room - rows
-            if not room:
-                yield part
-                part, room = [], ROWS_PER_FILE
-    if part:
-        yield part
-
-
-def _moments(feature: RawFeature, counts: Sequence[Facts]) -> tuple[float, float]:
-    """Mean and standard deviation over train; 0 and 1 where they are not defined or of no use."""
-    sums = [count["sums"][feature.name] for count in counts]
-    rows = sum(number for number, _, _ in sums)
-    if not rows:
-        return 0.0, 1.0
-    mean = sum((Fraction(*total) for _, total, _ in sums), Fraction(0)) / rows
-    square = sum((Fraction(*total) for _, _, total in sums), Fraction(0)) / rows
-    return float(mean), math.sqrt(max(0, square - mean**2)) or 1.0
-
-
-def _lowest(chunks: Sequence[Chunk], facts: Sequence[Facts]) -> dict[int, float]:
-    """The lowest value of each file, for the transform log_from_lowest."""
-    lowest: dict[int, float] = {}
-    for chunk, fact in zip(chunks, facts, strict=True):
-        lowest[chunk.file] = min(fact["lowest"], lowest.get(chunk.file, math.inf))
-    return lowest

@@ -18,6 +18,7 @@ from cetnet.trainer.encoder.patterns import LOSSY_FLOAT, WHOLE_FLOAT, written_li
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.files import UsablePath
 from cetnet.trainer.prepare.engine.values import (
+    INTEGER,
     LAST_SECOND,
     OTHER_UNIT,
     TIME,
@@ -287,12 +288,13 @@ def hash_ids(values: pl.Series, feature: RawFeature) -> np.ndarray:
     return np.where(readable, signed % feature.hash, -1)
 
 
-def columns(path: Path, dtypes: pl.Schema, spec: RawSchema) -> Iterator[Column]:
+def columns(path: Path, dtypes: pl.Schema, spec: RawSchema, trained: bool = False) -> Iterator[Column]:
     """The columns to read from frames of a file with these dtypes, under their names in the prepared schema.
 
     Label (-1, 0 or 1), weight and dense Float64 (missing null); group String (missing null); timestamp Int64 seconds;
     ids String, or Int64 where the rows of the table are given, missing null or 0, in lists for features of several
-    values. A missing column or one of the wrong type is a UserError.
+    values. A missing column or one of the wrong type is a UserError. Ids beyond a table with given rows are mistakes,
+    or 0 if a model was `trained` with it.
     """
     schema = spec.draft
     check_columns(path, dtypes.names(), spec)
@@ -335,7 +337,7 @@ def columns(path: Path, dtypes: pl.Schema, spec: RawSchema) -> Iterator[Column]:
             yield Column(feature.raw, feature.name, kept.fill_nan(None), (Check(bad, expected),))
         else:
             dtype = pl.String() if feature.raw in texts else dtypes[feature.raw]
-            yield _id_column(path, feature, column, dtype, spec)
+            yield _id_column(path, feature, column, dtype, spec, trained)
 
 
 def check_columns(path: Path, found: Sequence[str], spec: RawSchema) -> None:
@@ -359,7 +361,7 @@ def _as_integers(texts: pl.Expr, spec: RawSchema) -> pl.Expr:
 
 
 def _id_column(
-    path: Path, feature: RawFeature, column: pl.Expr, dtype: pl.DataType, spec: RawSchema
+    path: Path, feature: RawFeature, column: pl.Expr, dtype: pl.DataType, spec: RawSchema, trained: bool
 ) -> Column:
     is_list = isinstance(dtype, pl.List)
     checks = []
@@ -388,11 +390,16 @@ def _id_column(
         return _as_integers(text, spec) if inner == pl.String else text
 
     def convert(values: pl.Expr) -> pl.Expr:
-        return present(values) if size is None else present(values).cast(pl.Int64, strict=False).fill_null(0)
+        if size is None:
+            return present(values)
+        ids = present(values).cast(pl.Int64, strict=False)
+        return pl.when(ids.is_between(0, size - 1)).then(ids).otherwise(0)
 
     def mistaken(values: pl.Expr) -> pl.Expr:
         text = present(values)
         ids = text.cast(pl.Int64, strict=False)
+        if trained:
+            return ids.is_null() & ~text.str.contains(INTEGER)  # one of more than 64 bits is as good as any
         return text.is_not_null() & ~ids.is_between(0, (size or 1) - 1).fill_null(False)
 
     def lossy(values: pl.Expr) -> pl.Expr:
@@ -402,8 +409,8 @@ def _id_column(
         return column.list.eval(check(pl.element())).list.any() if is_list else check(column)
 
     if size is not None:
-        expected = f"ids from 0 to {size - 1}"
-        if spec.whole_floats != "integer":
+        expected = "ids" if trained else f"ids from 0 to {size - 1}"
+        if spec.whole_floats != "integer" and not trained:
             expected += f" ({size - 1}.0 is one with `whole_floats: integer`)"
         checks.append(Check(anywhere(mistaken).fill_null(False), expected))
     elif spec.whole_floats == "integer" and inner == pl.String:

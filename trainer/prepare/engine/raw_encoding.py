@@ -3,11 +3,12 @@
 import json
 from hashlib import sha256
 from pathlib import Path
+from typing import Literal
 
 import yaml
 from pydantic import Field
 
-from cetnet.models.names import FeatureName
+from cetnet.models.names import FeatureName, TableName
 from cetnet.models.strict import Strict
 from cetnet.trainer.prepare.engine.raw import RawSchema
 from cetnet.trainer.yaml_files import read_model
@@ -29,6 +30,9 @@ class RawEncoding(Strict):
     lowest: float | None = Field(
         None,
         description="The m of log_from_lowest, train's: log(max(x, m) - m + 2), a missing x being 0.",
+    )
+    forms: dict[TableName, tuple[Literal["integer", "whole", "lossy"], ...]] = Field(
+        {}, description="How hashed tables' ids are written that are numbers: as 17, 17.0 or 1.7e+18."
     )
     transform: str | None = Field(
         None,

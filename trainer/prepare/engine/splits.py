@@ -10,7 +10,7 @@ import polars as pl
 
 from cetnet.trainer.encoder.hashing import hash_text
 from cetnet.trainer.errors import UserError
-from cetnet.trainer.prepare.engine.layout import Fractions, check_fractions, random_split, time_split
+from cetnet.trainer.prepare.engine.layout import SPLITS, Fractions, check_fractions, random_split, time_split
 from cetnet.trainer.prepare.engine.raw import RawSchema
 from cetnet.trainer.prepare.engine.values import canonical_integers
 
@@ -110,6 +110,32 @@ class TimeSplit:
         return partial(_by_time, (first, second))
 
 
+@dataclass(frozen=True)
+class WholeSplit:
+    """All rows, in their order, into one split."""
+
+    split: str
+    in_time_order: bool = False
+
+    @property
+    def rule(self) -> str:
+        """In words."""
+        return f"all rows are {self.split}, in their order"
+
+    def fit(self, frames: Frames) -> Assign:  # noqa: ARG002
+        """Nothing to learn from the rows."""
+        return partial(_all_in, SPLITS.index(self.split))
+
+
+def _all_in(index: int, frame: pl.DataFrame) -> pl.Series:
+    return pl.Series(np.full(frame.height, index, np.int8))
+
+
+def splits_of(split: Split) -> tuple[str, ...]:
+    """The splits that rows are to be in."""
+    return (split.split,) if isinstance(split, WholeSplit) else SPLITS
+
+
 def _by_time(cuts: tuple[int, int], frame: pl.DataFrame) -> pl.Series:
     return time_split(frame["#timestamp"], cuts)
 
@@ -133,14 +159,18 @@ def _order_statistic(
 
 
 def parse_split(text: str, spec: RawSchema, seed: int) -> Split:
-    """The rule of "random:0.8,0.1,0.1" or "time:0.8,0.1,0.1"; anything else is a UserError."""
+    """The rule of "random:0.8,0.1,0.1" or "time:0.8,0.1,0.1", or one of SPLITS; anything else is a UserError."""
+    if text in SPLITS:
+        return WholeSplit(text)
     kind, _, numbers = text.partition(":")
     try:
         fractions: Fractions = tuple(float(number) for number in numbers.split(","))  # type: ignore[assignment]
     except ValueError:
         fractions = (0, 0, 0)
     if kind not in ("random", "time"):
-        raise UserError(f"split {text!r}: give random:0.8,0.1,0.1 or time:0.8,0.1,0.1")
+        raise UserError(
+            f"split {text!r}: give random:0.8,0.1,0.1 or time:0.8,0.1,0.1, or one of {', '.join(SPLITS)} for all rows"
+        )
     check_fractions(fractions)
     if kind == "random":
         return RandomSplit(fractions, seed, spec.group)

@@ -67,9 +67,18 @@ def find_cuts(folder: Path, path: Path, spec: RawSchema, sizes: TaskSizes) -> No
 
 
 def type_rows(
-    folder: Path, unit: Unit, format: Format, spec: RawSchema, transform: Transform | None, sizes: TaskSizes
+    folder: Path,
+    unit: Unit,
+    format: Format,
+    spec: RawSchema,
+    transform: Transform | None,
+    sizes: TaskSizes,
+    trained: bool,
 ) -> None:
-    """000000/rows.arrow and values.arrow (a batch a table) of each chunk; facts.json: a mapping for each chunk."""
+    """000000/rows.arrow and values.arrow (a batch a table) of each chunk; facts.json: a mapping for each chunk.
+
+    `trained`: the tables are those of a model, so ids beyond one with given rows are unknown, and no mistake.
+    """
     facts: list[dict[str, Any]] = []
     row = 0
     for frame in frames(unit, format, spec, sizes.chunk_bytes, named=transform is None):
@@ -81,7 +90,7 @@ def type_rows(
                 raise BadValue(unit, error.column, row + error.row + 1, error.expected) from error
             assert frame.height == height, "a transform must keep the rows"
         chunk = folder / f"{len(facts):06d}"
-        values = _checked_values(frame, unit, row, spec)
+        values = _checked_values(frame, unit, row, spec, trained)
         if height:
             chunk.mkdir()
             facts.append(_write_chunk(chunk, values, unit, row, spec, sizes))
@@ -89,9 +98,11 @@ def type_rows(
     write_facts(folder, facts)
 
 
-def _checked_values(frame: pl.DataFrame, unit: Unit, row: int, spec: RawSchema) -> pl.DataFrame:
+def _checked_values(
+    frame: pl.DataFrame, unit: Unit, row: int, spec: RawSchema, trained: bool
+) -> pl.DataFrame:
     """The typed values; BadValue for the first row with a mistake."""
-    read = list(columns(unit.path, frame.schema, spec))
+    read = list(columns(unit.path, frame.schema, spec, trained))
     checks = [(column, check) for column in read for check in column.checks]
     bad = (check.bad.fill_null(True).arg_true().first() for _, check in checks)
     first = frame.select(expr.alias(str(i)) for i, expr in enumerate(bad)).row(0)

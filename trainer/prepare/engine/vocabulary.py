@@ -15,7 +15,8 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from cetnet.trainer.prepare.engine.arrow_files import IPC_OPTIONS, RowWriter, batches, read_batch
+from cetnet.trainer.prepare.engine.arrow_files import IPC_OPTIONS, RowWriter, read_batch
+from cetnet.trainer.prepare.engine.known import ADDED, Known
 from cetnet.trainer.prepare.engine.raw import RawSchema
 from cetnet.trainer.prepare.engine.splits import Assign
 from cetnet.trainer.prepare.engine.tasks import write_facts
@@ -24,7 +25,7 @@ from cetnet.trainer.prepare.engine.vectors import open_vectors
 from cetnet.trainer.prepare.engine.vocabulary_files import VocabularyWriter
 
 _ENTRIES = pa.schema([("value", pa.large_string()), ("count", pa.int64())])
-_IDS = pa.schema([("id", pa.int32())])
+_IDS = pa.schema([("id", pa.int64())])
 
 
 def split_rows(chunk: Chunk, spec: RawSchema, wanted: Sequence[str] | None = None) -> pl.DataFrame:
@@ -56,7 +57,8 @@ def count_values(
         split = assign(split_rows(chunk, spec)).to_numpy()
     np.save(folder / "split.npy", split)
     train = pl.Series(split == 0)
-    rows = chunk.read().filter(train)
+    chunk_rows = chunk.read()
+    rows = chunk_rows.filter(train)
     with pa.ipc.new_file(folder / "entries.arrow", _ENTRIES, options=IPC_OPTIONS) as writer:
         for number, (table, names) in enumerate(coded_columns(spec).items()):
             values = chunk.values(number)
@@ -79,7 +81,13 @@ def count_values(
             numbers = rows[feature.name].drop_nulls().to_numpy()
             powers = (_exact_sum(numbers), _exact_sum(numbers**2))
             sums[feature.name] = [len(numbers), *(total.as_integer_ratio() for total in powers)]
-    write_facts(folder, {"splits": np.bincount(split, minlength=3).tolist(), "sums": sums})
+    missing = {
+        feature.name: np.bincount(split[chunk_rows[feature.name].is_null().to_numpy()], minlength=3).tolist()
+        for feature in spec.features
+        if feature.kind == "dense"
+    }
+    facts = {"splits": np.bincount(split, minlength=3).tolist(), "sums": sums, "missing": missing}
+    write_facts(folder, facts)
 
 
 def _exact_sum(values: np.ndarray) -> Fraction:
@@ -113,42 +121,54 @@ class Keys(NamedTuple):
 
 
 def number_values(
-    folder: Path, counted: Sequence[Path], batch: int, min_count: int, given: Keys | None = None
+    folder: Path, counted: Sequence[Path], batch: int, min_count: int, given: Keys | Known | None = None
 ) -> None:
-    """ids.arrow (a batch a chunk: 1 + the position of each of its values among those kept, or 0); facts.json.
+    """ids.arrow (a batch a chunk: the number of each of its values); facts.json: how many values are kept.
 
-    Kept are the given keys, or the values seen at least `min_count` times in train: kept.arrow, with their counts.
+    Kept are the keys given, or the values seen at least `min_count` times in train, beside those known (of which
+    others are kept only if these grow): kept.arrow, with their counts. The number of a known value is its id, that of
+    the i-th one kept is -i, and 0 that of others. added.arrow: how often train has the known ones, if these grow.
     """
     parts = [read_batch(path / "entries.arrow", batch) for path in counted]
     entries = pl.DataFrame(pa.Table.from_batches(parts))
     lengths = [part.num_rows for part in parts]
     del parts
     counts = entries.group_by("value").agg(pl.col("count").sum())
-    if given is None:
-        kept = counts.filter(pl.col("count") >= min_count).sort("value")
-    else:
-        keys = given.read().alias("value").to_frame()
-        kept = keys.join(counts, on="value", how="left", maintain_order="left")
+    facts = {}
+    if isinstance(given, Keys):
+        kept = given.read().alias("value").to_frame().join(counts, on="value", how="left")
         kept = kept.with_columns(pl.col("count").fill_null(0))
-    kept = kept.with_row_index("id", offset=1)
-    ids = entries.select("value").join(kept, on="value", how="left", maintain_order="left")["id"]
-    array = ids.fill_null(0).cast(pl.Int32).to_numpy()
+        common = counts.join(kept, on="value", how="semi").height
+        facts = {"without_key": counts.height - common, "without_value": kept.height - common}
+    else:
+        kept = counts.filter(pl.col("count") >= min_count)
+    numbers = pl.DataFrame(schema={"value": pl.String, "id": pl.Int64})
+    if isinstance(given, Known):
+        numbers = given.read()
+        if given.grows:
+            added = (
+                counts.filter(pl.col("count") > 0).join(numbers, on="value").select("id", "count").sort("id")
+            )
+            with RowWriter(folder / "added.arrow", ADDED) as of_known:
+                of_known.write(added.to_arrow().cast(ADDED))
+            kept = kept.join(numbers, on="value", how="anti")
+        else:
+            kept = kept.clear()
+    kept = kept.sort("value")
+    with RowWriter(folder / "kept.arrow", _ENTRIES) as of_kept:
+        of_kept.write(kept.to_arrow().cast(_ENTRIES))
+    of_kept_values = kept.select("value", id=-pl.int_range(1, pl.len() + 1))
+    numbers = pl.concat([numbers, of_kept_values])
+    ids = entries.select("value").join(numbers, on="value", how="left", maintain_order="left")["id"]
+    array = ids.fill_null(0).to_numpy()
     with pa.ipc.new_file(folder / "ids.arrow", _IDS, options=IPC_OPTIONS) as writer:
         for part in np.split(array, np.cumsum(lengths)[:-1]):
             writer.write_batch(pa.record_batch([part], _IDS))
-    with RowWriter(folder / "kept.arrow", _ENTRIES) as kept_values:
-        kept_values.write(kept.select("value", "count").to_arrow().cast(_ENTRIES))
-    of_number = {"kept": kept.height}
-    if given is not None:
-        common = counts.join(kept, on="value", how="semi").height
-        of_number |= {"without_key": counts.height - common, "without_value": kept.height - common}
-    write_facts(folder, of_number)
+    write_facts(folder, {"kept": kept.height, **facts})
 
 
 def write_vocabulary(folder: Path, numbered: Sequence[Path]) -> None:
     """vocabulary.parquet: the values kept in all ranges of a table; facts.json: its digest."""
     writer = VocabularyWriter(folder / "vocabulary.parquet")
-    for path in numbered:
-        for batch in batches(path / "kept.arrow"):
-            writer.write(batch["value"], batch["count"].to_numpy())
+    writer.write_kept(numbered)
     write_facts(folder, writer.close())

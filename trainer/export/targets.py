@@ -1,0 +1,31 @@
+"""What a target of an export needs to be installed; found before torch is imported."""
+
+import os
+import subprocess
+from importlib.util import find_spec
+
+from cetnet.trainer.errors import UserError
+
+
+def cpp_compiler(wanted_for: str) -> str:
+    """The C++ compiler that inductor takes; raises UserError if there is none."""
+    compiler = os.environ.get("CXX", "g++")
+    try:
+        subprocess.run(
+            [compiler, "--version"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True
+        )
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise UserError(
+            f"{wanted_for} needs a C++ compiler, and {compiler!r} does not run: install g++, name one in CXX, or "
+            "leave it out"
+        ) from error
+    return compiler
+
+
+def check_onnx() -> None:
+    """Raise UserError unless what writes and tries ONNX is installed."""
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
+    if missing:
+        raise UserError(
+            f"the target onnx needs {', '.join(missing)}: install cetnet's extra [onnx], or leave it out"
+        )

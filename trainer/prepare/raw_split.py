@@ -1,0 +1,260 @@
+"""Raw rows as a split that a run scores, encoded as they are read: with the checks of `cetnet prepare`."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from cetnet.models.schema import Schema
+from cetnet.trainer.data.data_files import SUFFIXES, DataFile, Format
+from cetnet.trainer.data.dataset import Dataset, RawColumns, Source
+from cetnet.trainer.data.parquet_files import RowGroup
+from cetnet.trainer.encoder.vocabulary import Vocabulary
+from cetnet.trainer.errors import UserError
+from cetnet.trainer.prepare.engine.encoded import _dense
+from cetnet.trainer.prepare.engine.input_files import input_files
+from cetnet.trainer.prepare.engine.parquet_frames import raw_uses
+from cetnet.trainer.prepare.engine.raw import RawFeature, RawSchema, columns, hash_ids
+from cetnet.trainer.prepare.engine.raw_encoding import RawEncoding
+from cetnet.trainer.prepare.engine.typed import _checked_values, flatten, unflatten
+from cetnet.trainer.prepare.engine.units import BadValue, Unit
+from cetnet.trainer.prepare.engine.values import WHOLE_FLOAT
+from cetnet.trainer.prepare.engine.vocabulary_files import file_of
+from cetnet.trainer.run_folder import load_run
+
+ALL = "all rows"
+
+
+@dataclass(frozen=True)
+class RawRows:
+    """Raw files that a run is to score.
+
+    Attributes:
+        path: what the user named.
+        split: whose files these are, or ALL.
+        origins: what they were made of, if they are text in Parquet that was CSV.
+    """
+
+    path: Path
+    split: str
+    format: Format
+    files: Sequence[DataFile]
+    origins: Mapping[Path, Path] = field(default_factory=dict)
+
+
+def find_rows(raw: Path, split: str | None) -> RawRows:
+    """The files of a path that is no prepared dataset: of the split `test`, or another, if it has splits.
+
+    Raises UserError for what is no data, and for a split that isn't there.
+    """
+    if (raw.parent / "schema.yaml").is_file() and raw.is_dir():
+        raise UserError(f"{raw} is a split of the dataset {raw.parent}: give that, with --split {raw.name}")
+    format = _format(raw)
+    found = input_files(raw, format)
+    if "all" in found:
+        if split is not None:
+            raise UserError(f"{raw} has no splits, all of its rows are scored: leave --split {split} out")
+        return RawRows(raw, ALL, format, found["all"])
+    split = split or "test"
+    if split not in found:
+        raise UserError(f"{raw} has no split {split!r}, but {', '.join(found)}")
+    return RawRows(raw, split, format, found[split])
+
+
+def _format(raw: Path) -> Format:
+    """csv, unless it looks like Parquet."""
+    if raw.is_dir():
+        names = (name for _, _, names in os.walk(raw) for name in names)
+        endings = {format for name in names for format, of in SUFFIXES.items() if name.lower().endswith(of)}
+        return "csv" if endings == {"csv"} else "parquet"
+    try:
+        with raw.open("rb") as file:
+            return "parquet" if raw.is_file() and file.read(4) == b"PAR1" else "csv"
+    except OSError as error:
+        raise UserError(
+            f"{raw}: {error.strerror}; name a prepared dataset, or raw Parquet or CSV files"
+        ) from error
+
+
+def raw_split(run: Path, rows: RawRows, *, labelled: bool) -> Dataset:
+    """Rows of raw Parquet files as a run's model takes them; what isn't so is a UserError, here or when it is read.
+
+    Only metrics need rows that are `labelled`.
+    """
+    _, schema = load_run(run, resolve=False)
+    encoding = run_encoding(run, schema)
+    encoder = RawEncoder(run, schema, encoding, labelled, rows.origins) if encoding else None
+    source = Source(schema, rows.files, encoder.columns if encoder else None)
+    try:
+        return Dataset(rows.path, rows.split, labelled=labelled, source=source)
+    except UserError as error:
+        if encoding is None or encoding.transform is None:
+            raise
+        made = f"the run's raw columns are those that {encoding.transform} makes of a public dataset's files"
+        raise UserError(f"{error} ({made})") from error
+
+
+def run_encoding(run: Path, schema: Schema) -> RawEncoding | None:
+    """What turns raw rows into those of a run; None if they are read as they are.
+
+    Raises UserError if ids stand for values that the run doesn't know.
+    """
+    encoding = RawEncoding.load(run)
+    if encoding is None and schema.vocabularies:
+        raise UserError(
+            f"{run}: no encoding.yaml and vocabularies here, which turn raw rows into ids: it was trained with an "
+            "earlier version; score prepared rows, or prepare its data anew and train again"
+        )
+    for table in schema.vocabularies or {}:
+        if not file_of(run, table).exists():
+            raise UserError(f"{file_of(run, table)}: not found; restore it from the run's dataset")
+    return encoding
+
+
+class RawEncoder:
+    """Raw columns -> those of a run's schema. Vocabularies are loaded once, when they are first needed.
+
+    Args:
+        run: folder of the run.
+        schema: its schema.
+        encoding: its encoding.
+        labelled: whether label and weight are read.
+        origins: files to name in messages in place of others.
+    """
+
+    def __init__(
+        self, run: Path, schema: Schema, encoding: RawEncoding, labelled: bool, origins: Mapping[Path, Path]
+    ) -> None:
+        self._run, self._schema, self._encoding, self._labelled = run, schema, encoding, labelled
+        self._origins = origins
+        unread = {"timestamp": None, "group": None} | ({} if labelled else {"weight": None})
+        self._spec = encoding.raw.model_copy(update=unread)
+        self._lock = Lock()
+        self._vocabularies: dict[str, Vocabulary] = {}
+        self._labels: set[float] = set()
+
+    @property
+    def columns(self) -> RawColumns:
+        """How a `Dataset` reads such rows."""
+        raw = self._encoding.raw
+        untimed = raw.model_copy(update={"timestamp": None})
+        uses = raw_uses(untimed) if self._labelled else raw_uses(self._spec)[1:]  # without the label
+        names = {
+            self._schema.label: raw.label,
+            self._schema.weight: raw.weight,
+            self._schema.group: raw.group,
+        }
+        roles = {name: column for name, column in names.items() if name and column}
+        return RawColumns(uses, self._encode, roles, self._role, self._known)
+
+    def _vocabulary(self, table: str) -> Vocabulary:
+        with self._lock:
+            if table not in self._vocabularies:
+                self._vocabularies[table] = Vocabulary.load(file_of(self._run, table))
+            return self._vocabularies[table]
+
+    def _encode(self, table: pa.Table, group: RowGroup) -> pa.Table:
+        spec, schema = self._spec, self._schema
+        frame = pl.DataFrame(table)
+        if not self._labelled:
+            frame = frame.with_columns(pl.lit(0.0).alias(spec.label))
+        unit = Unit(self._origins.get(group.file, group.file), 0, None, 0, 0, 1)
+        values = _checked_values(frame, unit, group.row_in_file, spec, trained=True)
+        dense = [feature for feature in spec.features if feature.kind == "dense"]
+        moments, lowest = self._encoding.moments, self._encoding.lowest or 0.0
+        values = values.with_columns(
+            pl.col(spec.label).clip(lower_bound=0),
+            *(_dense(feature, moments, lowest).cast(pl.Float32) for feature in dense),
+            *(
+                self._ids(values[feature.name], feature, unit, group.row_in_file)
+                for feature in spec.features
+                if feature.kind != "dense"
+            ),
+        )
+        beside = [spec.label, spec.weight] if self._labelled else []
+        return values.select(
+            name for name in (*beside, *(f.name for f in schema.features)) if name
+        ).to_arrow()
+
+    def _ids(self, texts: pl.Series, feature: RawFeature, unit: Unit, row: int) -> pl.Series:
+        """Ids of values, in lists or not; BadValue for the first that can't be one, `row` being the first one's."""
+        flat, lengths = flatten(texts)
+        table = feature.table or feature.name
+        bad, expected = np.zeros(0, bool), ""
+        if feature.hash is not None:
+            ids = np.where(flat.is_null(), 0, hash_ids(flat.fill_null("0"), feature))
+            bad, expected = ids < 0, "hexadecimal numbers of 32 bits"
+        elif table in (self._schema.vocabularies or {}):
+            vocabulary = self._vocabulary(table)
+            ids = vocabulary.ids(flat.to_arrow())
+            bad = _other_form(flat, ids, vocabulary, self._spec)
+            expected = "ids written as in train, all as 17 or all as 17.0"
+        else:
+            ids = flat.to_numpy()
+        if bad.any():
+            at = int(bad.argmax())
+            row += at if lengths is None else int(np.searchsorted(lengths.cumsum(), at, side="right"))
+            raise BadValue(unit, feature.raw, row + 1, f"{expected}, found {flat[at]!r}")
+        return unflatten(texts.name, ids, lengths)
+
+    def _role(self, name: str, column: pa.ChunkedArray) -> pa.Array:
+        """Label (Float64), weight (Float64) or group (text) as prepare reads it, or null."""
+        raw = self._encoding.raw
+        frame = pl.DataFrame(pa.table({self.columns.roles[name]: column}))
+        frame = _with_nulls(frame, raw)
+        found = next(each for each in columns(Path(), frame.schema, raw) if each.name == name)
+        values = frame.select(found.value.alias(name)).to_series()
+        if name != self._schema.label:
+            return values.to_arrow()
+        self._labels |= {-1.0, 0.0} & set(values.unique())
+        if self._labelled and len(self._labels) == 2:
+            raise UserError(
+                f"column {raw.label!r} has both -1 and 0: give 0 and 1, or -1 and 1, and leave out rows without "
+                "a label"
+            )
+        return values.clip(lower_bound=0).to_arrow()
+
+    def _known(self, name: str, column: pa.ChunkedArray) -> NDArray[np.bool_] | None:
+        for feature in self._spec.features:
+            table = feature.table or feature.name
+            if (
+                feature.raw == name
+                and feature.kind == "categorical"
+                and table in (self._schema.vocabularies or {})
+            ):
+                alone = self._spec.model_copy(update={"features": (feature,), "tables": {}})
+                frame = pl.DataFrame(pa.table({name: column}))
+                frame = _with_nulls(frame, alone)
+                (of_feature,) = (
+                    each for each in columns(Path(), frame.schema, alone) if each.name == feature.name
+                )
+                texts = frame.select(of_feature.value.alias(name)).to_series()
+                return self._vocabulary(table).ids(texts.to_arrow()) > 0
+        return None
+
+
+def _with_nulls(frame: pl.DataFrame, spec: RawSchema) -> pl.DataFrame:
+    """With the columns that a schema has besides, so that one of them can be typed alone."""
+    others = set(spec.raw_columns) - set(frame.columns)
+    return frame.with_columns(pl.lit(None).alias(name) for name in others)
+
+
+def _other_form(
+    texts: pl.Series, ids: NDArray[np.int64], vocabulary: Vocabulary, spec: RawSchema
+) -> NDArray[np.bool_]:
+    """Where unknown ids are known but for being written 17.0, or 17, if `whole_floats: refuse` forbids it."""
+    found = np.zeros(len(ids), bool)
+    if spec.whole_floats == "refuse":
+        unknown = np.flatnonzero((ids == 0) & texts.is_not_null().to_numpy())
+        of_unknown = texts.gather(unknown)
+        for pattern, other in ((WHOLE_FLOAT, "$1"), (r"^(-?[0-9]+)$", "$1.0")):
+            at = of_unknown.str.contains(pattern).arg_true().to_numpy()
+            others = of_unknown.gather(at).str.replace(pattern, other)
+            found[unknown[at]] = vocabulary.ids(others.to_arrow()) > 0
+    return found

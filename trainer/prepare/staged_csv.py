@@ -1,0 +1,79 @@
+"""Raw CSV files as Parquet files of the same texts, which can be read in parts; for `raw_split`."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cetnet.trainer.data.data_files import DataFile
+from cetnet.trainer.errors import UserError
+from cetnet.trainer.files import write_json
+from cetnet.trainer.prepare.engine.chunks import frames, units
+from cetnet.trainer.prepare.engine.raw import RawSchema
+from cetnet.trainer.prepare.raw_split import RawRows, run_encoding
+from cetnet.trainer.run_folder import load_run
+
+_CHUNK_BYTES = 16_000_000
+_ORIGINS = ".origins.json"
+
+
+def check_csv(run: Path, rows: RawRows, beside: Sequence[str], *, labelled: bool) -> None:
+    """Raise UserError for what the headers of the files tell: a missing column, one of `beside` among them."""
+    spec = _spec(run, rows)
+    for number, file in enumerate(rows.files):
+        (unit,) = units(file.path, number, None, "csv", spec, [], _CHUNK_BYTES, file.keys, named=False)
+        present = [*unit.columns, *file.keys]
+        roles = [spec.label, spec.weight, spec.group] if labelled else []
+        for name in [*roles, *(feature.raw for feature in spec.features), *beside]:
+            if name is not None and name not in present:
+                raise UserError(f"{file.path} has no column {name!r}; it has {', '.join(map(repr, present))}")
+
+
+def stage_csv(run: Path, rows: RawRows, beside: Sequence[str], folder: Path) -> None:
+    """Write a Parquet file of texts for each CSV file; raises UserError for what isn't CSV.
+
+    Args:
+        run: whose columns are kept.
+        rows: the files.
+        beside: other columns that are kept.
+        folder: an empty one.
+    """
+    spec = _spec(run, rows)
+    wanted = {*spec.raw_columns, *beside}
+    origins: dict[str, str] = {}
+    for number, file in enumerate(rows.files):
+        target = folder / f"part-{number:06d}.parquet"
+        origins[target.name] = str(file.path)
+        (unit,) = units(file.path, number, None, "csv", spec, [], _CHUNK_BYTES, file.keys, named=False)
+        writer = None
+        for frame in frames(unit, "csv", spec, _CHUNK_BYTES, named=True):
+            table = frame.select(name for name in frame.columns if name in wanted).to_arrow()
+            table = table.cast(pa.schema([(name, pa.large_string()) for name in table.column_names]))
+            writer = writer or pq.ParquetWriter(target, table.schema, compression="zstd")
+            writer.write_table(table)
+        assert writer is not None
+        writer.close()
+    write_json(folder / _ORIGINS, {"path": str(rows.path), "split": rows.split, "origins": origins})
+
+
+def staged_rows(folder: Path) -> RawRows | None:
+    """What `stage_csv` wrote there; None if it is no such folder."""
+    if not (folder / _ORIGINS).is_file():
+        return None
+    content = json.loads((folder / _ORIGINS).read_text(encoding="utf-8"))
+    origins = {folder / name: Path(path) for name, path in content["origins"].items()}
+    files = [DataFile(path, {}) for path in origins]
+    return RawRows(Path(content["path"]), content["split"], "parquet", files, origins)
+
+
+def _spec(run: Path, rows: RawRows) -> RawSchema:
+    _, schema = load_run(run, resolve=False)
+    encoding = run_encoding(run, schema)
+    if encoding is None:
+        raise UserError(
+            f"{rows.path} is CSV, and {run} was trained on Parquet files that say themselves what their columns are: "
+            "convert it to Parquet with the columns of its schema.yaml"
+        )
+    return encoding.raw
