@@ -57,8 +57,8 @@ def add_evaluate(app: typer.Typer, launch: Launch) -> None:
 
         if json is not None:
             check_writable(json)
-        columns = _names(by, "--by")
-        with _opened(run, data, split, columns, nproc, labelled=True) as opened:
+        columns = column_names(by, "--by")
+        with scored_rows(run, data, split, columns, nproc, labelled=True) as opened:
             if opened.dataset is not None:
                 check_sliced(opened.dataset, columns)
             if opened.launches:
@@ -97,8 +97,8 @@ def add_predict(app: typer.Typer, launch: Launch) -> None:
         from cetnet.trainer.given import check_kept
 
         check_writable(out)
-        columns = _names(keep, "--keep")
-        with _opened(run, data, split, columns, nproc, labelled=False, beside=out) as opened:
+        columns = column_names(keep, "--keep")
+        with scored_rows(run, data, split, columns, nproc, labelled=False, beside=out) as opened:
             kept = check_kept(run, opened.dataset, columns)
             if opened.launches:
                 arguments = ["predict", str(run), str(opened.path), "--out", str(out)]
@@ -110,7 +110,8 @@ def add_predict(app: typer.Typer, launch: Launch) -> None:
             predict_run(run, opened.dataset, out, kept)
 
 
-def _names(columns: str | None, option: str) -> list[str]:
+def column_names(columns: str | None, option: str) -> list[str]:
+    """The columns that an option names, with commas between them; raises UserError for one without a name."""
     names = columns.split(",") if columns is not None else []
     if "" in names:
         raise UserError(f"{option} {columns}: a name is empty; give columns with commas between them")
@@ -139,7 +140,7 @@ class _Opened(NamedTuple):
 
 
 @contextmanager
-def _opened(
+def scored_rows(
     run: Path,
     data: Path,
     split: str | None,

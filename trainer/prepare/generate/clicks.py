@@ -235,8 +235,8 @@ def generate_clicks(
 ) -> list[str]:
     """Write `day-<n>.<format>`, `rows` rows in all, and `clicks.yaml`, their raw schema, into the new folder `out`.
 
-    Columns: those of SCHEMA, and `click_probability`, which the click was drawn from. Memory: CHUNK_ROWS rows, and all
-    users and items. Returns a line about each day. Raises UserError for an existing `out` and for too few rows.
+    Columns: those of SCHEMA, and `click_probability`, from which the click was drawn. Memory: CHUNK_ROWS rows, and
+    all users and items. Returns a line about each day. Raises UserError for an existing `out` and for too few rows.
     """
     if rows < 100 * days:
         raise UserError(f"--rows {rows}: at least 100 a day, {100 * days}")
