@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from shutil import rmtree
+from tempfile import mkdtemp
 from typing import Annotated, Any, NamedTuple
 
 import typer
@@ -171,17 +172,21 @@ def scored_rows(
     place = beside.absolute().parent if beside else None
     if place is not None and not place.is_dir():
         place = None
-    with cleaning_up(), TemporaryDirectory(prefix=".cetnet-csv-", dir=place) as folder:
-        staged = Path(folder)
-        stage = partial(stage_csv, run, rows, columns, staged)
-        if launches:
-            yield _Opened(staged, None, None, launches, lambda: (trained(), stage()))
-        else:
-            stage()
-            staged_split = staged_rows(staged)
-            assert staged_split is not None
-            dataset = check_labelled(partial(raw_split, run, staged_split), labelled)
-            yield _Opened(staged, None, dataset, launches, trained)
+    with cleaning_up():
+        # Not a TemporaryDirectory: the first rank to end, forked from here, would remove it at its exit.
+        staged = Path(mkdtemp(prefix=".cetnet-csv-", dir=place))
+        try:
+            stage = partial(stage_csv, run, rows, columns, staged)
+            if launches:
+                yield _Opened(staged, None, None, launches, lambda: (trained(), stage()))
+            else:
+                stage()
+                staged_split = staged_rows(staged)
+                assert staged_split is not None
+                dataset = check_labelled(partial(raw_split, run, staged_split), labelled)
+                yield _Opened(staged, None, dataset, launches, trained)
+        finally:
+            rmtree(staged, ignore_errors=True)
 
 
 def _check_trained(run: Path) -> None:
