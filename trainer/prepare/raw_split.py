@@ -18,12 +18,12 @@ from cetnet.trainer.data.parquet_files import RowGroup
 from cetnet.trainer.encoder.patterns import INTEGER, LOSSY_FLOAT, WHOLE_FLOAT
 from cetnet.trainer.encoder.vocabulary import Vocabulary
 from cetnet.trainer.errors import UserError
-from cetnet.trainer.prepare.engine.encoded import _dense
+from cetnet.trainer.prepare.engine.encoded import dense_values
 from cetnet.trainer.prepare.engine.input_files import input_files
 from cetnet.trainer.prepare.engine.parquet_frames import raw_uses
 from cetnet.trainer.prepare.engine.raw import RawFeature, RawSchema, columns, hash_ids
 from cetnet.trainer.prepare.engine.raw_encoding import RawEncoding
-from cetnet.trainer.prepare.engine.typed import _checked_values, flatten, unflatten
+from cetnet.trainer.prepare.engine.typed import checked_values, flatten, unflatten
 from cetnet.trainer.prepare.engine.units import BadValue, Unit
 from cetnet.trainer.prepare.engine.vocabulary_files import file_of
 from cetnet.trainer.run_folder import load_run
@@ -170,12 +170,12 @@ class RawEncoder:
         if not self._labelled:
             frame = frame.with_columns(pl.lit(0.0).alias(spec.label))
         unit = Unit(self._origins.get(group.file, group.file), 0, None, 0, 0, 1)
-        values = _checked_values(frame, unit, group.row_in_file, spec, trained=True)
+        values = checked_values(frame, unit, group.row_in_file, spec, trained=True)
         dense = [feature for feature in spec.features if feature.kind == "dense"]
         moments, lowest = self._encoding.moments, self._encoding.lowest or 0.0
         values = values.with_columns(
             pl.col(spec.label).clip(lower_bound=0),
-            *(_dense(feature, moments, lowest).cast(pl.Float32) for feature in dense),
+            *(dense_values(feature, moments, lowest).cast(pl.Float32) for feature in dense),
             *(
                 self._ids(values[feature.name], feature, unit, group.row_in_file)
                 for feature in spec.features
