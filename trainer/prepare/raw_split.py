@@ -15,6 +15,7 @@ from cetnet.models.schema import Schema
 from cetnet.trainer.data.data_files import SUFFIXES, DataFile, Format
 from cetnet.trainer.data.dataset import Dataset, RawColumns, Source
 from cetnet.trainer.data.parquet_files import RowGroup
+from cetnet.trainer.encoder.patterns import INTEGER, LOSSY_FLOAT, WHOLE_FLOAT
 from cetnet.trainer.encoder.vocabulary import Vocabulary
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.prepare.engine.encoded import _dense
@@ -24,7 +25,6 @@ from cetnet.trainer.prepare.engine.raw import RawFeature, RawSchema, columns, ha
 from cetnet.trainer.prepare.engine.raw_encoding import RawEncoding
 from cetnet.trainer.prepare.engine.typed import _checked_values, flatten, unflatten
 from cetnet.trainer.prepare.engine.units import BadValue, Unit
-from cetnet.trainer.prepare.engine.values import WHOLE_FLOAT
 from cetnet.trainer.prepare.engine.vocabulary_files import file_of
 from cetnet.trainer.run_folder import load_run
 
@@ -136,7 +136,7 @@ class RawEncoder:
         unread = {"timestamp": None, "group": None} | ({} if labelled else {"weight": None})
         self._spec = encoding.raw.model_copy(update=unread)
         self._lock = Lock()
-        self._vocabularies: dict[str, Vocabulary] = {}
+        self._vocabularies: dict[str, tuple[Vocabulary, list[str]]] = {}
         self._labels: set[float] = set()
 
     @property
@@ -153,10 +153,14 @@ class RawEncoder:
         roles = {name: column for name, column in names.items() if name and column}
         return RawColumns(uses, self._encode, roles, self._role, self._known)
 
-    def _vocabulary(self, table: str) -> Vocabulary:
+    def _vocabulary(self, table: str) -> tuple[Vocabulary, list[str]]:
+        """A table's, and in which of these forms it has ids that are numbers."""
         with self._lock:
             if table not in self._vocabularies:
-                self._vocabularies[table] = Vocabulary.load(file_of(self._run, table))
+                vocabulary = Vocabulary.load(file_of(self._run, table))
+                patterns = {"integer": INTEGER, "whole": WHOLE_FLOAT}
+                forms = [form for form, pattern in patterns.items() if vocabulary.has(pattern)]
+                self._vocabularies[table] = vocabulary, forms
             return self._vocabularies[table]
 
     def _encode(self, table: pa.Table, group: RowGroup) -> pa.Table:
@@ -186,22 +190,39 @@ class RawEncoder:
         """Ids of values, in lists or not; BadValue for the first that can't be one, `row` being the first one's."""
         flat, lengths = flatten(texts)
         table = feature.table or feature.name
-        bad, expected = np.zeros(0, bool), ""
+        bad: dict[str, NDArray] = {}
         if feature.hash is not None:
             ids = np.where(flat.is_null(), 0, hash_ids(flat.fill_null("0"), feature))
-            bad, expected = ids < 0, "hexadecimal numbers of 32 bits"
+            bad["hexadecimal numbers of 32 bits"] = np.flatnonzero(ids < 0)
+            if feature.hash_function == "text":
+                bad |= self._misread(flat, np.arange(len(flat)), self._encoding.forms.get(table, ()))
         elif table in (self._schema.vocabularies or {}):
-            vocabulary = self._vocabulary(table)
+            vocabulary, forms = self._vocabulary(table)
             ids = vocabulary.ids(flat.to_arrow())
-            bad = _other_form(flat, ids, vocabulary, self._spec)
-            expected = "ids written as in train, all as 17 or all as 17.0"
+            bad = self._misread(flat, np.flatnonzero(ids == 0), forms)
         else:
             ids = flat.to_numpy()
-        if bad.any():
-            at = int(bad.argmax())
-            row += at if lengths is None else int(np.searchsorted(lengths.cumsum(), at, side="right"))
-            raise BadValue(unit, feature.raw, row + 1, f"{expected}, found {flat[at]!r}")
+        for expected, places in bad.items():
+            if len(places):
+                at = int(places[0])
+                row += at if lengths is None else int(np.searchsorted(lengths.cumsum(), at, side="right"))
+                raise BadValue(unit, feature.raw, row + 1, f"{expected}, found {flat[at]!r}")
         return unflatten(texts.name, ids, lengths)
+
+    def _misread(self, texts: pl.Series, places: NDArray, forms: Sequence[str]) -> dict[str, NDArray]:
+        """By what is expected instead, those places whose texts stand for ids that are written otherwise in train."""
+        refused = {}
+        if self._spec.whole_floats == "refuse":
+            refused["an integer with all of its digits, or text"] = LOSSY_FLOAT
+            if "integer" in forms and "whole" not in forms:
+                refused["ids written as 17, as in training, not as 17.0"] = WHOLE_FLOAT
+            elif "whole" in forms and "integer" not in forms:
+                refused["ids written as 17.0, as in training, not as 17"] = INTEGER
+        of_places = texts.gather(places)
+        return {
+            expected: places[of_places.str.contains(pattern).fill_null(False).to_numpy()]
+            for expected, pattern in refused.items()
+        }
 
     def _role(self, name: str, column: pa.ChunkedArray) -> pa.Array:
         """Label (Float64), weight (Float64) or group (text) as prepare reads it, or null."""
@@ -235,7 +256,7 @@ class RawEncoder:
                     each for each in columns(Path(), frame.schema, alone) if each.name == feature.name
                 )
                 texts = frame.select(of_feature.value.alias(name)).to_series()
-                return self._vocabulary(table).ids(texts.to_arrow()) > 0
+                return self._vocabulary(table)[0].ids(texts.to_arrow()) > 0
         return None
 
 
@@ -243,18 +264,3 @@ def _with_nulls(frame: pl.DataFrame, spec: RawSchema) -> pl.DataFrame:
     """With the columns that a schema has besides, so that one of them can be typed alone."""
     others = set(spec.raw_columns) - set(frame.columns)
     return frame.with_columns(pl.lit(None).alias(name) for name in others)
-
-
-def _other_form(
-    texts: pl.Series, ids: NDArray[np.int64], vocabulary: Vocabulary, spec: RawSchema
-) -> NDArray[np.bool_]:
-    """Where unknown ids are known but for being written 17.0, or 17, if `whole_floats: refuse` forbids it."""
-    found = np.zeros(len(ids), bool)
-    if spec.whole_floats == "refuse":
-        unknown = np.flatnonzero((ids == 0) & texts.is_not_null().to_numpy())
-        of_unknown = texts.gather(unknown)
-        for pattern, other in ((WHOLE_FLOAT, "$1"), (r"^(-?[0-9]+)$", "$1.0")):
-            at = of_unknown.str.contains(pattern).arg_true().to_numpy()
-            others = of_unknown.gather(at).str.replace(pattern, other)
-            found[unknown[at]] = vocabulary.ids(others.to_arrow()) > 0
-    return found

@@ -27,6 +27,11 @@ def check_csv(run: Path, rows: RawRows, beside: Sequence[str], *, labelled: bool
         present = [*unit.columns, *file.keys]
         roles = [spec.label, spec.weight, spec.group] if labelled else []
         for name in [*roles, *(feature.raw for feature in spec.features), *beside]:
+            if name == spec.label and name not in present:
+                raise UserError(
+                    f"{file.path} has no column {name!r} with the label, which metrics need; `cetnet predict` scores "
+                    "such rows"
+                )
             if name is not None and name not in present:
                 raise UserError(f"{file.path} has no column {name!r}; it has {', '.join(map(repr, present))}")
 
