@@ -6,7 +6,7 @@ Heavy libraries are imported inside the commands, as in `cetnet.trainer.cli`.
 import re
 import shlex
 import sys
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -16,6 +16,7 @@ from cetnet.trainer.errors import UserError
 
 if TYPE_CHECKING:
     from cetnet.launch.render import Job
+    from cetnet.launch.serving import Service
     from cetnet.trainer.config import RunConfig
 
 app = typer.Typer(
@@ -24,7 +25,7 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 render_app = typer.Typer(
-    help="Write the job that trains FILE, as a file that needs neither TorchX nor this program.",
+    help="Write the job that trains FILE, or what serves DIR, as a file that needs neither TorchX nor this program.",
     no_args_is_help=True,
 )
 app.add_typer(render_app, name="render")
@@ -135,6 +136,71 @@ def kubernetes(
     _write(text, out)
 
 
+Folder = Annotated[
+    str, typer.Argument(metavar="DIR", help="An export, or a folder of exports, on one of the mounts.")
+]
+ServeImage = Annotated[
+    str,
+    typer.Option(help="Container image; launch/Dockerfile builds one with --build-arg SERVE=serve."),
+]
+Replicas = Annotated[int, typer.Option(min=1, help="Pods.")]
+PodCpu = Annotated[int, typer.Option(min=1, help="Cores of a pod, and threads of its model.")]
+Mounts = Annotated[
+    list[str] | None,
+    typer.Option(metavar="CLAIM:/PATH[:ro]", help="Persistent volume with the exports; repeatable."),
+]
+ServeOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--serve", metavar="OPTION=VALUE", help="Of `cetnet serve`: max-batch-rows=256; repeatable."
+    ),
+]
+
+
+@render_app.command()
+def deployment(
+    folder: Folder,
+    image: ServeImage,
+    mount: Mounts = None,
+    replicas: Replicas = 1,
+    cpu: PodCpu = 2,
+    memory: Memory = "4G",
+    serve: ServeOptions = None,
+    name: Name = "cetnet",
+    out: Out = None,
+) -> None:
+    """`cetnet serve DIR` as a plain Deployment and its Service; a new export in DIR is swapped in without a new pod.
+
+    Example: cetnet launch render deployment /exports/clicks --image registry.example/cetnet:1
+    --mount exports:/exports:ro --replicas 2 | kubectl apply -f -
+    """
+    from cetnet.launch.serving import deployment_manifests
+
+    _write(deployment_manifests(_service(folder, image, mount, replicas, cpu, memory, serve, name)), out)
+
+
+@render_app.command()
+def inferenceservice(
+    folder: Folder,
+    image: ServeImage,
+    mount: Mounts = None,
+    replicas: Replicas = 1,
+    cpu: PodCpu = 2,
+    memory: Memory = "4G",
+    serve: ServeOptions = None,
+    name: Name = "cetnet",
+    out: Out = None,
+) -> None:
+    """`cetnet serve DIR` as an InferenceService of KServe, which must be in the cluster; HTTP only.
+
+    Example: cetnet launch render inferenceservice /exports/clicks --image registry.example/cetnet:1
+    --mount exports:/exports:ro | kubectl apply -f -
+    """
+    from cetnet.launch.serving import inference_service
+
+    _write(inference_service(_service(folder, image, mount, replicas, cpu, memory, serve, name)), out)
+
+
 @app.command()
 def study(
     file: Annotated[Path, typer.Argument(help="Study file (YAML).")],
@@ -222,6 +288,33 @@ def _job(
         command=shlex.join(["cetnet", *sys.argv[1:]]),
     )
     return job, settings
+
+
+def _service(
+    folder: str,
+    image: str,
+    mounts: list[str] | None,
+    replicas: int,
+    cpu: int,
+    memory: str | None,
+    options: list[str] | None,
+    name: str,
+) -> "Service":
+    """What the options say of serving, checked."""
+    from cetnet.launch.render import Mount
+    from cetnet.launch.serving import Service
+
+    return Service(
+        folder=PurePosixPath(folder),
+        image=image,
+        mounts=[Mount.parse(text) for text in mounts or []],
+        name=name,
+        replicas=replicas,
+        cpu=cpu,
+        memory=_mebibytes(memory) or 4096,
+        arguments=tuple(f"--{key}={value}" for key, value in _pairs("serve", options).items()),
+        command=shlex.join(["cetnet", *sys.argv[1:]]),
+    )
 
 
 def _shape(text: str) -> tuple[int, int, int]:

@@ -18,6 +18,17 @@ WORKDIR = PurePosixPath("/app")
 _CONFIG = PurePosixPath("/etc/cetnet/config.yaml")
 _PORT = 29500  # of a pod, which has an address of its own
 _USER = 1000  # of launch/Dockerfile
+POD_SECURITY = {
+    "runAsNonRoot": True,
+    "runAsUser": _USER,
+    "runAsGroup": _USER,
+    "fsGroup": _USER,
+    "fsGroupChangePolicy": "OnRootMismatch",
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
+CONTAINER_SECURITY = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+"""No privileges, in this and in the pod."""
+
 # Seconds that a node waits for the others: they may still pull the image, or queue for GPUs.
 _PATIENCE = 1800
 # Seconds from the warning to the end, in which a checkpoint is written; torchrun alone would give its processes 30.
@@ -113,7 +124,7 @@ def slurm_script(
     )
     lines = [
         "#!/bin/bash",
-        *_header(job),
+        *_header(job.command),
         f"# Submit it with `sbatch FILE`. Failed, pre-empted, out of time: it resumes, {job.retries} times at most.",
         *(f"#SBATCH --{directive}" for directive in directives),
         "",
@@ -229,7 +240,7 @@ def kubernetes_manifests(
         _service(job, metadata),
         _indexed_job(job, metadata, _pod(job, _container(job, image, disk), mounts), queue),
     ]
-    return "\n".join([*_header(job), yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, width=110)])
+    return as_yaml(job.command, documents)
 
 
 def _labels(job: Job) -> dict[str, str]:
@@ -276,34 +287,23 @@ def _indexed_job(
 
 def _pod(job: Job, container: dict[str, Any], mounts: list[Mount]) -> dict[str, Any]:
     """A pod with the container and its volumes: experiment file, shared memory, and the mounts."""
-    volumes: list[dict[str, Any]] = [
+    volumes, volume_mounts = mounted(mounts)
+    volumes += [
         {"name": "config", "configMap": {"name": job.name}},
         # 64 MiB by default, too little for NCCL; counts as the pod's memory.
         {"name": "shared-memory", "emptyDir": {"medium": "Memory"}},
     ]
-    volume_mounts: list[dict[str, Any]] = [
+    volume_mounts += [
         {"name": "config", "mountPath": str(_CONFIG.parent), "readOnly": True},
         {"name": "shared-memory", "mountPath": "/dev/shm"},
     ]
-    for number, mount in enumerate(mounts):
-        name = f"mount-{number}"
-        claim = {"claimName": mount.claim, "readOnly": mount.read_only}
-        volumes.append({"name": name, "persistentVolumeClaim": claim})
-        volume_mounts.append({"name": name, "mountPath": str(mount.path), "readOnly": mount.read_only})
     return {
         "subdomain": job.name,  # pod 0 is <name>-0.<name>, whatever node it is on
         "restartPolicy": "Never",
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": _GRACE,
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": _USER,
-            "runAsGroup": _USER,
-            "fsGroup": _USER,
-            "fsGroupChangePolicy": "OnRootMismatch",
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
+        "securityContext": POD_SECURITY,
         "containers": [container | {"volumeMounts": volume_mounts}],
         "volumes": volumes,
     }
@@ -335,8 +335,25 @@ def _container(job: Job, image: str, disk: int) -> dict[str, Any]:
         "env": [{"name": key, "value": value.replace("$", "$$")} for key, value in job.environment.items()],
         "ports": [{"name": "rendezvous", "containerPort": _PORT}],
         "resources": {"requests": resources, "limits": resources},
-        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+        "securityContext": CONTAINER_SECURITY,
     }
+
+
+def mounted(mounts: list[Mount]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The volumes of a pod for these mounts, and how its container mounts them."""
+    volumes, volume_mounts = [], []
+    for number, mount in enumerate(mounts):
+        name = f"mount-{number}"
+        claim = {"claimName": mount.claim, "readOnly": mount.read_only}
+        volumes.append({"name": name, "persistentVolumeClaim": claim})
+        volume_mounts.append({"name": name, "mountPath": str(mount.path), "readOnly": mount.read_only})
+    return volumes, volume_mounts
+
+
+def as_yaml(command: str, documents: list[dict[str, Any]]) -> str:
+    """Manifests for `kubectl apply`, under the command that rendered them."""
+    text = yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, width=110)
+    return "\n".join([*_header(command), text])
 
 
 class _Dumper(yaml.SafeDumper):
@@ -354,6 +371,6 @@ def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 _Dumper.add_representer(str, _text)
 
 
-def _header(job: Job) -> list[str]:
+def _header(command: str) -> list[str]:
     """The command, in a comment of one line that takes no text for anything else."""
-    return [f"# {printable(' '.join(job.command.split()))}"] if job.command else []
+    return [f"# {printable(' '.join(command.split()))}"] if command else []

@@ -102,11 +102,19 @@ class Fuzzer:
                 name = self.random.choice(list(row))
                 row[name] = self._changed(name, row[name])
             chosen.append(row)
+        for name in (name for name, is_list in self._is_list.items() if is_list):
+            if not self._can_be_text([row[name] or [] for row in chosen]):
+                # As a tensor, in which missing values at the end are none.
+                for row in chosen:
+                    row[name] = _without_end(row[name] or [])
         return chosen
+
+    def _can_be_text(self, lists: Sequence[list[str]]) -> bool:
+        return all(each != [""] and not any(self._separator in value for value in each) for each in lists)
 
     def _changed(self, name: str, value: Any) -> Any:
         if isinstance(value, list) or self._is_list[name]:
-            return [self._value(name) for _ in range(self.random.choice([0, 1, 500]))]
+            return [self._value(name) or "" for _ in range(self.random.choice([0, 1, 500]))]
         return self._value(name)
 
     def _value(self, name: str) -> str | None:
@@ -133,10 +141,8 @@ class Fuzzer:
     def _list_tensor(self, name: str, values: list[list[str] | None]) -> Tensor:
         lists = [value or [] for value in values]
         as_text = [self._separator.join(each) for each in lists]
-        can_be_text = all(self._separator not in value for each in lists for value in each)
-        can_be_text &= all(each != [""] for each in lists)
-        can_be_tensor = all(not each or each[-1] for each in lists)
-        if can_be_text and (self.random.random() < 0.5 or not can_be_tensor):
+        can_be_tensor = all(each == _without_end(each) for each in lists)
+        if self._can_be_text(lists) and (self.random.random() < 0.5 or not can_be_tensor):
             return Tensor(name, "BYTES", [len(lists)], as_text)
         width = max(map(len, lists)) + self.random.choice([0, 1])
         flat = [value for each in lists for value in [*each, *[None] * (width - len(each))]]
@@ -147,6 +153,14 @@ def _text(value: Any) -> Any:
     if isinstance(value, list):
         return ["" if each is None else str(each) for each in value]
     return None if value is None else str(value)
+
+
+def _without_end(values: list[str]) -> list[str]:
+    """Without the missing values at its end."""
+    kept = len(values)
+    while kept and not values[kept - 1]:
+        kept -= 1
+    return values[:kept]
 
 
 def _is_number(text: str) -> bool:

@@ -99,8 +99,7 @@ def _latency(export: Path, sent: Sequence[Payload], seconds: float) -> dict[str,
 def tables_bytes(export: Path) -> int:
     """Bytes of the embedding tables; 0 if the export doesn't say."""
     about = json.loads((export / "about.json").read_text(encoding="utf-8"))
-    tables = about.get("tables", {})
-    return sum(int(of.get("bytes", 0)) for of in tables.values() if isinstance(of, dict))
+    return int(about.get("table_bytes", 0))
 
 
 def _told(load: Load) -> dict[str, Any]:

@@ -89,7 +89,7 @@ def _holding(random: Random, victim: Tensor) -> tuple[Any, str, list[Any]]:
             ("INT32", 1.5),
             ("INT64", "1"),
             ("INT64", True),
-            ("INT64", [1]),
+            ("INT64", [[1]]),
             ("FP32", "1"),
             ("FP64", True),
             ("FP64", {}),

@@ -32,7 +32,13 @@ def plot_latency(results: dict[str, Any], path: Path) -> None:
     for each, rate in zip(levels, rates, strict=True):
         if each["failed"]:
             share = each["failed"] / sum(each["outcomes"].values())
-            axes.annotate(f"{share:.0%} refused", (rate, each["p99"]), (-50, -4), textcoords="offset points")
+            place: dict[str, Any] = {
+                "textcoords": "offset points",
+                "ha": "center",
+                "fontsize": 8,
+                "color": COLORS[1],
+            }
+            axes.annotate(f"{share:.0%}\nrefused", (rate, each["p99"]), (0, 7), **place)
     for x, y, name, color in ends:
         axes.annotate(name, (x, y), (6, 0), textcoords="offset points", color=color, va="center")
     axes.set_xlabel(f"requests a second, of {results['candidates']} candidates each")

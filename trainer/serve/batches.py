@@ -3,11 +3,12 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from cetnet.trainer.console import console
@@ -17,7 +18,7 @@ from cetnet.trainer.serve.metrics import Metrics
 from cetnet.trainer.serve.requests import Request
 from cetnet.trainer.serve.tensors import BadRequest
 
-_WASTE = 1 << 18  # ids of padding that a batch may have beyond those of its requests alone
+_PADDED = 1 << 18  # rows times the longest list of a batch: one of thousands would make thousands of all
 
 
 class Busy(RuntimeError):
@@ -118,11 +119,12 @@ class Batches:
     def _take(self) -> list[_Waiting]:
         """The requests at the front that one version scores and one batch holds."""
         batch: list[_Waiting] = []
-        rows = 0
+        rows = longest = 0
         while self._waiting:
-            first = self._waiting[0]
-            rows += first.request.rows
-            if batch and (rows > self._max_rows or first.request.version is not batch[0].request.version):
+            request = self._waiting[0].request
+            rows, longest = rows + request.rows, max(longest, request.longest)
+            fits = rows <= self._max_rows and rows * longest <= _PADDED
+            if batch and not (fits and request.version is batch[0].request.version):
                 break
             batch.append(self._waiting.popleft())
         self._count(-sum(each.request.rows for each in batch))
@@ -133,42 +135,41 @@ class Batches:
         return batch
 
     def _score(self, requests: Sequence[Request]) -> list[NDArray[np.float32] | Exception]:
-        """An answer or what is wrong, for each; in the model's thread."""
-        answers: dict[int, NDArray[np.float32] | Exception] = {}
-        encoded: dict[int, dict[str, NDArray]] = {}
-        start = time.perf_counter()
-        for number, request in enumerate(requests):
-            try:
-                encoded[number] = request.version.scorer.encoder.encode(request.table)
-            except ValueError as error:
-                answers[number] = BadRequest(printable(str(error)))
-            except Exception as error:
-                answers[number] = _failed(error)
-        self._metrics.encode_seconds.observe(time.perf_counter() - start)
-        for group in _alike(encoded):
-            answers |= self._run({number: requests[number] for number in group}, encoded)
-        return [answers[number] for number in range(len(requests))]
-
-    def _run(
-        self, requests: dict[int, Request], encoded: dict[int, dict[str, NDArray]]
-    ) -> dict[int, NDArray[np.float32] | Exception]:
-        """The answers to requests of one version; if they fail together, each is tried alone."""
-        version = next(iter(requests.values())).version
-        start = time.perf_counter()
+        """An answer or what is wrong, for each; in the model's thread. If they fail together, each is tried alone."""
         try:
-            inputs = _together([encoded[number] for number in requests])
-            scores = version.scorer.run(inputs)
-            if not np.isfinite(scores).all():
-                raise FloatingPointError("the model's answer is no number")
+            return self._scored(requests)
         except Exception as error:
-            if len(requests) == 1:
-                return dict.fromkeys(requests, _failed(error))
-            alone = [self._run({number: request}, encoded) for number, request in requests.items()]
-            return {number: answer for each in alone for number, answer in each.items()}
-        self._metrics.model_seconds.observe(time.perf_counter() - start)
-        self._observe(list(requests.values()), inputs, scores)
-        ends = np.cumsum([request.rows for request in requests.values()])
-        return dict(zip(requests, np.split(scores, ends[:-1], axis=1), strict=True))
+            if len(requests) > 1:
+                return [answer for request in requests for answer in self._score([request])]
+            if isinstance(error, BadRequest):
+                return [error]
+            console.print(f"no answer: {explain(error)[0]}", style="bold red")
+            return [Failed("the model gave no answer; the server's log says why")]
+
+    def _scored(self, requests: Sequence[Request]) -> list[NDArray[np.float32] | Exception]:
+        metrics, version = self._metrics, requests[0].version
+        alike: dict[pa.Schema, list[int]] = {}
+        for number, request in enumerate(requests):
+            alike.setdefault(request.table.schema, []).append(number)
+        order = [number for numbers in alike.values() for number in numbers]
+        with metrics.encode_seconds.time():
+            try:
+                # Of many rows it takes hardly longer than of a few.
+                parts = [
+                    version.scorer.encoder.encode(pa.concat_tables(requests[n].table for n in numbers))
+                    for numbers in alike.values()
+                ]
+            except ValueError as error:
+                raise BadRequest(printable(str(error))) from error
+            inputs = _together(parts)
+        with metrics.model_seconds.time():
+            scores = version.scorer.run(inputs)
+        if not np.isfinite(scores).all():
+            raise FloatingPointError("a probability is no number")
+        self._observe(requests, inputs, scores)
+        ends = np.cumsum([requests[number].rows for number in order])
+        answers = dict(zip(order, np.split(scores, ends[:-1], axis=1), strict=True))
+        return [answers[number] for number in range(len(requests))]
 
     def _observe(
         self, requests: Sequence[Request], inputs: dict[str, NDArray], scores: NDArray[np.float32]
@@ -197,35 +198,8 @@ class Batches:
                 metrics.unknown.labels(feature).inc(max(0, int(looked_up - positive)))
 
 
-def _failed(error: Exception) -> Failed:
-    console.print(f"no answer: {explain(error)[0]}", style="bold red")
-    return Failed("the model gave no answer; the server's log says why")
-
-
-def _alike(encoded: dict[int, dict[str, NDArray]]) -> Iterable[list[int]]:
-    """Requests, in their order, in groups without much padding: a list of thousands would make thousands of all."""
-    group: list[int] = []
-    for number, inputs in encoded.items():
-        if group and _padding([encoded[each] for each in group] + [inputs]) > _WASTE:
-            yield group
-            group = []
-        group.append(number)
-    if group:
-        yield group
-
-
-def _padding(parts: Sequence[dict[str, NDArray]]) -> int:
-    """Ids that joining these requests would add."""
-    added = 0
-    for name, first in parts[0].items():
-        if first.ndim == 3:
-            longest = max(part[name].shape[2] for part in parts)
-            added += sum(part[name].size * longest // part[name].shape[2] - part[name].size for part in parts)
-    return added
-
-
 def _together(parts: Sequence[dict[str, NDArray]]) -> dict[str, NDArray]:
-    """The inputs of several requests as those of one, lists filled up with -1 to the longest."""
+    """The inputs of several tables as those of one, lists filled up with -1 to the longest."""
     if len(parts) == 1:
         return dict(parts[0])
     joined = {}

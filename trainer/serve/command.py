@@ -65,7 +65,8 @@ def serve(
         raise UserError(f"--name {name!r}: a name that can stand in an address is expected")
     if importlib.util.find_spec("kserve") is None:
         raise UserError("serving needs KServe's Python server: install 'cetnet[serve]'")
-    with _bound(host, port) as http:
+    with _bound(host, port, "--port") as http:
+        _bound(host, grpc_port, "--grpc-port").close()  # gRPC binds it itself, once torch is loaded
         if not _is_loopback(host):
             console.print(
                 f"whoever reaches {host} can ask: there is no password; keep it behind a proxy that has one"
@@ -90,7 +91,7 @@ def serve(
         )
 
 
-def _bound(host: str, port: int) -> socket.socket:
+def _bound(host: str, port: int, option: str) -> socket.socket:
     """A socket on which to listen; raises UserError if there is none to be had."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
@@ -106,7 +107,7 @@ def _bound(host: str, port: int) -> socket.socket:
         return bound
     except OSError as error:
         raise UserError(
-            f"cannot listen on {host}:{port} ({reason(error)}); choose another --host or --port"
+            f"cannot listen on {host}:{port} ({reason(error)}); choose another --host or {option}"
         ) from None
 
 

@@ -20,7 +20,6 @@ from prometheus_client import exposition
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from cetnet.trainer.failures import tell
 from cetnet.trainer.serve.batches import Busy, Failed
 from cetnet.trainer.serve.plane import Plane
 from cetnet.trainer.serve.requests import HEADER_LENGTH, from_grpc, from_http, grpc_response, http_response
@@ -33,6 +32,7 @@ _STATUS = {
     ModelNotFound: 404,
     NotImplementedError: 501,
     Busy: 503,
+    Failed: 500,
     ModelNotReady: 503,
     ServerNotReady: 503,
     ServerNotLive: 503,
@@ -44,6 +44,7 @@ _CODES = {
     Failed: grpc.StatusCode.INTERNAL,
 }
 _GONE = 499  # nobody reads it
+_FAULT = "a fault of the server; its log says which"
 _AGAIN = {"retry-after": "1"}
 
 
@@ -57,19 +58,16 @@ def application(plane: Plane) -> FastAPI:
     app.add_route("/metrics", partial(_metrics, plane), methods=["GET"])
     register_v2_endpoints(app, plane, ModelRepositoryExtension(plane.model_registry))
     for kind in [*_STATUS, Exception]:
-        app.add_exception_handler(kind, _refused)
+        app.add_exception_handler(kind, partial(_refused, plane))
     return app
 
 
-async def _refused(_: Request, error: Exception) -> Response:
-    status = next((status for kind, status in _STATUS.items() if isinstance(error, kind)), 500)
-    if status == 500:
-        if not isinstance(error, Failed):
-            tell(error)
-        text = str(error) if isinstance(error, Failed) else "a fault of the server; its log says which"
-    else:
-        text = str(error)
-    return JSONResponse({"error": text}, status, _AGAIN if status == 503 else None)
+async def _refused(plane: Plane, _: Request, error: Exception) -> Response:
+    status = next((status for kind, status in _STATUS.items() if isinstance(error, kind)), None)
+    if status is None:
+        plane.tell_fault(error)
+        return JSONResponse({"error": _FAULT}, 500)
+    return JSONResponse({"error": str(error)}, status, _AGAIN if status == 503 else None)
 
 
 async def _metrics(plane: Plane, request: Request) -> Response:
@@ -86,8 +84,11 @@ async def _infer(plane: Plane, request: Request) -> Response:
         raise BadRequest("content-encoding: only identity is read; send the body as it is")
     try:
         body = await asyncio.wait_for(_body(plane, request), _BODY_SECONDS)
-    except ClientDisconnect:
-        plane.metrics.requests.labels("http", "cancelled").inc()
+    except (TooLarge, Busy) as error:
+        plane.count("http", error)
+        raise
+    except ClientDisconnect as error:
+        plane.count("http", error)
         return Response(status_code=_GONE)
     except TimeoutError:
         return JSONResponse({"error": f"no whole body in {_BODY_SECONDS:.0f} seconds"}, 408)
@@ -102,15 +103,12 @@ async def _infer(plane: Plane, request: Request) -> Response:
 
 
 async def _body(plane: Plane, request: Request) -> bytes:
-    """The body; raises TooLarge before more than the limit is in memory."""
-    most = plane.limits.bytes
-    parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > most:
-            plane.metrics.requests.labels("http", "too_large").inc()
-            raise TooLarge(f"the body is larger than {most} bytes; send less rows at once")
-        parts.append(part)
+    """The body; raises as `Plane.reading`, before more than the limit is in memory."""
+    parts = []
+    with plane.reading() as came:
+        async for part in request.stream():
+            came(len(part))
+            parts.append(part)
     return b"".join(parts)
 
 
@@ -154,6 +152,11 @@ class _Service(InferenceServicer):
             if isinstance(error, Busy):
                 context.set_trailing_metadata((("grpc-retry-pushback-ms", "1000"),))
             await context.abort(code, str(error))
+        except Exception as error:
+            if not isinstance(error, ModelNotReady):
+                plane.tell_fault(error)
+                await context.abort(grpc.StatusCode.INTERNAL, _FAULT)
+            raise
         return messages.ModelInferResponse(**grpc_response(found, plane.name, scores))
 
 

@@ -3,8 +3,10 @@
 The one place, with `endpoints.py`, that knows KServe's classes.
 """
 
+import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from kserve.errors import ModelNotFound, ModelNotReady
@@ -12,13 +14,26 @@ from kserve.model import BaseKServeModel
 from kserve.model_repository import ModelRepository
 from kserve.protocol.dataplane import DataPlane
 from numpy.typing import NDArray
+from starlette.requests import ClientDisconnect
 
 import cetnet
-from cetnet.trainer.serve.batches import Batches, Busy, Failed
+from cetnet.trainer.failures import tell
+from cetnet.trainer.serve.batches import Batches, Busy
 from cetnet.trainer.serve.metrics import Metrics
 from cetnet.trainer.serve.requests import Request
 from cetnet.trainer.serve.tensors import BadRequest, Limits, TooLarge
 from cetnet.trainer.serve.version import Version, Versions
+
+_OUTCOMES = {
+    TooLarge: "too_large",
+    BadRequest: "invalid",
+    Busy: "rejected",
+    ModelNotReady: "rejected",
+    ClientDisconnect: "cancelled",
+    asyncio.CancelledError: "cancelled",
+}
+_BODIES = 16  # of the largest size, that may be in memory at once
+_TOLD = 10  # faults
 
 
 class _Model(BaseKServeModel):
@@ -69,7 +84,38 @@ class Plane(DataPlane):
         super().__init__(_Repository(name, versions))
         self.name, self.limits, self.metrics = name, limits, metrics
         self._versions, self._batches = versions, batches
+        self._faults = self._read = 0
         self.draining = False
+
+    @contextmanager
+    def reading(self) -> Iterator[Callable[[int], None]]:
+        """Count the bytes of a body while it is in memory: the block tells of each part that has come.
+
+        Raises:
+            TooLarge: it is larger than a request may be.
+            Busy: all bodies together are larger than a few requests may be.
+        """
+        size = 0
+
+        def came(more: int) -> None:
+            nonlocal size
+            size += more
+            self._read += more
+            if size > self.limits.bytes:
+                raise TooLarge(f"the body is larger than {self.limits.bytes} bytes; send less rows at once")
+            if self._read > _BODIES * self.limits.bytes:
+                raise Busy("too much is being read; try again, or ask another server")
+
+        try:
+            yield came
+        finally:
+            self._read -= size
+
+    def tell_fault(self, error: Exception) -> None:
+        """Say what an error of the program was, with its traceback in a file, of the first few."""
+        self._faults += 1
+        if self._faults <= _TOLD:
+            tell(error)
 
     def metadata(self) -> dict[str, Any]:
         """Of the server."""
@@ -123,27 +169,18 @@ class Plane(DataPlane):
         Raises:
             BadRequest, Busy, Failed, ModelNotReady: as they say.
         """
-        start, outcome = time.perf_counter(), "cancelled"
+        start = time.perf_counter()
         try:
             request = parse(self.version, self.limits)
             scores = await self._batches.score(request)
-            outcome = "ok"
-            self.metrics.seconds.observe(time.perf_counter() - start)
-            return request, scores
-        except TooLarge:
-            outcome = "too_large"
+        except BaseException as error:
+            self.count(protocol, error)
             raise
-        except BadRequest:
-            outcome = "invalid"
-            raise
-        except (Busy, ModelNotReady):
-            outcome = "rejected"
-            raise
-        except Failed:
-            outcome = "failed"
-            raise
-        except Exception:
-            outcome = "failed"
-            raise
-        finally:
-            self.metrics.requests.labels(protocol, outcome).inc()
+        self.metrics.requests.labels(protocol, "ok").inc()
+        self.metrics.seconds.observe(time.perf_counter() - start)
+        return request, scores
+
+    def count(self, protocol: str, error: BaseException) -> None:
+        """Count a request that was not answered with scores."""
+        outcome = next((name for kind, name in _OUTCOMES.items() if isinstance(error, kind)), "failed")
+        self.metrics.requests.labels(protocol, outcome).inc()

@@ -17,6 +17,7 @@ from cetnet.trainer.serve.tensors import (
     from_bytes,
     from_json,
     from_values,
+    longest_list,
     num_missing,
     shown,
     strict_json,
@@ -58,6 +59,7 @@ class Request:
         version: whose columns they have, and which scores them.
         table: the raw columns that the version asks for.
         missing: of each raw column, in how many rows it has no value.
+        longest: values in its longest list.
         outputs: what is sent back, in this order.
         id: the client's name for it; "" if it has none.
     """
@@ -65,6 +67,7 @@ class Request:
     version: Version
     table: pa.Table
     missing: dict[str, int]
+    longest: int
     outputs: tuple[Output, ...]
     id: str = ""
 
@@ -217,7 +220,9 @@ def _request(
         for name, is_list in version.columns.items()
     }
     missing = {name: num_missing(array) for name, array in arrays.items()}
-    return Request(version, pa.table(arrays), missing, outputs, id)
+    lists = [arrays[name] for name, is_list in version.columns.items() if is_list]
+    longest = max((longest_list(each, version.separator) for each in lists), default=0)
+    return Request(version, pa.table(arrays), missing, longest, outputs, id)
 
 
 def http_response(request: Request, name: str, scores: NDArray[np.float32]) -> tuple[bytes, dict[str, str]]:

@@ -135,7 +135,7 @@ def _grpc_server(plane: Plane, address: str) -> tuple[grpc.aio.Server, int]:
             ("grpc.max_send_message_length", size),
             ("grpc.so_reuseport", 0),  # two servers on one port would share its calls
         ],
-        maximum_concurrent_rpcs=1000,
+        maximum_concurrent_rpcs=200,
     )
     add_services(server, plane)
     try:

@@ -209,8 +209,7 @@ def column(about: Tensor, values: pa.Array, is_list: bool, separator: str, limit
             raise BadRequest(
                 f"{shown(about.name)}: shape [{about.rows}]; the column holds lists: send [rows, values], or text"
             )
-        longest = pc.max(pc.count_substring(values, separator)).as_py() or 0
-        check_lists(about.name, about.rows, longest + 1, limits)
+        check_lists(about.name, about.rows, longest_list(values, separator), limits)
         return values
     given = values.is_valid().to_numpy(zero_copy_only=False).reshape(about.rows, about.width)
     # Of each row, one more than the place of the last value that isn't missing.
@@ -218,6 +217,13 @@ def column(about: Tensor, values: pa.Array, is_list: bool, separator: str, limit
     kept = (np.arange(about.width) < lengths[:, None]).ravel()
     offsets = pa.array(np.append(0, np.cumsum(lengths)), pa.int64())
     return pa.LargeListArray.from_arrays(offsets, values.filter(pa.array(kept)))
+
+
+def longest_list(column: pa.Array, separator: str) -> int:
+    """Values in the longest list of a column of lists, or of text with a separator between values."""
+    if pa.types.is_large_list(column.type):
+        return pc.max(pc.list_value_length(column)).as_py() or 0
+    return (pc.max(pc.count_substring(column, separator)).as_py() or 0) + 1
 
 
 def num_missing(column: pa.Array) -> int:
