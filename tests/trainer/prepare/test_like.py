@@ -303,3 +303,29 @@ def test_command(tmp_path: Path, day_csv: tuple[Path, Oracle]) -> None:
     assert result.exit_code == 0, result.output
     check_rows(out / "validation", rows, oracle)
     assert {path.name for path in out.iterdir() if path.is_dir()} == {"validation", "vocabularies"}
+
+
+@settings(max_examples=10, deadline=None)
+@given(
+    st.lists(st.text(), min_size=1, max_size=30),
+    st.lists(st.none() | st.text(), min_size=1, max_size=30),
+    st.booleans(),
+)
+def test_any_text(
+    tmp_path_factory: pytest.TempPathFactory, then: list[str], now: list[str | None], grow: bool
+) -> None:
+    folder, now = tmp_path_factory.mktemp("text"), [*now, *then[:9]]
+    spec = {"label": "y", "features": [{"name": "n", "kind": "categorical"}], "whole_floats": "text"}
+    (folder / "raw.yaml").write_text(yaml.safe_dump(spec), encoding="utf-8")
+    for name, values in (("then", then), ("now", now)):
+        frame = pl.DataFrame({"y": [0] * len(values), "n": values}, schema_overrides={"n": pl.String})
+        frame.write_parquet(folder / f"{name}.parquet")
+    first, out = folder / "first", folder / "out"
+    prepare_tabular("parquet", folder / "then.parquet", first, folder / "raw.yaml", "train", workers=1)
+    prepare_tabular("parquet", folder / "now.parquet", out, like=first, grow=grow, workers=1)
+    known = sorted({text for text in then if text}, key=str.encode)
+    if grow:
+        known += sorted({text for text in now if text and text not in known}, key=str.encode)
+    expected = [1 + known.index(text) if text in known else 0 for text in now]
+    assert pq.read_table(out / ("train" if grow else "test"))["n"].to_pylist() == expected
+    assert pq.read_table(out / "vocabularies/n.parquet")["value"].to_pylist()[: len(known)] == known
