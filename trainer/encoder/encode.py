@@ -30,7 +30,7 @@ class WrongValue(ValueError):
 
     Attributes:
         column: its name in the raw rows.
-        row: counts from 0, as the first row does.
+        row: its number; that of the first row is 0, unless `encode` was told another.
     """
 
     def __init__(self, column: str, row: int, expected: str, value: object) -> None:
@@ -99,7 +99,7 @@ class Encoder:
                 raise ValueError(
                     f"format {self.request['format']!r} is not {FORMAT}, which this program reads"
                 )
-            self._columns = [_Column(**_known(entry)) for entry in self.request["columns"]]
+            self._columns = [_Column(**_read_keys(entry)) for entry in self.request["columns"]]
             self._inputs = {each["name"]: each for each in self.request["inputs"]}
             self.outputs: list[str] = list(self.request["outputs"])
             self._null_values = tuple(self.request["null_values"])
@@ -107,8 +107,7 @@ class Encoder:
             self._whole_floats: str = self.request["whole_floats"]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"{path}: not the request.json of an exported model ({error!r})") from error
-        by_kind = {kind: [c for c in self._columns if c.kind == kind] for kind in ("dense", "categorical")}
-        self._dense, self._categorical = by_kind["dense"], by_kind["categorical"]
+        self._dense = [column for column in self._columns if column.kind == "dense"]
         # those of a table beside each other: they are looked up together
         tables = list(dict.fromkeys(c.table for c in self._columns if c.takes == "text"))
         self._of_table = {t: [c for c in self._columns if c.table == t and c.takes == "text"] for t in tables}
@@ -186,7 +185,7 @@ class Encoder:
             elif column.transform == "log_from_lowest":
                 of = np.log(np.maximum(of, column.lowest) - column.lowest + 2)
             numbers[:, place] = np.where(missing, column.missing, of)
-            if len(bad := np.flatnonzero(np.abs(numbers[:, place]) > _MAX_FLOAT32)):
+            if len(bad := np.flatnonzero(~(np.abs(numbers[:, place]) <= _MAX_FLOAT32))):  # NaN is none
                 value = table[column.column][int(bad[0])].as_py()
                 raise WrongValue(
                     column.column, int(bad[0]), f"a number that {column.transform} can take", value
@@ -324,7 +323,7 @@ class Encoder:
         return _Values(column, flat, lengths)
 
 
-def _known(entry: dict[str, Any]) -> dict[str, Any]:
+def _read_keys(entry: dict[str, Any]) -> dict[str, Any]:
     """What the encoder reads of an entry; others are for people."""
     return {key: value for key, value in entry.items() if key in _Column.__dataclass_fields__}
 
