@@ -21,10 +21,9 @@ model = torch.export.load(str(folder / "model.pt2")).module()  # these -> probab
 
 rows, *out = sys.argv[1:] or [str(folder / "examples.parquet")]
 if rows.endswith(".csv"):
-    texts = csv.ConvertOptions(
-        column_types={each["column"]: pa.string() for each in encoder.request["columns"]}
-    )
-    batches = csv.open_csv(rows, None, csv.ParseOptions(newlines_in_values=True), texts)
+    texts = {column["column"]: pa.string() for column in encoder.request["columns"]}
+    lines, types = csv.ParseOptions(newlines_in_values=True), csv.ConvertOptions(column_types=texts)
+    batches = csv.open_csv(rows, parse_options=lines, convert_options=types)
 else:
     batches = parquet.ParquetFile(rows).iter_batches(4096)
 parts = [np.empty((len(encoder.outputs), 0), np.float32)]
@@ -40,4 +39,5 @@ else:
     expected = parquet.read_table(rows, columns=[f"expected/{name}" for name in encoder.outputs])
     difference = np.abs(scores - np.stack(expected.columns)).max()
     print(f"{expected.num_rows} examples, largest difference {difference:.1e}")
-    sys.exit(not difference <= json.loads((folder / "about.json").read_text("utf-8"))["tolerance"])
+    tolerance = json.loads((folder / "about.json").read_text(encoding="utf-8"))["tolerance"]
+    sys.exit(not difference <= tolerance)
