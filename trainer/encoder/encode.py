@@ -112,7 +112,7 @@ class Encoder:
         tables = list(dict.fromkeys(c.table for c in self._columns if c.takes == "text"))
         self._of_table = {t: [c for c in self._columns if c.table == t and c.takes == "text"] for t in tables}
         self._vocabularies = {
-            table: _known_values(path.parent, table, columns[0].rows)
+            table: _known_values(path.parent, table, columns[0].rows, self._whole_floats == "refuse")
             for table, columns in self._of_table.items()
             if columns[0].ids == "vocabulary"
         }
@@ -265,7 +265,7 @@ class Encoder:
             ids, wrong = known.vocabulary.ids(texts, hashes), known.expected
             bad = np.zeros(len(ids), np.bool_)
             unknown = np.flatnonzero((ids == 0) & ~missing)
-            if known.other_form and self._whole_floats == "refuse" and len(unknown):
+            if known.other_form and len(unknown):
                 found = pc.match_substring_regex(texts.take(pa.array(unknown)), known.other_form)
                 bad[unknown[found.to_numpy(False)]] = True
         if bad.any():
@@ -329,9 +329,9 @@ def _read_keys(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 class _Known(NamedTuple):
-    """A table's vocabulary, and values that nobody could tell from its own, if they are refused: as a pattern.
+    """A table's vocabulary, and a pattern of values that are refused, because they may be its own, written otherwise.
 
-    Those are integers written as 17.0 where the vocabulary has 17, or the other way round.
+    Those are 17.0 where the vocabulary has 17, or the other way round.
     """
 
     vocabulary: Vocabulary
@@ -339,7 +339,7 @@ class _Known(NamedTuple):
     expected: str
 
 
-def _known_values(folder: Path, table: str, rows: int) -> _Known:
+def _known_values(folder: Path, table: str, rows: int, refuse: bool) -> _Known:
     path = folder / "vocabularies" / f"{table}.parquet"
     if path.parent != folder / "vocabularies":
         raise ValueError(f"{folder}: table {table!r} can't be a file's name")
@@ -349,9 +349,9 @@ def _known_values(folder: Path, table: str, rows: int) -> _Known:
         raise ValueError(f"{path}: not a vocabulary ({error})") from error
     if len(vocabulary) >= rows:
         raise ValueError(f"{path}: {len(vocabulary)} values, but the model's table has {rows} rows")
-    if vocabulary.has(INTEGER):
+    if refuse and vocabulary.has(INTEGER):
         return _Known(vocabulary, WHOLE_FLOAT, "ids written as 17, as in training, not as 17.0")
-    if vocabulary.has(WHOLE_FLOAT):
+    if refuse and vocabulary.has(WHOLE_FLOAT):
         return _Known(vocabulary, INTEGER, "ids written as 17.0, as in training, not as 17")
     return _Known(vocabulary, None, "")
 
