@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from cetnet.models.config import FusionConfig
-from cetnet.models.layers.mlp import BilinearFusion, LogitLinear, linear, mlp
+from cetnet.models.layers.mlp import BilinearFusion, LogitLinear, linear, mlp, without_autocast
 
 
 def binary_entropy(logit: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ class Fusion(nn.Module):
 
         Computes in float32 even under autocast.
         """
-        with torch.autocast(logits.device.type, enabled=False):
+        with without_autocast(logits):
             dtype = torch.promote_types(logits.dtype, torch.float32)
             embeddings = [embedding.to(dtype) for embedding in embeddings]
             weights = self._weights(embeddings, logits)  # [B, N]

@@ -219,7 +219,6 @@ class Served(nn.Module):
     Attributes:
         input_names: which of `dense`, `categorical`, `multi_valued`, `sequences` there are, in that order.
         outputs: names of the outputs, those of the model.
-        sequence_length: the T that `sequences` must have; None if any from 1 to the longest `max_length` will do.
 
     Raises:
         ValueError: a table has managed collision, whose map from ids to rows needs a GPU.
@@ -233,7 +232,6 @@ class Served(nn.Module):
                 "computes on a GPU only, so no CPU can serve it; train with `hashed` tables instead"
             )
         self.outputs = list(model.outputs)
-        self.sequence_length: int | None = None
         features = input_features(schema)
         self.input_names = tuple(features)
         self._grids: dict[Grid, list[Feature]] = {
@@ -322,12 +320,13 @@ def _groups(tables: Tables, schema: Schema, grids: dict[Grid, list[Feature]]) ->
     """The tables of a set by their size, its extra tables apart."""
     holders = _holders(tables)
     extra = {f"{tables.owner}__{table.feature}__extra": table for table, _ in tables.extra}
-    sizes: dict[tuple[bool, int], list[str]] = {}
+    sizes: dict[tuple[bool, int, int], list[str]] = {}
     for name in tables.names:
-        dim = extra[name].dim if name in extra else holders[name].weight.shape[1]
-        sizes.setdefault((name in extra, dim), []).append(name)
+        width = holders[name].weight.shape[1]  # of sharded extra tables more than is read
+        dim = extra[name].dim if name in extra else width
+        sizes.setdefault((name in extra, dim, width), []).append(name)
     found = _Groups([], [])
-    for (is_extra, dim), names in sizes.items():
+    for (is_extra, dim, _), names in sizes.items():
         block, starts = _joined(holders, names)
         first = (
             {extra[name].feature: start for name, start in starts.items()}

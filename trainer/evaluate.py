@@ -1,13 +1,15 @@
 """`cetnet evaluate` and `cetnet predict`: a finished or interrupted run, applied to a split or to raw rows."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 from rich.table import Table
 
+from cetnet.models.schema import Schema
 from cetnet.trainer.checkpoint.checkpoints import latest_checkpoint, load_checkpoint, verify_checkpoint
 from cetnet.trainer.checkpoint.object_path import Place
 from cetnet.trainer.checkpoint.store import checkpoint_place
@@ -18,11 +20,11 @@ from cetnet.trainer.data.dataset import Dataset
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.files import output_file, without_nonfinite, write_json
 from cetnet.trainer.metrics import LABELS
-from cetnet.trainer.processes.distributed import process_group
+from cetnet.trainer.processes.distributed import Processes, process_group
 from cetnet.trainer.processes.hang_detector import LOADING
 from cetnet.trainer.run_folder import load_run
 from cetnet.trainer.scoring import Scores, score
-from cetnet.trainer.session import build_session
+from cetnet.trainer.session import Session, build_session
 from cetnet.trainer.slices import Slice, note_on, slices_of
 
 
@@ -107,17 +109,37 @@ def load_trained(run: Path) -> tuple[RunConfig, Place]:
     return config, checkpoint
 
 
-def _score_run(run: Path, dataset: Dataset) -> Scores | None:
+class Trained(NamedTuple):
+    """A run's model on these processes, as its newest checkpoint has it."""
+
+    config: RunConfig
+    checkpoint: Place
+    session: Session
+    processes: Processes
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of an evaluation's step."""
+        return self.config.evaluation.batch_size or self.config.data.batch_size
+
+
+@contextmanager
+def trained_session(run: Path, schema: Schema) -> Iterator[Trained]:
+    """The model of a run, on whatever there is here: one trained on GPUs can be scored with without one."""
     config, checkpoint = load_trained(run)
     training = config.training.model_copy(update={"compile": False})  # it would take longer than it saves
     config = config.model_copy(update={"training": training})
-    # On whatever there is here: a model trained on GPUs can be scored without one.
     with process_group("auto", config.training.timeout_minutes) as processes:
-        session = build_session(config, dataset.schema, processes)
+        session = build_session(config, schema, processes)
         with processes.hang_detector.while_doing(LOADING):
             verify_checkpoint(checkpoint)
             load_checkpoint(checkpoint, session.model)
-        batch_size = config.evaluation.batch_size or config.data.batch_size
+        yield Trained(config, checkpoint, session, processes)
+
+
+def _score_run(run: Path, dataset: Dataset) -> Scores | None:
+    with trained_session(run, dataset.schema) as trained:
+        session, processes, batch_size = trained.session, trained.processes, trained.batch_size
         if not processes.is_main:
             return score(session, dataset, batch_size, processes)
         start = time.monotonic()

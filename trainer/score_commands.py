@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from shutil import rmtree
+from tempfile import mkdtemp
 from typing import Annotated, Any, NamedTuple
 
 import typer
@@ -57,8 +58,9 @@ def add_evaluate(app: typer.Typer, launch: Launch) -> None:
 
         if json is not None:
             check_writable(json)
-        columns = _names(by, "--by")
-        with _opened(run, data, split, columns, nproc, labelled=True) as opened:
+            _check_apart(json, data)
+        columns = column_names(by, "--by")
+        with scored_rows(run, data, split, columns, nproc, labelled=True) as opened:
             if opened.dataset is not None:
                 check_sliced(opened.dataset, columns)
             if opened.launches:
@@ -97,8 +99,9 @@ def add_predict(app: typer.Typer, launch: Launch) -> None:
         from cetnet.trainer.given import check_kept
 
         check_writable(out)
-        columns = _names(keep, "--keep")
-        with _opened(run, data, split, columns, nproc, labelled=False, beside=out) as opened:
+        _check_apart(out, data)
+        columns = column_names(keep, "--keep")
+        with scored_rows(run, data, split, columns, nproc, labelled=False, beside=out) as opened:
             kept = check_kept(run, opened.dataset, columns)
             if opened.launches:
                 arguments = ["predict", str(run), str(opened.path), "--out", str(out)]
@@ -110,11 +113,18 @@ def add_predict(app: typer.Typer, launch: Launch) -> None:
             predict_run(run, opened.dataset, out, kept)
 
 
-def _names(columns: str | None, option: str) -> list[str]:
+def column_names(columns: str | None, option: str) -> list[str]:
+    """The columns that an option names, with commas between them; raises UserError for one without a name."""
     names = columns.split(",") if columns is not None else []
     if "" in names:
         raise UserError(f"{option} {columns}: a name is empty; give columns with commas between them")
     return list(dict.fromkeys(names))
+
+
+def _check_apart(out: Path, data: Path) -> None:
+    """Raise UserError if a file would replace raw rows that are scored, or be taken for some next time."""
+    if not (data / "schema.yaml").exists() and out.resolve().is_relative_to(data.resolve()):
+        raise UserError(f"{out}: {data} is what is scored; name another place")
 
 
 def _option(name: str, value: object) -> list[str]:
@@ -139,7 +149,7 @@ class _Opened(NamedTuple):
 
 
 @contextmanager
-def _opened(
+def scored_rows(
     run: Path,
     data: Path,
     split: str | None,
@@ -170,17 +180,21 @@ def _opened(
     place = beside.absolute().parent if beside else None
     if place is not None and not place.is_dir():
         place = None
-    with cleaning_up(), TemporaryDirectory(prefix=".cetnet-csv-", dir=place) as folder:
-        staged = Path(folder)
-        stage = partial(stage_csv, run, rows, columns, staged)
-        if launches:
-            yield _Opened(staged, None, None, launches, lambda: (trained(), stage()))
-        else:
-            stage()
-            staged_split = staged_rows(staged)
-            assert staged_split is not None
-            dataset = check_labelled(partial(raw_split, run, staged_split), labelled)
-            yield _Opened(staged, None, dataset, launches, trained)
+    with cleaning_up():
+        # Not a TemporaryDirectory: the first rank to end, forked from here, would remove it at its exit.
+        staged = Path(mkdtemp(prefix=".cetnet-csv-", dir=place))
+        try:
+            stage = partial(stage_csv, run, rows, columns, staged)
+            if launches:
+                yield _Opened(staged, None, None, launches, lambda: (trained(), stage()))
+            else:
+                stage()
+                staged_split = staged_rows(staged)
+                assert staged_split is not None
+                dataset = check_labelled(partial(raw_split, run, staged_split), labelled)
+                yield _Opened(staged, None, dataset, launches, trained)
+        finally:
+            rmtree(staged, ignore_errors=True)
 
 
 def _check_trained(run: Path) -> None:

@@ -19,7 +19,6 @@ from cetnet.trainer.metrics import binary_metrics
 
 TOP, AT_MOST = 20, 25  # 24 hours are no reason to have others
 MISSING = "(missing)"
-UNKNOWN = "(unknown to the model, or missing)"
 
 
 class Slice(NamedTuple):
@@ -79,18 +78,21 @@ def slices_of(
 
     codes, values, known = _coded(dataset, name, scored)
     counts = np.bincount(codes, minlength=len(values))
+    table = dataset.vocabulary_of(name)
+    if table and "0" in values:  # id 0, which has a slice of its own below
+        counts[values.index("0")] = 0
     order = sorted(np.flatnonzero(counts).tolist(), key=lambda code: (-counts[code], values[code]))
     top, rest = (order[:TOP], order[TOP:]) if len(order) > AT_MOST else (order, [])
     titles = {code: values[code] for code in top}
-    if dataset.vocabulary_of(name):
-        titles = _values_of_ids(titles, run / VOCABULARIES / f"{dataset.vocabulary_of(name)}.parquet")
+    if table:
+        titles = _values_of_ids(titles, run / VOCABULARIES / f"{table}.parquet")
     found = [of(titles[code], codes == code) for code in top]
     if rest:
         others = np.zeros(len(values), bool)
         others[rest] = True
         found.append(of(f"others ({len(rest):,} values)", others[codes]))
     if known is not None and not known.all():
-        found += [of("known to the model", known), of(UNKNOWN[1:-1], ~known)]
+        found += [of("known to the model", known), of("unknown to the model, or missing", ~known)]
     return found
 
 
@@ -104,7 +106,7 @@ def _coded(
         rows = scored[group.first_row :][: group.num_rows]
         column = dataset.given(group, [name])[name]
         texts = pa.chunked_array([_texts(chunk) for chunk in column.chunks], pa.large_string())
-        encoded = texts.combine_chunks().dictionary_encode()
+        encoded = pa.concat_arrays([*texts.chunks, pa.array([], pa.large_string())]).dictionary_encode()
         of_group = [numbers.setdefault(text, len(numbers)) for text in encoded.dictionary.to_pylist()]
         parts.append(np.array(of_group, np.int64)[encoded.indices.to_numpy()][rows])
         if (of_rows := dataset.known(group, name)) is not None:
@@ -130,16 +132,15 @@ def _texts(array: pa.Array) -> pa.Array:
 
 
 def _values_of_ids(ids: Mapping[int, str], file: Path) -> dict[int, str]:
-    """The values behind ids, by whatever they are keyed with."""
-    wanted = pa.array([int(one) for one in ids.values() if one != MISSING], pa.int64())
-    names = {0: UNKNOWN}
-    if not file.exists():  # of an earlier version's run
-        return {key: one if one == MISSING else f"id {one}" for key, one in ids.items()}
-    with file.open("rb") as opened, pq.ParquetFile(opened) as parquet:
-        for batch in parquet.iter_batches(columns=["value", "id"]):
-            for row in batch.filter(pc.is_in(batch["id"], wanted)).to_pylist():
-                names[row["id"]] = row["value"]
-    return {key: MISSING if one == MISSING else names.get(int(one), f"id {one}") for key, one in ids.items()}
+    """The values behind ids, by whatever they are keyed with; the ids themselves where there is no such file."""
+    names = {}
+    if file.exists():
+        wanted = pa.array([int(one) for one in ids.values()], pa.int64())
+        with file.open("rb") as opened, pq.ParquetFile(opened) as parquet:
+            for batch in parquet.iter_batches(columns=["value", "id"]):
+                for row in batch.filter(pc.is_in(batch["id"], wanted)).to_pylist():
+                    names[str(row["id"])] = row["value"]
+    return {key: names.get(one, f"id {one}") for key, one in ids.items()}
 
 
 def note_on(slices: Sequence[Slice]) -> str | None:

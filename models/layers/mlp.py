@@ -2,12 +2,23 @@
 
 import itertools
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 Activation = Literal["relu", "silu", "sigmoid", "tanh", "prelu", "dice"]
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[object]:
+    """A block in which operations on tensors of this one's device have the types that they are given.
+
+    While a model is exported there is no autocast; the block would be a program of its own in the program.
+    """
+    if torch.compiler.is_exporting():
+        return nullcontext()
+    return torch.autocast(x.device.type, enabled=False)
 
 
 def linear(in_features: int, out_features: int, bias: bool = True) -> nn.Linear:
@@ -98,7 +109,7 @@ class LogitLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, in_features]` of any floating dtype -> `[B]`."""
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             return super().forward(x.to(self.weight.dtype)).squeeze(-1)
 
 
@@ -120,7 +131,7 @@ class BilinearFusion(nn.Module):
 
     def forward(self, xy: Tensor) -> Tensor:
         """`[B, x_dim + y_dim]` of any floating dtype -> `[B]`."""
-        with torch.autocast(xy.device.type, enabled=False):
+        with without_autocast(xy):
             x, y = xy.to(self.weight.dtype).split(self.dims, dim=1)
             # [h, B, dim / h]
             x_heads, y_heads = (part.unflatten(1, (self.num_heads, -1)).transpose(0, 1) for part in (x, y))

@@ -37,7 +37,8 @@ class BlockReader:
             if number < self._next:
                 self._restart()
             while self._next < number:
-                self._kept[self._next] = self._take()
+                passed = self._next
+                self._kept[passed] = self._take()
                 while len(self._kept) > _NEAR:
                     del self._kept[min(self._kept)]
             return self._take()

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from cetnet.trainer.data.blocks import BlockReader
 from cetnet.trainer.errors import UserError
 
-BLOCK_ROWS = 1 << 17
+BLOCK_ROWS = 1 << 15
 _BUFFER_BYTES = 1 << 20
 _OPEN_ROW_GROUPS = 3  # where one ends, threads read the next one already
 

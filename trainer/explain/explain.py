@@ -10,20 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from cetnet.trainer.checkpoint.checkpoints import load_checkpoint, verify_checkpoint
-from cetnet.trainer.config import RunConfig
 from cetnet.trainer.console import console
 from cetnet.trainer.data.dataset import Dataset
 from cetnet.trainer.errors import UserError
-from cetnet.trainer.evaluate import load_trained
+from cetnet.trainer.evaluate import Trained, trained_session
 from cetnet.trainer.explain.decided import Slice, weights_of, who_decided, why_no_weights
 from cetnet.trainer.explain.importance import Evaluated, Lost, lost
 from cetnet.trainer.explain.sample import Sample, permuted_together
+from cetnet.trainer.meaning import VOCABULARIES
 from cetnet.trainer.metrics import group_numbers
-from cetnet.trainer.processes.distributed import Processes, process_group
-from cetnet.trainer.processes.hang_detector import LOADING
 from cetnet.trainer.scoring import score
-from cetnet.trainer.session import Session, build_session
 
 Floats = NDArray[np.float64]
 
@@ -33,16 +29,16 @@ class Question(NamedTuple):
 
     Attributes:
         rows: of the sample, at most.
-        features: names, or several joined by +; None: all.
+        features: names, or several joined by +; all, if there are none.
         repeats: permutations of each.
         by: features whose values tell slices of the rows.
         seed: of the sample, the permutations, the resampling.
     """
 
     rows: int
-    features: tuple[str, ...] | None
+    features: list[str]
     repeats: int
-    by: tuple[str, ...]
+    by: list[str]
     seed: int
 
 
@@ -74,20 +70,14 @@ def explain(run: Path, dataset: Dataset, question: Question) -> Explanation | No
 
     Memory: twice the sample, decoded, on every rank. Raises UserError for rows without an NE.
     """
-    config, checkpoint = load_trained(run)
     sample = Sample(dataset, question.rows, question.seed)
     rows = _evaluated(sample)
     if why := rows.undefined():
-        raise UserError(f"{dataset.path}: {sample.num_rows:,} rows of {dataset.split} have no NE: {why}")
+        raise UserError(f"{dataset.place}: {sample.num_rows:,} rows have no NE: {why}")
     groups = permuted_together(sample.schema, question.features)
-    training = config.training.model_copy(update={"compile": False})  # it would take longer than it saves
-    config = config.model_copy(update={"training": training})
-    with process_group("auto", config.training.timeout_minutes) as processes:
-        session = build_session(config, sample.schema, processes)
-        with processes.hang_detector.while_doing(LOADING):
-            verify_checkpoint(checkpoint)
-            load_checkpoint(checkpoint, session.model)
-        with _scorer(session, config, processes, 1 + len(groups) * question.repeats) as probabilities:
+    with trained_session(run, sample.schema) as trained:
+        config, checkpoint, processes = trained.config, trained.checkpoint, trained.processes
+        with _scorer(trained, 1 + len(groups) * question.repeats) as probabilities:
             base = probabilities("as they are", sample)
             permuted = []
             for names in groups:
@@ -108,8 +98,8 @@ def explain(run: Path, dataset: Dataset, question: Question) -> Explanation | No
     why_not = why_no_weights(config.model)
     slices = []
     if not why_not:
-        vocabularies = dataset.path / "vocabularies"
-        slices = who_decided(sample, rows, base, weights_of(base, config.model), question.by, vocabularies)
+        weights = weights_of(base, config.model)
+        slices = who_decided(sample, rows, base, weights, question.by, run / VOCABULARIES)
     return Explanation(
         checkpoint.name,
         sample.num_rows,
@@ -125,21 +115,19 @@ def _evaluated(sample: Sample) -> Evaluated:
     label, weight = sample.content.numbers[:2].astype(np.float64)
     unit = np.arange(sample.num_rows)
     if sample.schema.group:
-        column = sample.column(sample.schema.group)
-        missing = column.is_null().to_numpy(zero_copy_only=False)
-        unit = group_numbers(column.fill_null(0).to_numpy(), missing)
+        group = sample.column(sample.schema.group).dictionary_encode().indices
+        missing = group.is_null().to_numpy(zero_copy_only=False)
+        unit = group_numbers(group.fill_null(0).to_numpy(), missing)
     return Evaluated(label, weight, unit)
 
 
 @contextmanager
-def _scorer(
-    session: Session, config: RunConfig, processes: Processes, times: int
-) -> Iterator[Callable[[str, Sample], dict[str, Floats]]]:
+def _scorer(trained: Trained, times: int) -> Iterator[Callable[[str, Sample], dict[str, Floats]]]:
     """What scores a sample, of which it says what it is; on other ranks than 0 it gives nothing.
 
     Shows how far it is, of so many times.
     """
-    batch_size = config.evaluation.batch_size or config.data.batch_size
+    _, _, session, processes = trained
     with Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -151,8 +139,8 @@ def _scorer(
         task = bar.add_task("scoring", total=None)
 
         def probabilities(what: str, sample: Sample) -> dict[str, Floats]:
-            bar.update(task, description=what, total=times * -(-sample.num_rows // batch_size))
-            scores = score(session, sample, batch_size, processes, lambda _: bar.advance(task))
+            bar.update(task, description=what, total=times * -(-sample.num_rows // trained.batch_size))
+            scores = score(session, sample, trained.batch_size, processes, lambda _: bar.advance(task))
             return scores.probability if scores else {}
 
         yield probabilities

@@ -9,8 +9,9 @@ import numpy as np
 import pyarrow as pa
 
 from cetnet.models.schema import Feature, Schema
-from cetnet.trainer.data.dataset import Dataset, Piece, RowGroup
+from cetnet.trainer.data.dataset import Dataset, Piece
 from cetnet.trainer.data.decoded import Lists, Rows
+from cetnet.trainer.data.parquet_files import RowGroup
 from cetnet.trainer.errors import UserError
 
 
@@ -97,14 +98,14 @@ def _joined(parts: list[Rows]) -> Rows:
     )
 
 
-def permuted_together(schema: Schema, wanted: Sequence[str] | None) -> list[tuple[str, ...]]:
+def permuted_together(schema: Schema, wanted: Sequence[str]) -> list[tuple[str, ...]]:
     """The features that are permuted together, each group in the schema's order.
 
     Sequences of one behavior are one list of events, so that they go together whether named together or not.
 
     Args:
         schema: the features.
-        wanted: names, or several joined by +, which go together; None: every feature.
+        wanted: names, or several joined by +, which go together; none: every feature.
 
     Raises:
         UserError: a name is no feature.

@@ -9,8 +9,9 @@ import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import Any, Literal, NamedTuple, cast
+from zipfile import BadZipFile, ZipFile
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from torch.export.pt2_archive._package import AOTICompiledModel
 from torch.fx.experimental import _config as fx_config
 
 from cetnet.trainer.errors import UserError
-from cetnet.trainer.export.targets import cpp_compiler
+from cetnet.trainer.export.targets import cpp_compiler, without_remarks
 
 CPU = Literal["x86-64-v3", "native"]
 """What a package runs on: any x86-64 with AVX2 (Intel since 2013, AMD since 2015), or all that can what this can."""
@@ -85,8 +86,8 @@ def compile_aoti(program: ExportedProgram, path: Path, cpu: CPU = "x86-64-v3") -
         settings |= {"cpp.march": cpu, "cpp.simdlen": _AVX2_BITS}
     # As in the export: what is true of the example's sizes isn't assumed of others.
     any_size = fx_config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
-    # Inductor's working files, the weights among them, go where the package goes, and don't stay.
-    with TemporaryDirectory(dir=path.parent, prefix=".aoti-") as folder, fresh_cache(dir=folder), any_size:
+    folder = TemporaryDirectory(dir=path.parent, prefix=".aoti-")  # inductor's files, the weights among them
+    with folder as place, fresh_cache(dir=place), any_size, without_remarks():
         torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=settings)
     return needed.split()
 
@@ -94,26 +95,34 @@ def compile_aoti(program: ExportedProgram, path: Path, cpu: CPU = "x86-64-v3") -
 def load_aoti(path: Path, num_runners: int = 1) -> Callable[..., Tensor]:
     """The compiled model, called by the names of its inputs; `num_runners` threads may be in it at once.
 
-    What is returned raises ValueError for inputs that aren't what the model was compiled for.
+    What is returned raises ValueError for inputs that aren't what the model was compiled for. It is unpacked into the
+    folder for temporary files, and is gone from there when this returns, whatever then ends the process.
 
     Raises:
-        UserError: this is no package, or this CPU lacks what it was compiled for.
+        UserError: this is no package, there is no room to unpack it, or this CPU lacks what it was compiled for.
     """
-    # torch's own way of loading a package starts a C++ compiler, to warn where the CPU is another.
+    # torch's own way of loading starts a C++ compiler, to warn where the CPU is another, and unpacks to where a
+    # process that is killed leaves it.
     loader: Any = torch._C._aoti.AOTIModelPackageLoader
     try:
-        metadata = loader.load_metadata_from_package(str(path), _MODEL)
-        expected = {name: Expected(*given) for name, given in json.loads(metadata[_INPUTS]).items()}
-    except (RuntimeError, KeyError) as error:
+        with ZipFile(path) as package, TemporaryDirectory(prefix="cetnet-aoti-") as folder:
+            package.extractall(folder)
+            metadata = loader.load_metadata_from_package(folder, _MODEL)
+            expected = {name: Expected(*given) for name, given in json.loads(metadata[_INPUTS]).items()}
+            if lacking := sorted(set(metadata[_NEEDED].split()) - cpu_flags()):
+                raise UserError(
+                    f"{path}: compiled for CPUs with {', '.join(lacking)}, which this one lacks; use model.pt2, or "
+                    "export it for x86-64-v3 or on this machine"
+                )
+            model = AOTICompiledModel(loader(folder, _MODEL, False, num_runners, -1))
+    except (BadZipFile, RuntimeError, KeyError) as error:
+        what = str(error).partition("\n")[0]
+        raise UserError(f"{path}: no compiled model of an export ({what}); export it again") from error
+    except OSError as error:
         raise UserError(
-            f"{path}: no compiled model of an export ({_first_line(error)}); export it again"
+            f"{path}: cannot be read, or unpacked into {gettempdir()} ({error.strerror}); TMPDIR may name a folder "
+            "with room for it"
         ) from error
-    if lacking := sorted(set(metadata[_NEEDED].split()) - cpu_flags()):
-        raise UserError(
-            f"{path}: compiled for CPUs with {', '.join(lacking)}, which this one lacks; use model.pt2, or export it "
-            "for x86-64-v3 or on this machine"
-        )
-    model = AOTICompiledModel(loader(str(path), _MODEL, False, num_runners, -1))
 
     def run(**inputs: Tensor) -> Tensor:
         if inputs.keys() != expected.keys():
@@ -164,7 +173,3 @@ def _expected(program: ExportedProgram) -> dict[str, Expected]:
                 sizes.append((int(size) if limits is None else int(limits.lower), high))
             expected[node.name] = Expected(str(node.meta["val"].dtype), sizes)
     return expected
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]

@@ -174,6 +174,7 @@ def _write_model(
 
         console.print("compiling, which takes a minute or two")
         about["cpu_flags"] = compile_aoti(program, folder / FILES["aoti"])
+        shutil.copytree(_PACKAGE / "cpp", folder / "cpp")
     if "onnx" in wanted.targets:
         from cetnet.trainer.export.onnx import to_onnx
 
@@ -214,9 +215,8 @@ def _report(
     for target, difference in found.items():
         size = (out / FILES[target]).stat().st_size
         output.print(
-            f"  {FILES[target]}: {human_bytes(size)}; on the examples, in a process without this package's model, "
-            f"within {difference:.1e} of the trained model"
-            + ("'s" if wanted.stored == "float32" else " as stored")
+            f"  {FILES[target]}: {human_bytes(size)}; in a process of its own within {difference:.1e} of the trained "
+            f"model's probabilities of the examples{'' if wanted.stored == 'float32' else ', its tables so stored'}"
         )
     if isinstance(quality, str):
         console.print(f"NE of {wanted.stored} tables isn't compared with float32's: {quality}")

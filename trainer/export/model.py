@@ -1,11 +1,15 @@
 """From a run to a model in plain PyTorch, and from that to a program that needs torch alone."""
 
+import copy
+import traceback
+import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.fx.experimental._config as fx_config
-from torch import Tensor
+from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from cetnet.models.cetnet import CETNet
@@ -61,29 +65,60 @@ def export_program(served: Served, schema: Schema) -> ExportedProgram:
     Raises:
         UserError: a component can't be exported; it is named.
     """
+    try:
+        return _traced(served, schema)
+    except Exception as error:  # of whatever kind: torch's, or of a component's own code
+        for name, member in served.members.items():
+            try:
+                _traced(_alone(served, name), schema)
+            except Exception as of_component:
+                kind = type(member.component).__qualname__
+                raise UserError(
+                    f"component {name!r} ({kind}) can't be exported: {_reason(of_component)}"
+                ) from error
+        raise
+
+
+def _traced(served: Served, schema: Schema) -> ExportedProgram:
     batch, values = Dim("batch", min=1), Dim("values", min=1)
     longest = max((feature.max_length or 0 for feature in schema.of_kind("sequence")), default=0)
-    static = served.sequence_length or (1 if longest == 1 else None)
-    events: Any = None if static else Dim("events", min=1, max=max(longest, 2))
+    events = Dim("events", min=1, max=longest) if longest > 1 else None
     shapes: Mapping[str, Any] = {
         "dense": {0: batch},
         "categorical": {0: batch},
         "multi_valued": {0: batch, 2: values},
-        "sequences": {0: batch} if static else {0: batch, 2: events},
+        "sequences": {0: batch} | ({2: events} if events else {}),
     }
     inputs = sample_inputs(schema)
-    if static and "sequences" in inputs:
-        inputs["sequences"] = inputs["sequences"][:, :, :1].expand(-1, -1, static)
-    # What is true of two rows alone isn't assumed: else a batch of one would be refused.
-    with (
-        fx_config.patch(  # type: ignore[attr-defined]
-            backed_size_oblivious=True
-        ),
-        torch.no_grad(),
-    ):
-        program = torch.export.export(
-            served, (), inputs, dynamic_shapes={name: shapes[name] for name in inputs}, strict=False
-        )
+    if "sequences" in inputs and events is None:
+        inputs["sequences"] = inputs["sequences"][:, :, :1].contiguous()
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        # What is true of two rows alone isn't assumed: else a batch of one would be refused.
+        with fx_config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
+            program = torch.export.export(
+                served, (), inputs, dynamic_shapes={name: shapes[name] for name in inputs}, strict=False
+            )
     # Loops are traced by another part of torch, which doesn't know of that.
     program._guards_code = [guard for guard in program._guards_code if not guard.endswith(".size()[0] >= 2")]
     return program
+
+
+def _alone(served: Served, name: str) -> Served:
+    """The same with one component, and without fusion."""
+    alone = copy.copy(served)
+    alone._modules = {
+        **served._modules,
+        "members": nn.ModuleDict({name: served.members[name]}),
+        "fusion": None,
+    }
+    return alone
+
+
+def _reason(error: Exception) -> str:
+    """The first that torch says, which is a page, and where in the component's code, if it knows."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = " ".join(lines[:2]) or type(error).__name__
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.name == "forward"]
+    own = [frame for frame in frames if "/torch/" not in frame.filename]
+    return f"{said} (in {Path(own[-1].filename).name}, line {own[-1].lineno})" if own else said

@@ -1,16 +1,12 @@
 """A served model as ONNX, for onnxruntime."""
 
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.export import ExportedProgram
 
-from cetnet.trainer.export.targets import check_onnx
+from cetnet.trainer.export.targets import check_onnx, without_remarks
 
 _AXES = {"multi_valued": {2: "values"}, "sequences": {2: "events"}}
 
@@ -24,7 +20,7 @@ def to_onnx(program: ExportedProgram, path: Path) -> None:
         UserError: what it takes isn't installed.
     """
     check_onnx()
-    with _quiet():
+    with without_remarks():
         model = torch.onnx.export(program, dynamo=True, output_names=["probabilities"], verbose=False)
     assert model is not None
     axes: dict[Any, str] = {}
@@ -34,18 +30,3 @@ def to_onnx(program: ExportedProgram, path: Path) -> None:
                 axes[str(size)] = {0: "batch", **_AXES.get(str(given.name), {})}[axis]
     model.rename_axes(axes)
     model.save(path)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporter's remarks: on libraries that it would know too, and of torch on torch."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            warnings.simplefilter("ignore", DeprecationWarning)
-            yield
-    finally:
-        logger.setLevel(level)

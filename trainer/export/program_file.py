@@ -28,6 +28,10 @@ _NAME = re.compile(r"[\w.+-]*")  # of a value, a parameter, a type, a version
 _PYTHON = re.compile(
     r"_operator\.(getitem|add|sub|mul|floordiv|truediv|mod|neg|pow|eq|ne|lt|le|gt|ge|and_|or_|not_)"
 )
+# Which run parts of the same program, that are looked at, too.
+_OF_GRAPHS = re.compile(
+    r"torch\.ops\.higher_order\.(wrap_with_autocast|wrap_with_set_grad_enabled|scan|cond|while_loop)"
+)
 _SYMBOLIC = re.compile(r"torch\.sym_(max|min|int|float|not|ite|sum)|math\.(ceil|floor|trunc)")
 _WORD = (
     r"\d+(?:\.\d+)?|[suzf]\d+|Symbol|'[suzf]\d+'|positive|nonnegative|integer|True|False|Integer|Float|Rational|Add|Mul|Pow|Max|Min|Mod|PythonMod"
@@ -74,7 +78,7 @@ def _foreign(value: Any, key: str) -> Iterator[str]:
             yield from _foreign(each, key)
     elif isinstance(value, dict):
         for name, each in value.items():
-            if not _NAME.fullmatch(name) or name in ("as_custom_obj", "as_graph"):
+            if not _NAME.fullmatch(name) or name == "as_custom_obj":
                 yield f"{key} {name!r}"
             elif name != "metadata":  # remarks on where an operation comes from
                 yield from _foreign(each, name)
@@ -84,7 +88,7 @@ def _foreign(value: Any, key: str) -> Iterator[str]:
 
 def _is_plain(text: str, key: str) -> bool:
     if key in ("target", "as_operator"):
-        return bool(_PYTHON.fullmatch(text) or _SYMBOLIC.fullmatch(text)) or _is_aten(text)
+        return any(of.fullmatch(text) for of in (_PYTHON, _SYMBOLIC, _OF_GRAPHS)) or _is_aten(text)
     if key in ("expr_str", "guards_code"):
         return bool(_EXPRESSION.fullmatch(text))
     if key in ("in_spec", "out_spec"):

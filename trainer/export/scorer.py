@@ -140,7 +140,9 @@ def _load_onnx(path: Path) -> _Run:
         import onnxruntime
     except ImportError as error:
         raise UserError(f"{path} needs onnxruntime; install cetnet's extra [onnx]") from error
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()  # it would take all cores, and spin on them
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     def run(inputs: dict[str, NDArray]) -> NDArray:
         return session.run(None, inputs)[0]

@@ -1,7 +1,11 @@
-"""What a target of an export needs to be installed; found before torch is imported."""
+"""What forms of an exported model need, which is found before torch is imported, and how they are made quietly."""
 
+import logging
 import os
 import subprocess
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 
 from cetnet.trainer.errors import UserError
@@ -29,3 +33,18 @@ def check_onnx() -> None:
         raise UserError(
             f"the target onnx needs {', '.join(missing)}: install cetnet's extra [onnx], or leave it out"
         )
+
+
+@contextmanager
+def without_remarks() -> Iterator[None]:
+    """Without what torch has to say of itself while it exports: what it deprecates, what else could be installed."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
+            yield
+    finally:
+        logger.setLevel(level)

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 from cetnet.trainer.errors import UserError
-from cetnet.trainer.export.scorer import Target
+from cetnet.trainer.export.program_file import check_program
+from cetnet.trainer.export.scorer import FILES, Target
 
 TOLERANCE = 1e-6
 """Largest difference of a probability from the trained model's."""
@@ -30,6 +31,7 @@ _SCORER = """
 from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
+from cetnet.trainer.export.program_file import check_program
 from cetnet.trainer.export.scorer import Scorer
 folder = Path({folder!r})
 examples = pq.read_table(folder / "examples.parquet")
@@ -51,6 +53,7 @@ def verify_export(folder: Path, target: Target) -> float:
         UserError: that is more than `TOLERANCE`, or the process failed.
     """
     if target == "pt2":
+        check_program(folder / FILES[target])
         refused = {"cetnet", "torchrec", "fbgemm_gpu", "pydantic"}
         code = _WITHOUT.format(refused=refused) + _STRANGER.format(script=str(folder / "predict.py"))
     else:

@@ -1,6 +1,7 @@
 """Raw rows as a split that a run scores, encoded as they are read: with the checks of `cetnet prepare`."""
 
 import os
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,23 +10,24 @@ from threading import Lock
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cetnet.models.schema import Schema
-from cetnet.trainer.data.data_files import SUFFIXES, DataFile, Format
+from cetnet.trainer.data.data_files import SUFFIXES, DataFile, Format, split_around
 from cetnet.trainer.data.dataset import Dataset, RawColumns, Source
 from cetnet.trainer.data.parquet_files import RowGroup
+from cetnet.trainer.encoder.patterns import INTEGER, LOSSY_FLOAT, WHOLE_FLOAT
 from cetnet.trainer.encoder.vocabulary import Vocabulary
 from cetnet.trainer.errors import UserError
-from cetnet.trainer.prepare.engine.encoded import _dense
+from cetnet.trainer.prepare.engine.encoded import dense_values
 from cetnet.trainer.prepare.engine.input_files import input_files
 from cetnet.trainer.prepare.engine.parquet_frames import raw_uses
 from cetnet.trainer.prepare.engine.raw import RawFeature, RawSchema, columns, hash_ids
 from cetnet.trainer.prepare.engine.raw_encoding import RawEncoding
-from cetnet.trainer.prepare.engine.typed import _checked_values, flatten, unflatten
+from cetnet.trainer.prepare.engine.typed import checked_values, flatten, unflatten
 from cetnet.trainer.prepare.engine.units import BadValue, Unit
-from cetnet.trainer.prepare.engine.values import WHOLE_FLOAT
-from cetnet.trainer.prepare.engine.vocabulary_files import file_of
+from cetnet.trainer.prepare.engine.vocabulary_files import digest_text, file_of, values_digest
 from cetnet.trainer.run_folder import load_run
 
 ALL = "all rows"
@@ -53,8 +55,9 @@ def find_rows(raw: Path, split: str | None) -> RawRows:
 
     Raises UserError for what is no data, and for a split that isn't there.
     """
-    if (raw.parent / "schema.yaml").is_file() and raw.is_dir():
-        raise UserError(f"{raw} is a split of the dataset {raw.parent}: give that, with --split {raw.name}")
+    if of_dataset := split_around(raw / "rows" if raw.is_dir() else raw):
+        given = f"`{of_dataset.parent} --split {of_dataset.name}`"
+        raise UserError(f"{raw}: these are prepared rows, a split of a dataset; score them as {given}")
     format = _format(raw)
     found = input_files(raw, format)
     if "all" in found:
@@ -68,18 +71,27 @@ def find_rows(raw: Path, split: str | None) -> RawRows:
 
 
 def _format(raw: Path) -> Format:
-    """csv, unless it looks like Parquet."""
+    """By the suffixes in a directory, or else by a file's first bytes; what can't be told is left to the readers."""
+    file = raw
     if raw.is_dir():
-        names = (name for _, _, names in os.walk(raw) for name in names)
-        endings = {format for name in names for format, of in SUFFIXES.items() if name.lower().endswith(of)}
-        return "csv" if endings == {"csv"} else "parquet"
+        names = [Path(folder, name) for folder, _, names in os.walk(raw) for name in sorted(names)]
+        endings = {
+            format for name in names for format, of in SUFFIXES.items() if str(name).lower().endswith(of)
+        }
+        if endings:
+            return "csv" if endings == {"csv"} else "parquet"
+        file = next((name for name in names if name.name[0] not in "._" and name.is_file()), raw)
+        if file is raw:
+            return "parquet"
+    if not file.exists():
+        raise UserError(f"{raw}: no such file; name a prepared dataset, or raw Parquet or CSV files")
+    if not file.is_file():
+        return "csv"
     try:
-        with raw.open("rb") as file:
-            return "parquet" if raw.is_file() and file.read(4) == b"PAR1" else "csv"
+        with file.open("rb") as opened:
+            return "parquet" if opened.read(4) == b"PAR1" else "csv"
     except OSError as error:
-        raise UserError(
-            f"{raw}: {error.strerror}; name a prepared dataset, or raw Parquet or CSV files"
-        ) from error
+        raise UserError(f"{file}: cannot be read ({error.strerror}); make it readable") from error
 
 
 def raw_split(run: Path, rows: RawRows, *, labelled: bool) -> Dataset:
@@ -111,6 +123,10 @@ def run_encoding(run: Path, schema: Schema) -> RawEncoding | None:
             f"{run}: no encoding.yaml and vocabularies here, which turn raw rows into ids: it was trained with an "
             "earlier version; score prepared rows, or prepare its data anew and train again"
         )
+    if encoding is not None and encoding.digest != schema.encoding:
+        raise UserError(
+            f"{run}: encoding.yaml and schema.yaml are not of one dataset; restore both from the run's"
+        )
     for table in schema.vocabularies or {}:
         if not file_of(run, table).exists():
             raise UserError(f"{file_of(run, table)}: not found; restore it from the run's dataset")
@@ -136,7 +152,7 @@ class RawEncoder:
         unread = {"timestamp": None, "group": None} | ({} if labelled else {"weight": None})
         self._spec = encoding.raw.model_copy(update=unread)
         self._lock = Lock()
-        self._vocabularies: dict[str, Vocabulary] = {}
+        self._vocabularies: dict[str, tuple[Vocabulary, list[str]]] = {}
         self._labels: set[float] = set()
 
     @property
@@ -153,10 +169,14 @@ class RawEncoder:
         roles = {name: column for name, column in names.items() if name and column}
         return RawColumns(uses, self._encode, roles, self._role, self._known)
 
-    def _vocabulary(self, table: str) -> Vocabulary:
+    def _vocabulary(self, table: str) -> tuple[Vocabulary, list[str]]:
+        """A table's, and in which of these forms it has ids that are numbers."""
         with self._lock:
             if table not in self._vocabularies:
-                self._vocabularies[table] = Vocabulary.load(file_of(self._run, table))
+                vocabulary = _load(file_of(self._run, table), (self._schema.vocabularies or {})[table])
+                patterns = {"integer": INTEGER, "whole": WHOLE_FLOAT}
+                forms = [form for form, pattern in patterns.items() if vocabulary.has(pattern)]
+                self._vocabularies[table] = vocabulary, forms
             return self._vocabularies[table]
 
     def _encode(self, table: pa.Table, group: RowGroup) -> pa.Table:
@@ -165,12 +185,12 @@ class RawEncoder:
         if not self._labelled:
             frame = frame.with_columns(pl.lit(0.0).alias(spec.label))
         unit = Unit(self._origins.get(group.file, group.file), 0, None, 0, 0, 1)
-        values = _checked_values(frame, unit, group.row_in_file, spec, trained=True)
+        values = checked_values(frame, unit, group.row_in_file, spec, trained=True)
         dense = [feature for feature in spec.features if feature.kind == "dense"]
         moments, lowest = self._encoding.moments, self._encoding.lowest or 0.0
         values = values.with_columns(
             pl.col(spec.label).clip(lower_bound=0),
-            *(_dense(feature, moments, lowest).cast(pl.Float32) for feature in dense),
+            *(dense_values(feature, moments, lowest).cast(pl.Float32) for feature in dense),
             *(
                 self._ids(values[feature.name], feature, unit, group.row_in_file)
                 for feature in spec.features
@@ -186,22 +206,39 @@ class RawEncoder:
         """Ids of values, in lists or not; BadValue for the first that can't be one, `row` being the first one's."""
         flat, lengths = flatten(texts)
         table = feature.table or feature.name
-        bad, expected = np.zeros(0, bool), ""
+        bad: dict[str, NDArray] = {}
         if feature.hash is not None:
             ids = np.where(flat.is_null(), 0, hash_ids(flat.fill_null("0"), feature))
-            bad, expected = ids < 0, "hexadecimal numbers of 32 bits"
+            bad["hexadecimal numbers of 32 bits"] = np.flatnonzero(ids < 0)
+            if feature.hash_function == "text":
+                bad |= self._misread(flat, np.arange(len(flat)), self._encoding.forms.get(table, ()))
         elif table in (self._schema.vocabularies or {}):
-            vocabulary = self._vocabulary(table)
+            vocabulary, forms = self._vocabulary(table)
             ids = vocabulary.ids(flat.to_arrow())
-            bad = _other_form(flat, ids, vocabulary, self._spec)
-            expected = "ids written as in train, all as 17 or all as 17.0"
+            bad = self._misread(flat, np.flatnonzero(ids == 0), forms)
         else:
             ids = flat.to_numpy()
-        if bad.any():
-            at = int(bad.argmax())
-            row += at if lengths is None else int(np.searchsorted(lengths.cumsum(), at, side="right"))
-            raise BadValue(unit, feature.raw, row + 1, f"{expected}, found {flat[at]!r}")
+        for expected, places in bad.items():
+            if len(places):
+                at = int(places[0])
+                row += at if lengths is None else int(np.searchsorted(lengths.cumsum(), at, side="right"))
+                raise BadValue(unit, feature.raw, row + 1, f"{expected}, found {reprlib.repr(flat[at])}")
         return unflatten(texts.name, ids, lengths)
+
+    def _misread(self, texts: pl.Series, places: NDArray, forms: Sequence[str]) -> dict[str, NDArray]:
+        """By what is expected instead, those places whose texts stand for ids that are written otherwise in train."""
+        refused = {}
+        if self._spec.whole_floats == "refuse":
+            refused["an integer with all of its digits, or text"] = LOSSY_FLOAT
+            if "integer" in forms and "whole" not in forms:
+                refused["ids written as 17, as in training, not as 17.0"] = WHOLE_FLOAT
+            elif "whole" in forms and "integer" not in forms:
+                refused["ids written as 17.0, as in training, not as 17"] = INTEGER
+        of_places = texts.gather(places)
+        return {
+            expected: places[of_places.str.contains(pattern).fill_null(False).to_numpy()]
+            for expected, pattern in refused.items()
+        }
 
     def _role(self, name: str, column: pa.ChunkedArray) -> pa.Array:
         """Label (Float64), weight (Float64) or group (text) as prepare reads it, or null."""
@@ -235,26 +272,27 @@ class RawEncoder:
                     each for each in columns(Path(), frame.schema, alone) if each.name == feature.name
                 )
                 texts = frame.select(of_feature.value.alias(name)).to_series()
-                return self._vocabulary(table).ids(texts.to_arrow()) > 0
+                return self._vocabulary(table)[0].ids(texts.to_arrow()) > 0
         return None
+
+
+def _load(file: Path, digest: str) -> Vocabulary:
+    """The vocabulary in a file; raises UserError if it can't be read, or isn't that of the digest."""
+    try:
+        with file.open("rb") as opened:
+            table = pq.read_table(opened, columns=["value", "id"])
+        values, ids = pl.Series(table["value"]).to_arrow(), table["id"].to_numpy()
+    except (OSError, pa.ArrowException, KeyError) as error:
+        raise UserError(f"{file}: cannot be read ({str(error).splitlines()[0]}); restore it") from error
+    if digest_text(values_digest(values, ids)) != digest:
+        raise UserError(
+            f"{file}: it isn't the vocabulary that the run's schema.yaml has the digest of; restore it from the "
+            "run's dataset"
+        )
+    return Vocabulary(values, ids)
 
 
 def _with_nulls(frame: pl.DataFrame, spec: RawSchema) -> pl.DataFrame:
     """With the columns that a schema has besides, so that one of them can be typed alone."""
     others = set(spec.raw_columns) - set(frame.columns)
     return frame.with_columns(pl.lit(None).alias(name) for name in others)
-
-
-def _other_form(
-    texts: pl.Series, ids: NDArray[np.int64], vocabulary: Vocabulary, spec: RawSchema
-) -> NDArray[np.bool_]:
-    """Where unknown ids are known but for being written 17.0, or 17, if `whole_floats: refuse` forbids it."""
-    found = np.zeros(len(ids), bool)
-    if spec.whole_floats == "refuse":
-        unknown = np.flatnonzero((ids == 0) & texts.is_not_null().to_numpy())
-        of_unknown = texts.gather(unknown)
-        for pattern, other in ((WHOLE_FLOAT, "$1"), (r"^(-?[0-9]+)$", "$1.0")):
-            at = of_unknown.str.contains(pattern).arg_true().to_numpy()
-            others = of_unknown.gather(at).str.replace(pattern, other)
-            found[unknown[at]] = vocabulary.ids(others.to_arrow()) > 0
-    return found

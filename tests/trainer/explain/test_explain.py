@@ -69,9 +69,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With `data`, and `run`: a CETNet trained on it; `alone`: a single model."""
     folder = tmp_path_factory.mktemp("explain")
     write(folder / "data", rows(ROWS, 2))
-    (folder / "data/vocabularies").mkdir()
-    vocabulary = {"value": VALUES, "id": range(1, 8), "count": [9] * 7}
-    pq.write_table(pa.table(vocabulary), folder / "data/vocabularies/decides.parquet")
     components = {
         "dnn": {"kind": "dnn", "embedding_dim": 4, "hidden_units": [8]},
         "din": {"kind": "din", "embedding_dim": 4, "hidden_units": [8]},
@@ -87,6 +84,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         }
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
         assert command("train", folder / f"{name}.yaml") == 0
+    (folder / "run/vocabularies").mkdir()
+    vocabulary = {"value": VALUES, "id": range(1, 8), "count": [9] * 7}
+    pq.write_table(pa.table(vocabulary), folder / "run/vocabularies/decides.parquet")
     return folder
 
 

@@ -95,7 +95,7 @@ def test_which_features_belong_together() -> None:
         ),
     )
     clicks = ("clicked", "clicked_kind")
-    assert permuted_together(schema, None) == [("item",), clicks, ("searched",), ("price",)]
+    assert permuted_together(schema, []) == [("item",), clicks, ("searched",), ("price",)]
     assert permuted_together(schema, ["clicked_kind"]) == [clicks]
     assert permuted_together(schema, ["price+item", "searched", "searched"]) == [
         ("item", "price"),
@@ -107,4 +107,4 @@ def test_which_features_belong_together() -> None:
     ):
         permuted_together(schema, ["prize+item"])
     # without behaviors all sequences are one list of events
-    assert ("history", "queries") in permuted_together(make_schema(), None)
+    assert ("history", "queries") in permuted_together(make_schema(), [])

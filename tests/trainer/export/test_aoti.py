@@ -93,6 +93,18 @@ def test_inputs_that_would_be_misread(
 
 
 @needs_compiler
+def test_nothing_stays_unpacked(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    model = load_aoti(package)
+    assert not list(tmp_path.iterdir())
+    model(**inputs(3, 2, 3))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "absent"))
+    with pytest.raises(UserError, match=r"model\.aoti\.pt2: .*unpacked into .*absent .*TMPDIR"):
+        load_aoti(package)
+
+
+@needs_compiler
 def test_a_cpu_that_lacks_what_it_was_compiled_for(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(aoti, "cpu_flags", lambda: {"avx", "sse4_2"})
@@ -105,9 +117,11 @@ def test_a_cpu_that_lacks_what_it_was_compiled_for(package: Path, monkeypatch: p
 def test_files_that_are_no_package(tmp_path: Path) -> None:
     (tmp_path / "text.pt2").write_text("nothing", encoding="utf-8")
     torch.export.save(program(Toy()), tmp_path / "model.pt2")
-    for name in ("text.pt2", "model.pt2", "absent.pt2"):
+    for name in ("text.pt2", "model.pt2"):
         with pytest.raises(UserError, match=f"{name}: no compiled model of an export"):
             load_aoti(tmp_path / name)
+    with pytest.raises(UserError, match=r"absent\.pt2: cannot be read"):
+        load_aoti(tmp_path / "absent.pt2")
 
 
 def test_without_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

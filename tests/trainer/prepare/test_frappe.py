@@ -1,5 +1,6 @@
 import gzip
 import json
+from collections import Counter
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -33,6 +34,11 @@ def test_real_files_against_a_slow_reader(real_data: Path, tmp_path: Path) -> No
         for i, name in enumerate(FIELDS):
             expected = [position[i].get(line[1 + i], 0) for line in lines[split]]
             assert table[name].to_pylist() == expected, name
+    for i, name in enumerate(FIELDS):
+        counts = Counter(line[1 + i] for line in lines["train"])
+        assert pq.read_table(out / f"vocabularies/{name}.parquet").to_pylist() == [
+            {"value": str(value), "id": id, "count": counts[value]} for value, id in position[i].items()
+        ]
     assert read_schema(out / "schema.yaml") == schema
     assert json.loads((out / "card.json").read_text())["splits"]["test"]["rows"] == 28_860
     card = (out / "README.md").read_text()

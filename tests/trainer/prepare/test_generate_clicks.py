@@ -55,7 +55,7 @@ def test_every_oddity_of_real_logs_is_there(generated: Path) -> None:
     tags = {tag for row in rows for tag in row["tags"].split("|")} - {""}
     assert tags == set(clicks.TAGS)
     spec = RawSchema.load(generated / "clicks.yaml")
-    assert set(spec.raw_columns) == set(rows[0]) - {"true_probability"}
+    assert set(spec.raw_columns) == set(rows[0]) - {"click_probability"}
 
 
 def test_a_history_goes_on(generated: Path) -> None:
@@ -73,7 +73,7 @@ def test_a_history_goes_on(generated: Path) -> None:
 
 def test_clicks_are_drawn_from_the_probability_beside_them(generated: Path) -> None:
     frame = pl.read_csv(generated / "day-2.csv")
-    label, probability = frame["clicked"].to_numpy(), frame["true_probability"].to_numpy()
+    label, probability = frame["clicked"].to_numpy(), frame["click_probability"].to_numpy()
     decile = np.digitize(probability, np.quantile(probability, np.arange(0.1, 1, 0.1)))
     for part in range(10):
         inside = decile == part

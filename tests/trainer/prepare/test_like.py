@@ -1,11 +1,10 @@
-"""New rows by an earlier dataset's vocabularies: against an oracle in plain polars and dictionaries."""
+"""New rows by an earlier dataset's vocabularies, and these with new values behind the old ones."""
 
-import csv
 import json
 import math
 import random
-from collections import Counter
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,176 +14,17 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from cetnet.models.schema import Schema
-from cetnet.trainer.data.dataset import load_schema
+from cetnet.trainer.cli import app
+from cetnet.trainer.data.dataset import Dataset, load_schema
+from cetnet.trainer.errors import UserError
 from cetnet.trainer.prepare.engine.tabular import prepare_tabular
 from cetnet.trainer.prepare.engine.tasks import Resources, TaskSizes
 from tests.trainer.prepare.conftest import SMALL
-from tests.trainer.prepare.slow import loop_hash
+from tests.trainer.prepare.days import Oracle, Rows, check_rows, draw, first_day, write_rows
 from tests.trainer.prepare.test_engine import tree
-
-Rows = list[dict[str, Any]]
-SCHEMA: dict[str, Any] = {
-    "label": "click",
-    "group": "user",
-    "timestamp": "time",
-    "min_count": 2,
-    "whole_floats": "integer",
-    "null_values": ["\\N"],
-    "features": [
-        {"name": "user", "kind": "categorical", "min_count": 1},
-        {"name": "item", "kind": "categorical", "column": "the item"},
-        {"name": "tags", "kind": "multi_valued"},
-        {"name": "history", "kind": "sequence", "table": "item", "max_length": 3},
-        {"name": "page", "kind": "categorical"},
-        {"name": "device", "kind": "categorical"},
-        {"name": "site", "kind": "categorical", "hash": 50},
-        {"name": "price", "kind": "dense", "transform": "log1p"},
-        {"name": "age", "kind": "dense", "transform": "standardize"},
-        {"name": "lag", "kind": "dense", "transform": "log_from_lowest"},
-    ],
-    "tables": {"device": 4},
-}
-ITEMS = [
-    "книга",
-    "書",
-    "📚",
-    "two\r\nlines",
-    "two\nlines",
-    'a "quote", and more',
-    " ",
-    "A",
-    "a",
-    "x" * 300,
-    "7",
-    "07",
-]
-
-
-def draw(seed: int, rows: int, first: int) -> Rows:
-    """Rows of a day; `first` moves the window that its values come from."""
-    pick = random.Random(seed)
-    items = [*ITEMS[first % 5 :], *(f"i{k}" for k in range(first, first + 30))]
-    return [
-        {
-            "click": pick.randrange(2),
-            "user": 2**60 + pick.randrange(first, first + 40),  # neighbours beyond 2**53
-            "time": 1000 + i,
-            "the item": pick.choice([None, *items]),
-            "tags": pick.choice(
-                [None, [], ["ü", *pick.choices(["ä", "ö", None, str(first)], k=pick.randrange(3))]]
-            ),
-            "history": [pick.choice(items) for _ in range(pick.randrange(6))],
-            "page": pick.choice([None, f"{pick.randrange(first, first + 9)}.0", "home"]),
-            "device": pick.randrange(6 if first else 4),
-            "site": pick.choice([None, "a.example", f"{first}.example"]),
-            "price": pick.choice([None, pick.uniform(-5, 50)]),
-            "age": pick.choice([None, pick.gauss(40 + first, 10)]),
-            "lag": pick.choice([None, float(pick.randrange(-3, 20))]),
-        }
-        for i in range(rows)
-    ]
-
-
-def write_rows(path: Path, rows: Rows, without: Sequence[str] = ()) -> None:
-    rows = [{name: value for name, value in row.items() if name not in without} for row in rows]
-    if path.suffix == ".parquet":
-        types = {"tags": pl.List(pl.String), "price": pl.Float64, "the item": pl.String, "page": pl.String}
-        types |= {"site": pl.String, "age": pl.Float64, "lag": pl.Float64, "history": pl.List(pl.String)}
-        overrides = {name: dtype for name, dtype in types.items() if name in rows[0]}
-        pl.DataFrame(rows, schema_overrides=overrides).write_parquet(path, row_group_size=70)
-        return
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        for row in rows:
-            lists = {
-                name: "|".join("\\N" if text is None else text for text in row[name] or ())
-                for name in ("tags", "history")
-            }
-            writer.writerow({n: "\\N" if v is None and n == "price" else v for n, v in row.items()} | lists)
-
-
-class Oracle:
-    """Vocabularies as a person would make them, one value at a time."""
-
-    def __init__(self) -> None:
-        self.ids: dict[str, dict[str, int]] = {table: {} for table in ("user", "item", "tags", "page")}
-        self.counts: dict[str, Counter[str]] = {table: Counter() for table in self.ids}
-
-    @staticmethod
-    def texts(row: dict[str, Any], table: str) -> list[str]:
-        if table == "user":
-            return [str(row["user"])]
-        if table == "tags":
-            return [text for text in row["tags"] or [] if text is not None]
-        if table == "page":
-            return [] if row["page"] is None else [row["page"].removesuffix(".0")]
-        return ([] if row["the item"] is None else [row["the item"]]) + row["history"][-3:]
-
-    def grow(self, train: Rows) -> None:
-        for table, ids in self.ids.items():
-            seen = Counter(text for row in train for text in self.texts(row, table))
-            least = 1 if table == "user" else 2
-            new = sorted((text for text in seen if text not in ids and seen[text] >= least), key=str.encode)
-            ids.update({text: len(ids) + i for i, text in enumerate(new, 1)})
-            for text in ids:
-                self.counts[table][text] += seen[text]
-
-    def learn_transforms(self, train: Rows, file: Rows) -> None:
-        ages = pl.Series([row["age"] for row in train], dtype=pl.Float64).drop_nulls()
-        self.mean, self.deviation = ages.mean(), ages.std(ddof=0)
-        self.lowest = min(row["lag"] or 0.0 for row in file)
-
-    def encode(self, row: dict[str, Any]) -> dict[str, Any]:
-        ids = self.ids
-        assert isinstance(self.mean, float)
-        assert isinstance(self.deviation, float)
-        price = row["price"] or 0.0
-        site = row["site"]
-        lag = max(row["lag"] or 0.0, self.lowest)
-        return {
-            "user": ids["user"].get(str(row["user"]), 0),
-            "item": ids["item"].get(row["the item"], 0),
-            "tags": [ids["tags"].get(text, 0) for text in row["tags"] or ()],
-            "history": [ids["item"].get(text, 0) for text in row["history"][-3:]],
-            "page": ids["page"].get((row["page"] or "").removesuffix(".0"), 0),
-            "device": row["device"] if row["device"] < 4 else 0,
-            "site": 0 if site is None else 1 + loop_hash(site) % 49,
-            "price": pytest.approx(math.copysign(math.log1p(abs(price)), price), rel=1e-5),
-            "age": pytest.approx(
-                0.0 if row["age"] is None else (row["age"] - self.mean) / self.deviation, rel=1e-4, abs=1e-5
-            ),
-            "lag": pytest.approx(math.log(lag - self.lowest + 2), rel=1e-5),
-        }
-
-    def check_vocabularies(self, out: Path) -> None:
-        for table, ids in self.ids.items():
-            expected = [{"value": v, "id": i, "count": self.counts[table][v]} for v, i in ids.items()]
-            assert pq.read_table(out / f"vocabularies/{table}.parquet").to_pylist() == expected
-            assert load_schema(out).tables[table] == 1 + len(ids)
-
-
-def check_rows(found: Path, rows: Rows, oracle: Oracle) -> None:
-    features = [feature["name"] for feature in SCHEMA["features"]]
-    written = pq.read_table(found).select(features).to_pylist()
-    assert written == [oracle.encode(row) for row in rows]
-
-
-def first_day(folder: Path, kind: str, rows: Rows) -> tuple[Path, Oracle]:
-    """The dataset of a first day, of which the first 80 % are train."""
-    write_rows(folder / f"first.{kind}", rows)
-    (folder / "raw.yaml").write_text(yaml.safe_dump(SCHEMA), encoding="utf-8")
-    out = folder / "first"
-    format: Any = kind
-    prepare_tabular(
-        format, folder / f"first.{kind}", out, folder / "raw.yaml", "time:0.8,0.1,0.1", workers=1, command="c"
-    )
-    oracle, train = Oracle(), rows[: int(0.8 * len(rows))]
-    oracle.grow(train)
-    oracle.learn_transforms(train, rows)
-    return out, oracle
 
 
 @pytest.fixture(scope="module", params=["csv", "parquet"])
@@ -193,10 +33,17 @@ def day_one(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return first_day(folder, request.param, draw(1, 300, 0))
 
 
+@pytest.fixture(scope="module")
+def day_csv(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Oracle]:
+    return first_day(tmp_path_factory.mktemp("day_csv"), "csv", draw(1, 300, 0))
+
+
 def prepare_like(folder: Path, name: str, rows: Rows, like: Path, kind: str = "csv", **options: Any) -> Path:
     """A dataset of these rows."""
     raw, format = folder / f"{name}.{kind}", Path(f"x.{kind}").suffix[1:]
-    write_rows(raw, rows, options.pop("without", ()))
+    without = options.pop("without", ())
+    if not raw.exists():
+        write_rows(raw, rows, without)
     given: Any = format
     prepare_tabular(given, raw, folder / name, like=like, command="c", **{"workers": 1, **options})
     return folder / name
@@ -235,13 +82,12 @@ def test_the_days_rows_again_are_as_they_were(tmp_path: Path, day_one: tuple[Pat
     assert max(abs(change) for each in drift for change in each["changes"].values()) < 0.3
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(st.integers(0, 2**32), st.sampled_from([0, 3, 40]))
 def test_growth_and_its_growth(tmp_path_factory: pytest.TempPathFactory, seed: int, window: int) -> None:
     folder = tmp_path_factory.mktemp("growth")
-    rows = draw(seed, 120, 0)
-    first, oracle = first_day(folder, "parquet", rows)
-    days = [draw(seed + day, 100, window * day) for day in (1, 2)]
+    first, oracle = first_day(folder, "parquet", draw(seed, 100, 0))
+    days = [draw(seed + day, 60, window * day) for day in (1, 2)]
     like = first
     for number, day in enumerate(days):
         with pytest.MonkeyPatch.context() as patch:
@@ -254,9 +100,206 @@ def test_growth_and_its_growth(tmp_path_factory: pytest.TempPathFactory, seed: i
             )
         if number == 0:  # the second is like another folder, whose name is in the card
             assert tree(small) == tree(grown)
-        oracle.grow(day[:80])
+        oracle.grow(day[:48])
         oracle.check_vocabularies(grown)
-        for split, part in (("train", day[:80]), ("validation", day[80:90]), ("test", day[90:])):
+        for split, part in (("train", day[:48]), ("validation", day[48:54]), ("test", day[54:])):
             check_rows(grown / split, part, oracle)
             check_rows(small / split, part, oracle)
         like = grown
+
+
+def test_an_interrupted_growth_goes_on(
+    tmp_path: Path, day_csv: tuple[Path, Oracle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Resources, "sizes", lambda _: SMALL)
+    rows, first = draw(3, 100, 9), tmp_path / "first"
+    shutil.copytree(day_csv[0], first)
+    whole = tree(prepare_like(tmp_path, "next", rows, first, grow=True))
+    rename, renames = Path.rename, 0
+
+    def interrupting(after: float) -> Callable[[Path, Path], Path]:
+        def interrupted(path: Path, target: Path) -> Path:
+            nonlocal renames
+            renames += 1
+            if renames > after:
+                raise KeyboardInterrupt
+            return rename(path, target)
+
+        return interrupted
+
+    monkeypatch.setattr(Path, "rename", interrupting(math.inf))
+    prepare_like(tmp_path, "next", rows, first, grow=True, overwrite=True)
+    for after in random.Random(1).sample(range(1, renames), 6):
+        shutil.rmtree(tmp_path / "next")
+        renames = 0
+        monkeypatch.setattr(Path, "rename", interrupting(after))
+        with pytest.raises(KeyboardInterrupt):
+            prepare_like(tmp_path, "next", rows, first, grow=True)
+        monkeypatch.setattr(Path, "rename", rename)
+        assert tree(prepare_like(tmp_path, "next", rows, first, grow=True)) == whole
+
+
+def test_rows_to_be_scored_need_no_label(tmp_path: Path, day_csv: tuple[Path, Oracle]) -> None:
+    first, oracle = day_csv
+    rows = draw(4, 50, 3)
+    out = prepare_like(tmp_path, "next", rows, first, "parquet", without=("click", "time"))
+    check_rows(out / "test", rows, oracle)
+    assert "click" not in pq.read_schema(next((out / "test").iterdir())).names
+    assert load_schema(out).timestamp is None
+    assert Dataset(out, "test", labelled=False).num_rows == 50
+    card = json.loads((out / "card.json").read_text())
+    assert card["splits"]["test"] == {"rows": 50, "positives": None, "positive_rate": None}
+    assert card["notes"][:2] == [
+        "The rows have no column `click` (label): they can be scored (`cetnet predict`), not evaluated.",
+        "The rows have no column `time` (timestamp): nothing is known of their time.",
+    ]
+    with pytest.raises(UserError, match="no column 'click' with the label"):
+        prepare_like(tmp_path, "grown", rows, first, without=("click",), grow=True)
+    write_rows(tmp_path / "some/a.csv", rows)
+    write_rows(tmp_path / "some/b.csv", rows, without=("click",))
+    with pytest.raises(UserError, match=r"b\.csv has no column 'click' \(the label\), and .*a\.csv has"):
+        prepare_tabular("csv", tmp_path / "some", tmp_path / "out", like=first, workers=1)
+
+
+def test_what_changed_since_training(
+    tmp_path: Path, day_csv: tuple[Path, Oracle], capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, oracle = day_csv
+    train, rows = draw(1, 300, 0)[:240], draw(5, 80, 20)
+    out = prepare_like(tmp_path, "next", rows, first)
+    card = json.loads((out / "card.json").read_text())
+
+    def share(of: Rows, name: str) -> float:
+        ids = [oracle.encode(row)[name] for row in of]
+        flat = [id for row in ids for id in row] if isinstance(ids[0], list) else ids
+        return flat.count(0) / len(flat)
+
+    found = {each["feature"]: each for each in card["drift"]}
+    for name in ("user", "item", "tags", "history", "page"):
+        assert found[name]["training"]["unknown"] == pytest.approx(share(train, name))
+        assert found[name]["now"]["unknown"] == pytest.approx(share(rows, name))
+    lengths = [[len(row["history"][-3:]) for row in of] for of in (train, rows)]
+    assert [found["history"][when]["mean_length"] for when in ("training", "now")] == [
+        pytest.approx(sum(each) / len(each)) for each in lengths
+    ]
+    for name in ("price", "age"):
+        for when, of in (("training", train), ("now", rows)):
+            assert found[name][when]["missing"] == sum(row[name] is None for row in of) / len(of)
+            mean = sum(oracle.encode(row)[name].expected for row in of) / len(of)
+            assert found[name][when]["mean"] == pytest.approx(mean, rel=1e-4, abs=1e-7)
+    changes = [max(map(abs, each["changes"].values())) for each in card["drift"]]
+    assert changes == sorted(changes, reverse=True)
+    told = capsys.readouterr().err
+    assert told.startswith("warning: since training, ")
+    assert "unknown values of `user` went from 0.0% to" in told
+    assert "| `user` | 0.00% |" in (out / "README.md").read_text()
+    # What is like the result is compared with the same rows, and what grew with its own.
+    again = json.loads((prepare_like(tmp_path, "again", rows, out) / "card.json").read_text())
+    assert again["drift"] == card["drift"]
+    grown = prepare_like(tmp_path, "grown", rows, first, grow=True)
+    assert json.loads((grown / "card.json").read_text())["drift"] == card["drift"]
+    after = json.loads((prepare_like(tmp_path, "after", rows, grown) / "card.json").read_text())
+    assert all(change == 0 for each in after["drift"] for change in each["changes"].values())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"like": None}, "give --schema, or --like"),
+        ({"like": None, "grow": True}, "--grow needs --like"),
+        ({"schema_file": Path("raw.yaml")}, "--schema and --like: give one of them"),
+        ({"like": Path("none")}, "--like none: no such folder"),
+        ({"split": "tomorrow"}, "or one of train, validation, test for all rows"),
+        ({"grow": True, "split": "test"}, "values get ids by the rows of train, and there are none"),
+        ({"out": "first"}, "is --out, too"),
+    ],
+)
+def test_options_that_contradict(
+    tmp_path: Path, day_csv: tuple[Path, Oracle], options: dict[str, Any], message: str
+) -> None:
+    write_rows(tmp_path / "next.csv", draw(2, 9, 0))
+    out = day_csv[0] if options.pop("out", "") else tmp_path / "out"
+    with pytest.raises(UserError, match=message):
+        prepare_tabular("csv", tmp_path / "next.csv", out, **{"like": day_csv[0], "workers": 1, **options})
+    assert [path.name for path in tmp_path.iterdir()] == ["next.csv"]
+
+
+def test_what_rows_cannot_be_like(tmp_path: Path, day_csv: tuple[Path, Oracle]) -> None:
+    rows, broken = draw(2, 9, 0), tmp_path / "broken"
+
+    def refused(message: str) -> None:
+        with pytest.raises(UserError, match=message):
+            prepare_like(tmp_path, "next", rows, broken)
+        assert not [path for path in tmp_path.iterdir() if path.name.startswith((".", "next/"))]
+
+    shutil.copytree(day_csv[0], broken)
+    file = broken / "vocabularies/page.parquet"
+    pages = pq.read_table(file)
+    values = pages["value"].to_pylist()
+    file.unlink()
+    refused(r"page\.parquet: no such file, the vocabulary of table 'page'")
+    pq.write_table(pages.slice(1), file)
+    refused(r"is not the vocabulary of table 'page' in schema\.yaml")
+    pq.write_table(pages.set_column(0, "value", [[values[1], values[0], *values[2:]]]), file)
+    refused(r"page\.parquet is not the vocabulary of the schema\.yaml there: it was changed")
+    pq.write_table(pages.set_column(1, "id", [[*range(len(values))]]), file)
+    refused(r"page\.parquet is damaged")
+    file.write_bytes(b"PAR1")
+    refused(r"page\.parquet cannot be read as a vocabulary")
+    encoding = (broken / "encoding.yaml").read_text()
+    (broken / "encoding.yaml").write_text(encoding.replace("whole_floats: integer", "whole_floats: text"))
+    refused(r"schema\.yaml and encoding\.yaml are not of one dataset")
+    (broken / "encoding.yaml").write_text(f"{encoding}transform: a.reader\n")
+    refused(r"were read by a public dataset's own reader \(a\.reader\)")
+    (broken / "encoding.yaml").unlink()
+    refused(r"it has no encoding\.yaml, as datasets have that")
+
+
+@pytest.mark.parametrize(("then", "now"), [("{}", "{}.0"), ("{}.0", "{}")])
+@pytest.mark.parametrize("hash", [None, 50])
+def test_numbers_written_in_another_form_would_all_be_unknown(
+    tmp_path: Path, then: str, now: str, hash: int | None
+) -> None:
+    feature = {"name": "n", "kind": "categorical", "hash": hash}
+    (tmp_path / "raw.yaml").write_text(yaml.safe_dump({"label": "y", "features": [feature]}))
+    for name, form in (("then", then), ("now", now)):
+        lines = [f"{i % 2},{form.format(i % 7)}\n" for i in range(60)]
+        (tmp_path / f"{name}.csv").write_text("".join(["y,n\n", *lines]))
+    prepare_tabular("csv", tmp_path / "then.csv", tmp_path / "out", tmp_path / "raw.yaml", workers=1)
+    with pytest.raises(
+        UserError, match=r"column 'n' of .*now\.csv, and as '.*' in the rows that the model was trained"
+    ):
+        prepare_tabular("csv", tmp_path / "now.csv", tmp_path / "next", like=tmp_path / "out", workers=1)
+
+
+def test_given_vectors_stay_as_they_are(tmp_path: Path) -> None:
+    keys = ["a", "b", "c"]
+    pl.DataFrame({"key": keys, "vector": [[1.0, 2.0]] * 3}).write_parquet(tmp_path / "vectors.parquet")
+    features = [{"name": "n", "kind": "categorical"}, {"name": "picture", "kind": "categorical"}]
+    schema = {"label": "y", "features": features, "pretrained": {"picture": "vectors.parquet"}}
+    (tmp_path / "raw.yaml").write_text(yaml.safe_dump(schema))
+    (tmp_path / "then.csv").write_text("y,n,picture\n" + "0,x,a\n1,y,b\n" * 20)
+    (tmp_path / "now.csv").write_text("y,n,picture\n" + "0,z,c\n1,y,d\n" * 20)
+    first, out = tmp_path / "first", tmp_path / "next"
+    prepare_tabular("csv", tmp_path / "then.csv", first, tmp_path / "raw.yaml", workers=1)
+    counts = pq.read_table(first / "vocabularies/picture.parquet")["count"].to_pylist()
+    assert counts[2] == 0
+    prepare_tabular("csv", tmp_path / "now.csv", out, like=first, grow=True, workers=1)
+    assert pq.read_table(out / "train").select(["n", "picture"]).to_pylist()[:2] == [
+        {"n": 3, "picture": 3},
+        {"n": 2, "picture": 0},
+    ]
+    assert load_schema(out).tables == {"n": 4, "picture": 4}
+    assert (out / "pretrained/picture.npy").read_bytes() == (first / "pretrained/picture.npy").read_bytes()
+    assert "`picture`: tables of given vectors, which can't grow." in (out / "README.md").read_text()
+
+
+def test_command(tmp_path: Path, day_csv: tuple[Path, Oracle]) -> None:
+    first, oracle = day_csv
+    rows, raw, out = draw(6, 30, 5), tmp_path / "next.csv", tmp_path / "out"
+    write_rows(raw, rows)
+    command = ["prepare", "csv", "--raw", str(raw), "--out", str(out), "--like", str(first), "--workers", "1"]
+    result = CliRunner().invoke(app, [*command, "--split", "validation"])
+    assert result.exit_code == 0, result.output
+    check_rows(out / "validation", rows, oracle)
+    assert {path.name for path in out.iterdir() if path.is_dir()} == {"validation", "vocabularies"}

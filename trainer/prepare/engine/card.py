@@ -175,8 +175,7 @@ def _readme(schema: Schema, statistics: Mapping[str, SplitStatistics], card: Car
         row += [shown(sums.bayes_ne, 4)] if schema.true_probability else []
         rows.append(row)
     first = next(iter(statistics))
-    shown_splits = [split for split in (first, "test") if split in statistics]
-    shown_splits = list(dict.fromkeys(shown_splits))
+    shown_splits = list(dict.fromkeys(split for split in (first, "test") if split in statistics))
     feature_rows = []
     for feature in schema.features:
         row = [f"`{feature.name}`", feature.kind, f"`{feature.table}`" if feature.table else ""]

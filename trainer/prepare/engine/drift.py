@@ -31,7 +31,7 @@ class Drift:
     @property
     def largest(self) -> float:
         """The largest change."""
-        return max(map(abs, self.changes.values()))
+        return max(map(abs, self.changes.values()), default=0.0)
 
     @property
     def jumps(self) -> list[str]:
@@ -69,11 +69,12 @@ def drift(schema: Schema, training: Training, splits: Mapping[str, SplitStatisti
             names = {"unknown": "unknown_ids"}
             if feature.kind != "categorical":
                 names["mean_length"] = "mean_length"
-        then = {name: before[key] for name, key in names.items()}
-        today = {name: now[key] for name, key in names.items()}
-        if feature.table is not None:
-            today["unknown"] += now.get("new_ids", 0.0)
-        changes = {name: _change(name, then[name], today[name], before) for name in names}
+        then = {name: before[key] for name, key in names.items() if before.get(key) is not None}
+        today = {name: now[key] for name, key in names.items() if name in then}
+        if "unknown" in today:
+            ids = whole.ids[feature.name]
+            today["unknown"] = (ids.unknown + ids.new) / max(1, ids.ids)
+        changes = {name: _change(name, then[name], today[name], before) for name in then}
         found.append(Drift(feature.name, then, today, changes))
     return sorted(found, key=lambda each: -each.largest)
 
@@ -81,7 +82,7 @@ def drift(schema: Schema, training: Training, splits: Mapping[str, SplitStatisti
 def _change(name: str, then: float, now: float, before: Mapping[str, float]) -> float:
     if name in ("unknown", "missing"):
         return now - then
-    scale = abs(then) if name == "mean_length" else before["deviation"] or abs(then)
+    scale = abs(then) if name == "mean_length" else before.get("deviation") or abs(then)
     return (now - then) / (scale or 1.0)
 
 

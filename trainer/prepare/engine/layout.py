@@ -1,6 +1,7 @@
 """What every preparation shares: splits, vocabularies, and the writer of the layout.
 
     OUT/schema.yaml  README.md  card.json
+    OUT/encoding.yaml (of rows that `prepare_table` read)  vocabularies/<table>.parquet
     OUT/{train,validation,test}/part-00000.parquet ...
 
 No torch: it is slow to import.
@@ -36,6 +37,7 @@ from cetnet.trainer.files import lock_held, usable
 from cetnet.trainer.prepare.engine.card import Card, write_card
 from cetnet.trainer.prepare.engine.part_files import ROWS_PER_FILE, PartWriter, part_name
 from cetnet.trainer.prepare.engine.statistics import Measure, SplitStatistics
+from cetnet.trainer.prepare.engine.vocabulary_files import VocabularyWriter, file_of
 from cetnet.trainer.processes.signals import cleaning_up
 from cetnet.trainer.yaml_files import save_yaml
 
@@ -290,14 +292,17 @@ def write_dataset(
     frames: Iterable[tuple[str, pl.DataFrame]],
     card: Card,
     total_rows: int | None = None,
+    vocabularies: Mapping[str, pl.Series] | None = None,
 ) -> Schema:
     """Write (split, frame) pairs, in their order within each split, then the schema and the data card.
 
     Each frame holds the schema's columns (others are dropped) in types that cast losslessly to those of
     `arrow_schema`, without nulls (but of the group), ids within their tables, sequences no longer than max_length.
-    Memory: one frame and at most a row group per split. Returns the schema with `mean_length` measured on
-    train. A split without rows is a UserError.
+    `vocabularies` are the values of tables, the one at position i with id i + 1: they are written with their counts.
+    Memory: one frame and at most a row group per split, and the vocabularies. Returns the schema with `mean_length`
+    measured on train. A split without rows is a UserError.
     """
+    counts = {table: np.zeros(1 + len(values), np.int64) for table, values in (vocabularies or {}).items()}
     columns = arrow_schema(schema)
     statistics = {split: SplitStatistics() for split in SPLITS}
     parts = {
@@ -310,10 +315,28 @@ def write_dataset(
             table = frame.select(columns.names).to_arrow().cast(columns)
             check_table(table, schema)
             parts[split].write(table)
+            if split == "train":
+                _count_ids(counts, table, schema)
             progress.advance(task, frame.height)
     for split in SPLITS:
         parts[split].close()
+    digests = {}
+    for table, values in sorted((vocabularies or {}).items()):
+        writer = VocabularyWriter(file_of(directory, table))
+        writer.write(values.cast(pl.String).to_arrow(), counts[table][1:])
+        digests[table] = writer.close()
+    schema = schema.model_copy(update={"vocabularies": digests or None})
     return finish_dataset(directory, schema, statistics, card)
+
+
+def _count_ids(counts: Mapping[str, np.ndarray], table: pa.Table, schema: Schema) -> None:
+    """Add how often each id of these tables occurs."""
+    for feature in schema.id_features:
+        of_table = counts.get(feature.table or "")
+        if of_table is not None:
+            for chunk in table[feature.name].chunks:
+                ids = chunk if feature.kind == "categorical" else chunk.flatten()
+                of_table += np.bincount(ids.to_numpy(), minlength=len(of_table))
 
 
 def check_split_rows(rows: Mapping[str, int]) -> None:

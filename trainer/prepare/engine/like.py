@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import ValidationError
 
 from cetnet.models.schema import Schema
 from cetnet.trainer.data.data_files import Format, KeyValues
@@ -55,6 +56,11 @@ class Like:
         return [table for table in self.tables if self.grow and table not in self.schema.pretrained]
 
     @property
+    def digests(self) -> Mapping[str, str]:
+        """Those of the vocabularies."""
+        return self.schema.vocabularies or {}
+
+    @property
     def identity(self) -> dict[str, Any]:
         """What a job knows it by."""
         return {
@@ -65,17 +71,18 @@ class Like:
         }
 
     def take(self, folder: Path) -> None:
-        """Link or copy the vocabularies into a folder, where nothing replaces them while they are read."""
+        """Link or copy vocabularies and vectors into a folder, where nothing replaces them while they are read."""
         for table in self.tables:
-            source, target = file_of(self.folder, table), file_of(folder, table)
-            if not target.exists():
-                link_or_copy(source, target)
+            link_or_copy(file_of(self.folder, table), file_of(folder, table))
+        for table in self.schema.pretrained:
+            if (source := vectors_of(self.folder, table)).exists():  # a run has none
+                link_or_copy(source, vectors_of(folder, table))
 
     def check_digests(self, known: Mapping[str, Sequence[Path]]) -> None:
         """UserError if a vocabulary is not that of the schema, by the pieces that `sort_values` read."""
         for table, of_table in known.items():
             digest = digest_text(sum(read_facts(piece)["digest"] for piece in of_table))
-            if (self.schema.vocabularies or {}).get(table) != digest:
+            if self.digests.get(table) != digest:
                 raise UserError(
                     f"{file_of(self.folder, table)} is not the vocabulary of the schema.yaml there: it was changed, "
                     "or replaced just now; restore it, or start again"
@@ -91,15 +98,10 @@ class Like:
                 found[table] = read_facts(piece)["forms"] | found.get(table, {})
         return found
 
-    def write(self, folder: Path, new: Path) -> None:
-        """Link or copy into a new dataset what is as here: vocabularies taken into `folder`, and given vectors."""
-        for table in self.tables:
-            if table not in self.growing and not file_of(new, table).exists():
-                link_or_copy(file_of(folder, table), file_of(new, table))
-        for table in self.schema.pretrained:
-            source, target = (each / "pretrained" / f"{table}.npy" for each in (self.folder, new))
-            if source.exists() and not target.exists():
-                link_or_copy(source, target)
+
+def vectors_of(folder: Path, table: str) -> Path:
+    """The given vectors of a table, in a dataset."""
+    return folder / "pretrained" / f"{table}.npy"
 
 
 def load_like(folder: Path, grow: bool) -> Like:
@@ -116,11 +118,11 @@ def load_like(folder: Path, grow: bool) -> Like:
             "prepare old and new rows together by it, or by `cetnet prepare csv` with a schema of your own"
         )
     _check_whole(folder, schema, encoding)
-    if grow and (missing := [t for t in schema.pretrained if not (folder / f"pretrained/{t}.npy").exists()]):
+    if grow and (missing := [t for t in schema.pretrained if not vectors_of(folder, t).exists()]):
         raise UserError(
             f"--like {folder}: no pretrained/{missing[0]}.npy, which training needs; name the dataset, not the run"
         )
-    return Like(folder, schema, encoding, training_of(_card(folder)), grow)
+    return Like(folder, schema, encoding, _training(folder), grow)
 
 
 def _instead(schema: Schema) -> str:
@@ -135,27 +137,30 @@ def _instead(schema: Schema) -> str:
     )
 
 
-def _card(folder: Path) -> Mapping[str, Any]:
+def _training(folder: Path) -> Training:
     file = folder / "card.json"
     try:
-        card = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read ({error}); restore it, or remove it") from error
-    if not isinstance(card, dict):
-        raise UserError(f"{file} is no data card; restore it, or remove it")
-    return card
+        return training_of(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else {}
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{file} cannot be read as a data card ({error}); restore it, or remove it"
+        ) from error
 
 
 def _check_whole(folder: Path, schema: Schema, encoding: RawEncoding) -> None:
     """Schema, encoding and vocabularies must be of one dataset."""
     raw = encoding.raw
     rows = {table: schema.tables.get(table, 1) for table in raw.vocabulary_tables}
-    expected = raw.prepared(rows, schema.pretrained)
-    same = [
-        [feature.model_dump(exclude={"mean_length"}) for feature in each.features]
-        for each in (schema, expected)
-    ]
-    if same[0] != same[1] or schema.tables != expected.tables or schema.encoding != encoding.digest:
+    try:
+        expected = raw.prepared(rows, schema.pretrained)
+        columns = [
+            [feature.model_dump(exclude={"mean_length"}) for feature in each.features]
+            for each in (schema, expected)
+        ]
+        same = columns[0] == columns[1] and schema.tables == expected.tables
+    except ValidationError:
+        same = False
+    if not same or schema.encoding != encoding.digest:
         raise UserError(
             f"{folder}: schema.yaml and encoding.yaml are not of one dataset; restore both, or prepare it again"
         )
@@ -201,7 +206,12 @@ def present_roles(
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Another name for a file that is never changed, or a copy of it where the disk can't give it one."""
+    """Another name for a file that is never changed, or a copy of it where the disk can't give it one.
+
+    Nothing if there is such a file already.
+    """
+    if target.exists():
+        return
     target.parent.mkdir(parents=True, exist_ok=True)
     with written_aside(target) as aside:
         try:

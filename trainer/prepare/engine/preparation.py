@@ -40,7 +40,7 @@ from cetnet.trainer.prepare.engine.encoded import (
 )
 from cetnet.trainer.prepare.engine.known import Known, grow_vocabulary, pieces, sort_values
 from cetnet.trainer.prepare.engine.layout import SPLITS, check_split_rows
-from cetnet.trainer.prepare.engine.like import Like
+from cetnet.trainer.prepare.engine.like import Like, vectors_of
 from cetnet.trainer.prepare.engine.part_files import part_name
 from cetnet.trainer.prepare.engine.raw import RawSchema
 from cetnet.trainer.prepare.engine.splits import Assign
@@ -92,8 +92,8 @@ class Preparation:
     like: Like | None = None
 
     @property
-    def _vocabularies(self) -> Path:
-        """Where those of `like` are, taken from it."""
+    def _taken(self) -> Path:
+        """Where the vocabularies and vectors of `like` are."""
         return self.place.folder / "like"
 
     def _task(self, folder: str, name: int | str, weight: int, *arguments: Any) -> Task:
@@ -165,12 +165,12 @@ class Preparation:
         """For each table of `like` with a vocabulary, its values in pieces that a task can hold in memory, sorted."""
         if self.like is None:
             return {}
-        self.like.take(self._vocabularies)
+        self.like.take(self._taken)
         tasks: dict[str, list[Task]] = {}
         for table in self.like.tables:
-            path = file_of(self._vocabularies, table)
+            path = file_of(self._taken, table)
             tasks[table] = [
-                self._task(f"known/{table}", i, stop - start, path, start, stop, self.place.sizes)
+                self._task("known", f"{table}-{i:06d}", stop - start, path, start, stop, self.place.sizes)
                 for i, (start, stop) in enumerate(pieces(path, self.place.sizes))
             ]
         self._run("known", "row groups", sort_values, list(chain.from_iterable(tasks.values())))
@@ -196,8 +196,9 @@ class Preparation:
         self, chunks: Sequence[Chunk], splitters: Mapping[str, Sequence[str]], assign: Assign | None
     ) -> list[Path]:
         """The counted chunks; `splitters` divide the values of each table, `assign` gives rows their split."""
+        counting = self.like is None or self.like.grow
         tasks = [
-            self._task("count", i, chunk.rows, chunk, self.spec, assign, splitters)
+            self._task("count", i, chunk.rows, chunk, self.spec, assign, splitters, counting)
             for i, chunk in enumerate(chunks)
         ]
         return self._run("count", "rows", count_values, tasks)
@@ -245,14 +246,14 @@ class Preparation:
     def write_vocabularies(self, vocabularies: Mapping[str, Vocabulary]) -> dict[str, str]:
         """The files of the tables' vocabularies in the folder `new`/vocabularies, and their digests."""
         new = self.place.folder / "new"
-        as_before = (
-            [table for table in self.like.tables if table not in self.like.growing] if self.like else []
-        )
+        as_before: dict[str, str] = {}  # with their digests
+        if self.like is not None:
+            as_before = {t: self.like.digests[t] for t in self.like.tables if t not in self.like.growing}
         tasks = {}
         for table, of_table in vocabularies.items():
             if table != GROUP and table not in as_before:
                 ranges = [each.path for each in of_table.ranges]
-                old = [file_of(self._vocabularies, table)] if self.like else []
+                old = [file_of(self._taken, table)] if self.like else []
                 tasks[table] = self._task("vocabularies", table, of_table.kept, *old, ranges)
         function = grow_vocabulary if self.like else write_vocabulary
         self._run("vocabularies", "values", function, list(tasks.values()))
@@ -261,10 +262,11 @@ class Preparation:
             target.parent.mkdir(parents=True, exist_ok=True)
             _move(task.out / "vocabulary.parquet", target)
         digests = {table: read_facts(task.out) for table, task in tasks.items()}
-        if self.like is not None:
-            self.like.write(self._vocabularies, new)
-            digests |= {table: (self.like.schema.vocabularies or {})[table] for table in as_before}
-        return dict(sorted(digests.items()))
+        for table in as_before:
+            target = file_of(new, table)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _move(file_of(self._taken, table), target)
+        return dict(sorted((digests | as_before).items()))
 
     def encode(
         self,
@@ -383,10 +385,14 @@ class Preparation:
             for table, path in self.spec.pretrained.items()
         }
         self._run("vectors", "MB", write_vectors, list(tasks.values()))
-        for table, task in tasks.items():
-            target = self.place.folder / "new" / "pretrained" / f"{table}.npy"
+        written = {table: task.out / "vectors.npy" for table, task in tasks.items()}
+        if self.like is not None:
+            taken = {table: vectors_of(self._taken, table) for table in self.like.schema.pretrained}
+            written |= {table: path for table, path in taken.items() if path.exists()}
+        for table, path in written.items():
+            target = vectors_of(self.place.folder / "new", table)
             target.parent.mkdir(exist_ok=True)
-            _move(task.out / "vectors.npy", target)
+            _move(path, target)
 
     def compare_md5(self, published: Mapping[Path, str]) -> list[str]:
         """Lines of the card: whether raw files are the published ones, byte by byte."""

@@ -348,7 +348,9 @@ def check_columns(path: Path, found: Sequence[str], spec: RawSchema) -> None:
         message = f"{path} has no column {name!r}; it has {', '.join(map(repr, found))}"
         similar = [other for other in found if other.strip().casefold() == name.strip().casefold()]
         if similar:
-            message += f": write {similar[0]!r} in the schema (of a feature, as its `column`)"
+            message += (
+                f": write {similar[0]!r} in the schema (of a feature, as its `column`), or rename it here"
+            )
         if len(found) == 1:
             message += ": is `delimiter` right?"
         elif spec.header is None and not set(found) & set(spec.raw_columns):

@@ -48,22 +48,33 @@ def split_rows(chunk: Chunk, spec: RawSchema, wanted: Sequence[str] | None = Non
 
 
 def count_values(
-    folder: Path, chunk: Chunk, spec: RawSchema, assign: Assign | None, splitters: Mapping[str, Sequence[str]]
+    folder: Path,
+    chunk: Chunk,
+    spec: RawSchema,
+    assign: Assign | None,
+    splitters: Mapping[str, Sequence[str]],
+    counting: bool,
 ) -> None:
-    """split.npy; entries.arrow (a batch a range of a table: distinct values, counts in train); facts.json."""
+    """split.npy; entries.arrow (a batch a range of a table: distinct values, counts in train); facts.json.
+
+    Without `counting` nothing is learned of train, and counts are 0.
+    """
     if assign is None:
         split = np.full(chunk.rows, chunk.split, np.int8)
     else:
         split = assign(split_rows(chunk, spec)).to_numpy()
     np.save(folder / "split.npy", split)
-    train = pl.Series(split == 0)
-    chunk_rows = chunk.read()
-    rows = chunk_rows.filter(train)
+    dense = [feature.name for feature in spec.features if feature.kind == "dense"]
+    rows = chunk.read(None if counting else dense)
+    missing = {
+        name: np.bincount(split[rows[name].is_null().to_numpy()], minlength=3).tolist() for name in dense
+    }
+    rows = rows.filter(pl.Series(split == 0)) if counting else rows
     with pa.ipc.new_file(folder / "entries.arrow", _ENTRIES, options=IPC_OPTIONS) as writer:
         for number, (table, names) in enumerate(coded_columns(spec).items()):
             values = chunk.values(number)
             counts = np.zeros(len(values) + 1, np.int64)
-            for name in names:
+            for name in names if counting else ():
                 counts += np.bincount(flatten(rows[name])[0].to_numpy(), minlength=len(counts))
             if table == GROUP:
                 counts[:] = 1  # groups of all splits are numbered
@@ -77,15 +88,10 @@ def count_values(
                 writer.write_batch(batch.slice(first, last - first))
     sums = {}
     for feature in spec.features:
-        if feature.transform == "standardize":
+        if feature.transform == "standardize" and counting:
             numbers = rows[feature.name].drop_nulls().to_numpy()
             powers = (_exact_sum(numbers), _exact_sum(numbers**2))
             sums[feature.name] = [len(numbers), *(total.as_integer_ratio() for total in powers)]
-    missing = {
-        feature.name: np.bincount(split[chunk_rows[feature.name].is_null().to_numpy()], minlength=3).tolist()
-        for feature in spec.features
-        if feature.kind == "dense"
-    }
     facts = {"splits": np.bincount(split, minlength=3).tolist(), "sums": sums, "missing": missing}
     write_facts(folder, facts)
 
@@ -133,7 +139,8 @@ def number_values(
     entries = pl.DataFrame(pa.Table.from_batches(parts))
     lengths = [part.num_rows for part in parts]
     del parts
-    counts = entries.group_by("value").agg(pl.col("count").sum())
+    known = isinstance(given, Known) and not given.grows
+    counts = entries.clear() if known else entries.group_by("value").agg(pl.col("count").sum())
     facts = {}
     if isinstance(given, Keys):
         kept = given.read().alias("value").to_frame().join(counts, on="value", how="left")
@@ -152,8 +159,6 @@ def number_values(
             with RowWriter(folder / "added.arrow", ADDED) as of_known:
                 of_known.write(added.to_arrow().cast(ADDED))
             kept = kept.join(numbers, on="value", how="anti")
-        else:
-            kept = kept.clear()
     kept = kept.sort("value")
     with RowWriter(folder / "kept.arrow", _ENTRIES) as of_kept:
         of_kept.write(kept.to_arrow().cast(_ENTRIES))

@@ -37,6 +37,7 @@ class VocabularyWriter:
     """One such file, whose bytes don't depend on how its values are cut into pieces."""
 
     def __init__(self, path: Path) -> None:
+        path.parent.mkdir(exist_ok=True)
         self._parts = PartWriter(path, COLUMNS)
         self._next = 1
         self._digest = 0

@@ -62,7 +62,7 @@ ITEMS = ("i",) * 14 + ("товар-", "الخبر ")
 SCHEMA = """\
 # Clicks that `cetnet generate clicks` drew: {summary}
 # cetnet prepare {format} --raw {first} --schema clicks.yaml --split time:0.8,0.1,0.1 --out ../data/day-1
-# Best possible NE, that of the column true_probability (which no model reads): {best}
+# Best possible NE, that of the column click_probability (which no model reads): {best}
 label: clicked
 group: user_id                # gAUC is computed within it
 timestamp: ts
@@ -235,8 +235,8 @@ def generate_clicks(
 ) -> list[str]:
     """Write `day-<n>.<format>`, `rows` rows in all, and `clicks.yaml`, their raw schema, into the new folder `out`.
 
-    Columns: those of SCHEMA, and `true_probability`, which the click was drawn from. Memory: CHUNK_ROWS rows, and all
-    users and items. Returns a line about each day. Raises UserError for an existing `out` and for too few rows.
+    Columns: those of SCHEMA, and `click_probability`, from which the click was drawn. Memory: CHUNK_ROWS rows, and
+    all users and items. Returns a line about each day. Raises UserError for an existing `out` and for too few rows.
     """
     if rows < 100 * days:
         raise UserError(f"--rows {rows}: at least 100 a day, {100 * days}")
@@ -255,7 +255,7 @@ def generate_clicks(
                         site, np.arange(first, min(first + CHUNK_ROWS, starts[day + 1])), format
                     )
                     write(frame)
-                    label, probability = frame["clicked"].to_numpy(), frame["true_probability"].to_numpy()
+                    label, probability = frame["clicked"].to_numpy(), frame["click_probability"].to_numpy()
                     sums += len(label), label.sum(), cross_entropy(label, probability).sum()
                     progress.advance(task, frame.height)
             ne = f"{sums[2] / (sums[0] * binary_entropy(sums[1] / sums[0])):.5f}"
@@ -286,7 +286,7 @@ def draw_rows(site: Site, row: np.ndarray, format: Literal["csv", "parquet"]) ->
             "price": pl.Series(drawn["price"]).fill_nan(None),
             "age": pl.Series(drawn["age"]).fill_nan(None).cast(pl.Int64),
             "clicked": (site.uniform("click", row) < probability).astype(np.int8),
-            "true_probability": probability,
+            "click_probability": probability,
         }
     )
     if format == "csv":

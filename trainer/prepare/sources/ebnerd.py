@@ -193,6 +193,7 @@ def prepare_ebnerd(
                 ),
             ),
             total_rows=int(impressions["shown"].list.len().sum()),
+            vocabularies=vocabularies,
         )
 
 

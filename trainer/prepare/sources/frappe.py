@@ -83,4 +83,5 @@ def prepare_frappe(raw: Path, out: Path, overwrite: bool = False, command: str |
                 published=FRAPPE_X1,
             ),
             total_rows=sum(frame.height for frame in frames.values()),
+            vocabularies=vocabularies,
         )
