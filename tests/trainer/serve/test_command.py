@@ -39,7 +39,9 @@ def test_mistakes_are_told_before_anything_is_loaded(tmp_path: Path) -> None:
         assert f"cannot listen on 127.0.0.1:{port} (Address already in use)" in told(
             tmp_path, "--port", str(port)
         )
-        assert "choose another --host or --grpc-port" in told(tmp_path, "--port", "0", "--grpc-port", str(port))
+        assert "choose another --host or --grpc-port" in told(
+            tmp_path, "--port", "0", "--grpc-port", str(port)
+        )
 
 
 def test_the_newest_export_is_the_last_in_natural_order(tmp_path: Path) -> None:
