@@ -174,6 +174,7 @@ def _write_model(
 
         console.print("compiling, which takes a minute or two")
         about["cpu_flags"] = compile_aoti(program, folder / FILES["aoti"])
+        shutil.copytree(_PACKAGE / "cpp", folder / "cpp")
     if "onnx" in wanted.targets:
         from cetnet.trainer.export.onnx import to_onnx
 

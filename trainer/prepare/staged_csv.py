@@ -11,6 +11,7 @@ from cetnet.trainer.data.data_files import DataFile
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.files import write_json
 from cetnet.trainer.prepare.engine.chunks import frames, units
+from cetnet.trainer.prepare.engine.layout import progress_bar
 from cetnet.trainer.prepare.engine.raw import RawSchema
 from cetnet.trainer.prepare.raw_split import RawRows, run_encoding
 from cetnet.trainer.run_folder import load_run
@@ -52,14 +53,13 @@ def stage_csv(run: Path, rows: RawRows, beside: Sequence[str], folder: Path) -> 
         target = folder / f"part-{number:06d}.parquet"
         origins[target.name] = str(file.path)
         (unit,) = units(file.path, number, None, "csv", spec, [], _CHUNK_BYTES, file.keys, named=False)
-        writer = None
-        for frame in frames(unit, "csv", spec, _CHUNK_BYTES, named=True):
-            table = frame.select(name for name in frame.columns if name in wanted).to_arrow()
-            table = table.cast(pa.schema([(name, pa.large_string()) for name in table.column_names]))
-            writer = writer or pq.ParquetWriter(target, table.schema, compression="zstd")
-            writer.write_table(table)
-        assert writer is not None
-        writer.close()
+        names = [name for name in (*unit.columns, *file.keys) if name in wanted]
+        columns = pa.schema([(name, pa.large_string()) for name in names])
+        with progress_bar() as progress, pq.ParquetWriter(target, columns, compression="zstd") as writer:
+            task = progress.add_task(f"{file.path.name} (rows)", total=None)
+            for frame in frames(unit, "csv", spec, _CHUNK_BYTES, named=True):
+                writer.write_table(frame.select(names).to_arrow().cast(columns))
+                progress.advance(task, frame.height)
     write_json(folder / _ORIGINS, {"path": str(rows.path), "split": rows.split, "origins": origins})
 
 
