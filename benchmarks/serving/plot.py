@@ -32,7 +32,12 @@ def plot_latency(results: dict[str, Any], path: Path) -> None:
     for each, rate in zip(levels, rates, strict=True):
         if each["failed"]:
             share = each["failed"] / sum(each["outcomes"].values())
-            place = {"textcoords": "offset points", "ha": "center", "fontsize": 8, "color": COLORS[1]}
+            place: dict[str, Any] = {
+                "textcoords": "offset points",
+                "ha": "center",
+                "fontsize": 8,
+                "color": COLORS[1],
+            }
             axes.annotate(f"{share:.0%}\nrefused", (rate, each["p99"]), (0, 7), **place)
     for x, y, name, color in ends:
         axes.annotate(name, (x, y), (6, 0), textcoords="offset points", color=color, va="center")

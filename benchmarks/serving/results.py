@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 from cetnet.benchmarks.measured import spread
 
+_TOLD = {True: "yes", False: "no", None: ""}
+
 
 class Must(NamedTuple):
     """A figure and its limit.
@@ -14,13 +16,13 @@ class Must(NamedTuple):
         what: is measured.
         wanted: the limit.
         measured: the figure.
-        reached: whether it keeps the limit.
+        reached: whether it keeps the limit; None if there is none.
     """
 
     what: str
     wanted: str
     measured: str
-    reached: bool
+    reached: bool | None
 
 
 def markdown(results: Mapping[str, Any]) -> str:
@@ -34,10 +36,7 @@ def markdown(results: Mapping[str, Any]) -> str:
     judges = {"rates": _of_rates, "int8": _of_int8, "server": _of_server, "like": _of_like}
     for part, judge in judges.items():
         if part in results:
-            lines += [
-                f"| {' | '.join(must[:3])} | {'yes' if must.reached else 'no'} |"
-                for must in judge(results[part])
-            ]
+            lines += [f"| {' | '.join(must[:3])} | {_TOLD[must.reached]} |" for must in judge(results[part])]
     lines += [f"| {part} | | failed: {why} | no |" for part, why in results["failed"].items()]
     if "rates" in results:
         lines += ["", "| one thread, batches of 512 | rows/s |", "|:--|--:|"]
@@ -57,7 +56,8 @@ def _of_rates(rates: Mapping[str, list[float]]) -> list[Must]:
         if target in others:
             ratios = [a / b for a, b in zip(rates[target], rates[of_trainer], strict=True)]
             what, limit = f"rows/s of {target} / {of_trainer}", f">= {wanted}" if wanted else ""
-            musts.append(Must(what, limit, spread(ratios, ".2f"), median(ratios) >= (wanted or 0)))
+            reached = None if wanted is None else median(ratios) >= wanted
+            musts.append(Must(what, limit, spread(ratios, ".2f"), reached))
     return musts
 
 
