@@ -120,7 +120,7 @@ def run_encoding(run: Path, schema: Schema) -> RawEncoding | None:
     if encoding is not None and encoding.transform is not None:
         raise UserError(
             f"{run}: its raw rows were read by a public dataset's own reader ({encoding.transform}), which changes "
-            "columns first; score prepared rows, or prepare by `cetnet prepare csv` with a schema of your own, and train"
+            "columns first; score prepared rows, or prepare by `cetnet prepare csv` with your own schema, and train"
         )
     if encoding is not None and encoding.digest != schema.encoding:
         raise UserError(
