@@ -1,6 +1,7 @@
 """The server's life: listen, load, answer, swap, stop."""
 
 import asyncio
+import os
 import signal
 import socket
 import sys
@@ -60,7 +61,7 @@ def run(settings: Settings, http: socket.socket, grpc_address: str) -> None:
 
 
 async def serve(settings: Settings, http: socket.socket, grpc_address: str) -> None:
-    """Serve until SIGTERM or SIGINT, then finish what is in flight.
+    """Serve until SIGTERM or SIGINT, then finish what is in flight; a second one ends the process at once.
 
     Args:
         settings: what and how.
@@ -72,7 +73,7 @@ async def serve(settings: Settings, http: socket.socket, grpc_address: str) -> N
     """
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        asyncio.get_running_loop().add_signal_handler(number, _told_to_stop, stop, number)
     metrics = Metrics()
     versions = Versions(settings.folder, settings.target, metrics)
     batches = Batches(
@@ -114,6 +115,13 @@ async def serve(settings: Settings, http: socket.socket, grpc_address: str) -> N
             await task
     for task in failed:
         task.result()
+
+
+def _told_to_stop(stop: asyncio.Event, number: int) -> None:
+    """The second time it ends at once."""
+    if stop.is_set():
+        os._exit(128 + number)
+    stop.set()
 
 
 async def _load(versions: Versions, http: socket.socket, grpc_port: int) -> None:
