@@ -1,4 +1,4 @@
-"""Requests to a model server that are right, wrong in one place, or noise; and whether each answer is as it must be."""
+"""Requests to a model server that are right, wrong in one place, or noise; and whether each answer is as it must."""
 
 from collections import Counter
 from collections.abc import Sequence

@@ -36,6 +36,7 @@ class Settings:
     name: str
     target: Target | None
     threads: int
+    batches: int
     max_batch_rows: int
     max_waiting_rows: int
     batch_wait: float
@@ -53,7 +54,8 @@ class _Http(uvicorn.Server):
 
 def run(settings: Settings, http: socket.socket, grpc_address: str) -> None:
     """Be the server; arguments and errors as those of `serve`."""
-    torch.set_num_threads(settings.threads)
+    # Batches at once, a thread each; or one batch on all.
+    torch.set_num_threads(settings.threads // settings.batches)
     # While another version is loaded, which is Python's work for seconds, requests get their turn sooner.
     sys.setswitchinterval(0.001)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -80,6 +82,7 @@ async def serve(settings: Settings, http: socket.socket, grpc_address: str) -> N
         metrics,
         max_rows=settings.max_batch_rows,
         max_waiting=settings.max_waiting_rows,
+        threads=settings.batches,
         wait=settings.batch_wait,
     )
     plane = Plane(settings.name, versions, batches, settings.limits, metrics)
