@@ -21,6 +21,9 @@ from cetnet.models.schema import Feature, FeatureKind, Schema
 NOTHING = -1
 """In a list: no value. Only at its end."""
 
+_LARGEST_BLOCK = 1 << 28
+"""Numbers that tables are joined up to: writing a block takes twice its memory again."""
+
 Grid = Literal["categorical", "multi_valued", "sequences"]
 _GRIDS: dict[FeatureKind, Grid] = {
     "categorical": "categorical",
@@ -317,16 +320,21 @@ class _Groups(NamedTuple):
 
 
 def _groups(tables: Tables, schema: Schema, grids: dict[Grid, list[Feature]]) -> _Groups:
-    """The tables of a set by their size, its extra tables apart."""
+    """The tables of a set by their size, its extra tables apart; in several groups where they are large."""
     holders = _holders(tables)
     extra = {f"{tables.owner}__{table.feature}__extra": table for table, _ in tables.extra}
-    sizes: dict[tuple[bool, int, int], list[str]] = {}
+    alike: dict[tuple[bool, int, int], list[list[str]]] = {}
     for name in tables.names:
-        width = holders[name].weight.shape[1]  # of sharded extra tables more than is read
-        dim = extra[name].dim if name in extra else width
-        sizes.setdefault((name in extra, dim, width), []).append(name)
+        rows, width = holders[name].weight.shape  # of sharded extra tables wider than is read
+        groups = alike.setdefault((name in extra, extra[name].dim if name in extra else width, width), [])
+        if (
+            not groups
+            or sum(holders[each].weight.numel() for each in groups[-1]) + rows * width > _LARGEST_BLOCK
+        ):
+            groups.append([])
+        groups[-1].append(name)
     found = _Groups([], [])
-    for (is_extra, dim, _), names in sizes.items():
+    for is_extra, dim, names in ((*of[:2], names) for of, groups in alike.items() for names in groups):
         block, starts = _joined(holders, names)
         first = (
             {extra[name].feature: start for name, start in starts.items()}

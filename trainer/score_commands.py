@@ -58,6 +58,7 @@ def add_evaluate(app: typer.Typer, launch: Launch) -> None:
 
         if json is not None:
             check_writable(json)
+            _check_apart(json, data)
         columns = column_names(by, "--by")
         with scored_rows(run, data, split, columns, nproc, labelled=True) as opened:
             if opened.dataset is not None:
@@ -98,6 +99,7 @@ def add_predict(app: typer.Typer, launch: Launch) -> None:
         from cetnet.trainer.given import check_kept
 
         check_writable(out)
+        _check_apart(out, data)
         columns = column_names(keep, "--keep")
         with scored_rows(run, data, split, columns, nproc, labelled=False, beside=out) as opened:
             kept = check_kept(run, opened.dataset, columns)
@@ -117,6 +119,12 @@ def column_names(columns: str | None, option: str) -> list[str]:
     if "" in names:
         raise UserError(f"{option} {columns}: a name is empty; give columns with commas between them")
     return list(dict.fromkeys(names))
+
+
+def _check_apart(out: Path, data: Path) -> None:
+    """Raise UserError if a file would replace raw rows that are scored, or be taken for some next time."""
+    if not (data / "schema.yaml").exists() and out.resolve().is_relative_to(data.resolve()):
+        raise UserError(f"{out}: {data} is what is scored; name another place")
 
 
 def _option(name: str, value: object) -> list[str]:

@@ -106,7 +106,7 @@ def _coded(
         rows = scored[group.first_row :][: group.num_rows]
         column = dataset.given(group, [name])[name]
         texts = pa.chunked_array([_texts(chunk) for chunk in column.chunks], pa.large_string())
-        encoded = texts.combine_chunks().dictionary_encode()
+        encoded = pa.concat_arrays([*texts.chunks, pa.array([], pa.large_string())]).dictionary_encode()
         of_group = [numbers.setdefault(text, len(numbers)) for text in encoded.dictionary.to_pylist()]
         parts.append(np.array(of_group, np.int64)[encoded.indices.to_numpy()][rows])
         if (of_rows := dataset.known(group, name)) is not None:

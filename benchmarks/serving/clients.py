@@ -12,7 +12,7 @@ import aiohttp
 import numpy as np
 import pyarrow.parquet as pq
 
-from cetnet.benchmarks.serving.fuzz import TOLERANCE
+from cetnet.benchmarks.serving.fuzzer import TOLERANCE
 from cetnet.benchmarks.serving.server_process import Running
 
 CANDIDATES = 100

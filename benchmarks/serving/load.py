@@ -206,7 +206,8 @@ def _overload(export: Path, sent: Sequence[Payload], seconds: float) -> dict[str
 
 
 def _fuzz(export: Path, requests: int) -> dict[str, Any]:
-    from cetnet.benchmarks.serving.fuzz import Server, fuzz
+    from cetnet.benchmarks.serving.fuzz import fuzz
+    from cetnet.benchmarks.serving.fuzzer import Server
 
     with started(export) as server:
         where = Server(server.host, server.port, server.grpc_port, server.name)

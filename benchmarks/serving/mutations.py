@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any
 
-from cetnet.benchmarks.serving.fuzz import Answer, Client, Fuzzer, Tensor, encode_grpc, encode_http, raw
+from cetnet.benchmarks.serving.fuzzer import Answer, Client, Fuzzer, Tensor, encode_grpc, encode_http, raw
 
 Rows = list[dict[str, Any]]
 _BAD_SHAPES: list[Any] = [

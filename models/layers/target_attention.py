@@ -38,8 +38,8 @@ class Events(NamedTuple):
         beyond = beyond_end(lengths, sequence.shape[1])
         if torch.compiler.is_exporting():
             every = torch.arange(beyond.shape[0] * beyond.shape[1])
-            row, position = every // beyond.shape[1], every % beyond.shape[1]
-            return cls(sequence.flatten(0, 1), row, position, beyond)
+            row = every // beyond.shape[1]
+            return cls(sequence.flatten(0, 1), row, every - row * beyond.shape[1], beyond)
         row, position = (~beyond).nonzero(as_tuple=True)
         return cls(sequence[row, position], row, position)
 

@@ -123,6 +123,8 @@ def test_raw_parquet(here: Place, run: Run, monkeypatch: pytest.MonkeyPatch) -> 
         write_parquet(Path(f"days/device=tv {day}/a.parquet"), [
             {name: value for name, value in row.items() if name != "device"} for row in part
         ], row_group_size=1000)  # fmt: skip
+    empty = pq.read_table("days/device=tv 0/a.parquet").slice(0, 0)
+    pq.write_table(empty, "days/device=tv 0/b.parquet")
     assert run("predict", "run", "days", "--out", "scores.parquet", "--keep", "device,key")[0] == 0
     found = pl.read_parquet("scores.parquet")
     check_scores(found, here)
@@ -245,11 +247,16 @@ def test_mistakes(here: Place, run: Run) -> None:
         write_csv(Path("bad.csv"), rows)
         return "bad.csv"
 
-    assert "nowhere.parquet: No such file" in predict("nowhere.parquet")
+    assert "nowhere.parquet: no such file" in predict("nowhere.parquet")
     assert "tomorrow.parquet has no splits, all of its rows are scored" in predict(
         "tomorrow.parquet", "--split", "test"
     )
-    assert "data/test is a split of the dataset data: give that, with --split test" in predict("data/test")
+    for prepared in ("data/test", "data/test/part-00000.parquet"):
+        assert "prepared rows, a split of a dataset; score them as `" in (told := predict(prepared))
+        assert "/data --split test`" in told
+    for place in ("tomorrow.parquet", "csv/scores.parquet"):
+        raw = place.split("/", maxsplit=1)[0]
+        assert f"{place}: {raw} is what is scored" in said("predict", "run", raw, "--out", place)
     assert "--keep fused: predictions have a column 'fused' of their own" in predict(
         "tomorrow.parquet", "--keep", "fused"
     )
@@ -279,6 +286,21 @@ def test_mistakes(here: Place, run: Run) -> None:
     assert "less.parquet: no column 'item'" in predict("less.parquet")
     assert not Path("none").exists()
     assert list(here.path.glob("**/.cetnet-csv-*")) == []
+
+    shutil.copytree("run", "harmed")
+    vocabulary = pq.read_table("run/vocabularies/item.parquet")
+    ids = pa.array(np.roll(vocabulary["id"].to_numpy(), 1))
+    pq.write_table(vocabulary.set_column(1, "id", ids), "harmed/vocabularies/item.parquet")
+    place = ("harmed", "tomorrow.parquet", "--out", "none/scores.parquet")
+    assert "item.parquet: it isn't the vocabulary that the run's schema.yaml has" in said("predict", *place)
+    encoding = Path("harmed/encoding.yaml")
+    encoding.write_text(encoding.read_text(encoding="utf-8").replace("log1p", "none"), encoding="utf-8")
+    assert "harmed: encoding.yaml and schema.yaml are not of one dataset" in said("predict", *place)
+    with encoding.open("a", encoding="utf-8") as file:
+        file.write("transform: cetnet.some.reader\n")
+    assert "raw rows were read by a public dataset's own reader (cetnet.some.reader)" in said(
+        "predict", *place
+    )
 
 
 def _short_row(here: Place) -> str:
@@ -372,7 +394,7 @@ def test_rows_of_a_run_without_an_encoding(tmp_path: Path) -> None:
 
     known = schema.model_copy(update={"vocabularies": {"item": "0"}})
     save_yaml(tmp_path / "run/schema.yaml", known)
-    with pytest.raises(UserError, match="which turn raw rows into ids: it was trained with an"):
+    with pytest.raises(UserError, match="which says what turns raw rows into ids"):
         raw_split(tmp_path / "run", find_rows(tmp_path / "logs", None), labelled=True)
 
 

@@ -131,11 +131,12 @@ class Dataset:
         self._odd: dict[Path, set[str]] = {}  # columns to be brought to plain form
         first_row = 0
         checked, odd = None, set[str]()
+        wanting = "schema.yaml" if not source else f"the run's {'encoding' if self._raw else 'schema'}.yaml"
         for file, footer in self._files.footers.items():
             keys = self._keys[file]
             if checked is None or not footer.columns.equals(checked):  # there may be thousands alike
                 check_keys(file, footer.columns.names, keys)
-                check_columns(file, footer.columns, uses, "schema.yaml", keys)
+                check_columns(file, footer.columns, uses, wanting, keys)
                 checked, odd = footer.columns, not_plain(footer.columns, uses) | set(keys)
             self._odd[file] = odd
             for name, use in uses:
@@ -221,7 +222,8 @@ class Dataset:
         kinds = {part.type for part in parts if not pa.types.is_null(part.type)}
         widest = pa.int64() if name == self.schema.group else pa.float64()
         kind = kinds.pop() if len(kinds) == 1 else widest
-        return pa.concat_arrays([part.cast(kind) for part in parts])
+        column = pa.concat_arrays([part.cast(kind) for part in parts])
+        return _integers(column) if self._raw and name == self.schema.group else column
 
     def given(self, group: RowGroup, names: Sequence[str]) -> pa.Table:
         """Columns of a row group as its file has them, of any type; texts where its directories name them."""
@@ -367,6 +369,15 @@ def _hash_columns(table: pa.Table, schema: Schema) -> pa.Table:
             ids = pa.LargeListArray.from_arrays(offsets, hash_ids(column.flatten(), rows))
         table = table.set_column(table.column_names.index(feature.name), feature.name, ids)
     return table
+
+
+def _integers(texts: pa.Array) -> pa.Array:
+    """Texts as integers, if all are written as an int64 is."""
+    try:
+        numbers = texts.cast(pa.int64())
+    except pa.ArrowInvalid:
+        return texts
+    return numbers if numbers.cast(texts.type).equals(texts) else texts
 
 
 def _array(column: pa.ChunkedArray) -> pa.Array:

@@ -30,7 +30,7 @@ class WrongValue(ValueError):
 
     Attributes:
         column: its name in the raw rows.
-        row: counts from 0, as the first row does.
+        row: its number; that of the first row is 0, unless `encode` was told another.
     """
 
     def __init__(self, column: str, row: int, expected: str, value: object) -> None:
@@ -99,7 +99,7 @@ class Encoder:
                 raise ValueError(
                     f"format {self.request['format']!r} is not {FORMAT}, which this program reads"
                 )
-            self._columns = [_Column(**_known(entry)) for entry in self.request["columns"]]
+            self._columns = [_Column(**_read_keys(entry)) for entry in self.request["columns"]]
             self._inputs = {each["name"]: each for each in self.request["inputs"]}
             self.outputs: list[str] = list(self.request["outputs"])
             self._null_values = tuple(self.request["null_values"])
@@ -107,13 +107,12 @@ class Encoder:
             self._whole_floats: str = self.request["whole_floats"]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"{path}: not the request.json of an exported model ({error!r})") from error
-        by_kind = {kind: [c for c in self._columns if c.kind == kind] for kind in ("dense", "categorical")}
-        self._dense, self._categorical = by_kind["dense"], by_kind["categorical"]
+        self._dense = [column for column in self._columns if column.kind == "dense"]
         # those of a table beside each other: they are looked up together
         tables = list(dict.fromkeys(c.table for c in self._columns if c.takes == "text"))
         self._of_table = {t: [c for c in self._columns if c.table == t and c.takes == "text"] for t in tables}
         self._vocabularies = {
-            table: _known_values(path.parent, table, columns[0].rows)
+            table: _known_values(path.parent, table, columns[0].rows, self._whole_floats == "refuse")
             for table, columns in self._of_table.items()
             if columns[0].ids == "vocabulary"
         }
@@ -186,7 +185,7 @@ class Encoder:
             elif column.transform == "log_from_lowest":
                 of = np.log(np.maximum(of, column.lowest) - column.lowest + 2)
             numbers[:, place] = np.where(missing, column.missing, of)
-            if len(bad := np.flatnonzero(np.abs(numbers[:, place]) > _MAX_FLOAT32)):
+            if len(bad := np.flatnonzero(~(np.abs(numbers[:, place]) <= _MAX_FLOAT32))):  # NaN is none
                 value = table[column.column][int(bad[0])].as_py()
                 raise WrongValue(
                     column.column, int(bad[0]), f"a number that {column.transform} can take", value
@@ -266,7 +265,7 @@ class Encoder:
             ids, wrong = known.vocabulary.ids(texts, hashes), known.expected
             bad = np.zeros(len(ids), np.bool_)
             unknown = np.flatnonzero((ids == 0) & ~missing)
-            if known.other_form and self._whole_floats == "refuse" and len(unknown):
+            if known.other_form and len(unknown):
                 found = pc.match_substring_regex(texts.take(pa.array(unknown)), known.other_form)
                 bad[unknown[found.to_numpy(False)]] = True
         if bad.any():
@@ -324,15 +323,15 @@ class Encoder:
         return _Values(column, flat, lengths)
 
 
-def _known(entry: dict[str, Any]) -> dict[str, Any]:
+def _read_keys(entry: dict[str, Any]) -> dict[str, Any]:
     """What the encoder reads of an entry; others are for people."""
     return {key: value for key, value in entry.items() if key in _Column.__dataclass_fields__}
 
 
 class _Known(NamedTuple):
-    """A table's vocabulary, and values that nobody could tell from its own, if they are refused: as a pattern.
+    """A table's vocabulary, and a pattern of values that are refused, because they may be its own, written otherwise.
 
-    Those are integers written as 17.0 where the vocabulary has 17, or the other way round.
+    Those are 17.0 where the vocabulary has 17, or the other way round.
     """
 
     vocabulary: Vocabulary
@@ -340,7 +339,7 @@ class _Known(NamedTuple):
     expected: str
 
 
-def _known_values(folder: Path, table: str, rows: int) -> _Known:
+def _known_values(folder: Path, table: str, rows: int, refuse: bool) -> _Known:
     path = folder / "vocabularies" / f"{table}.parquet"
     if path.parent != folder / "vocabularies":
         raise ValueError(f"{folder}: table {table!r} can't be a file's name")
@@ -350,9 +349,9 @@ def _known_values(folder: Path, table: str, rows: int) -> _Known:
         raise ValueError(f"{path}: not a vocabulary ({error})") from error
     if len(vocabulary) >= rows:
         raise ValueError(f"{path}: {len(vocabulary)} values, but the model's table has {rows} rows")
-    if vocabulary.has(INTEGER):
+    if refuse and vocabulary.has(INTEGER):
         return _Known(vocabulary, WHOLE_FLOAT, "ids written as 17, as in training, not as 17.0")
-    if vocabulary.has(WHOLE_FLOAT):
+    if refuse and vocabulary.has(WHOLE_FLOAT):
         return _Known(vocabulary, INTEGER, "ids written as 17.0, as in training, not as 17")
     return _Known(vocabulary, None, "")
 

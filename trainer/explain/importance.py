@@ -67,7 +67,8 @@ def lost(
     """What each output loses by each permutation, from the losses of the units.
 
     NE is cross entropy over the entropy of the base rate, which a resample and its permutation share, so the loss is
-    100 (CE_permuted / CE - 1). All are compared on the same resamples of units.
+    100 (CE_permuted / CE - 1). All are compared on the same resamples of units: of those whose rows are scored. Whose
+    values these get isn't resampled.
 
     Args:
         base: of each output, `Evaluated.loss`.

@@ -30,10 +30,10 @@ from cetnet.trainer.export.examples import draw_examples
 from cetnet.trainer.export.model import Loaded, export_program, load_model
 from cetnet.trainer.export.place import ABOUT, written_aside
 from cetnet.trainer.export.quality import ALLOWED, Quality, measure_both
-from cetnet.trainer.export.quantize import Stored, store_tables, table_bytes
+from cetnet.trainer.export.quantize import Stored, store_tables, table_bytes, table_numbers
 from cetnet.trainer.export.request import request_of
 from cetnet.trainer.export.scorer import FILES, Target
-from cetnet.trainer.export.verify import verify_export
+from cetnet.trainer.export.verify import TOLERANCE, WHY, verify_export
 from cetnet.trainer.files import write_json
 from cetnet.trainer.meaning import VOCABULARIES
 from cetnet.trainer.prepare.engine.raw_encoding import RawEncoding
@@ -146,14 +146,16 @@ def _write_model(
     expected = probabilities(model, schema, inputs)
     about: dict[str, Any] = {}
     if config.training.precision == "bf16":
-        difference = float((probabilities(model, schema, inputs, bf16=True) - expected).abs().max())
-        about["difference_to_bf16"] = difference
-    whole = table_bytes(served)
+        of_training = probabilities(model, schema, inputs, bf16=True)
+        about["difference_to_bf16"] = float((of_training - expected).abs().max())
+    with torch.no_grad():
+        difference = float((served(**inputs) - expected).abs().max())
+    if not difference <= TOLERANCE:  # compared now, as tables stored otherwise differ by more
+        raise UserError(
+            f"the served model's probabilities differ from the trained model's by {difference:.1e}{WHY}"
+        )
     quality: Quality | str | None = None
-    if wanted.stored == "float32":
-        store_tables(served, "float32")
-        whole = table_bytes(served)
-    elif isinstance(wanted.dataset, Dataset):
+    if isinstance(wanted.dataset, Dataset):
         quality = measure_both(served, wanted.dataset, wanted.stored, config)
     else:
         store_tables(served, wanted.stored)
@@ -179,7 +181,8 @@ def _write_model(
         from cetnet.trainer.export.onnx import to_onnx
 
         to_onnx(program, folder / FILES["onnx"])
-    about |= {"tables": wanted.stored, "table_bytes": table_bytes(served), "table_bytes_float32": whole}
+    about |= {"tables": wanted.stored, "table_bytes": table_bytes(served)}
+    about["table_bytes_float32"] = 4 * table_numbers(served)
     if isinstance(quality, Quality):
         about["compared"] = quality._asdict()
     return about | {"quality": quality}

@@ -58,7 +58,7 @@ def check_program(path: Path) -> None:
         raise _refused(path, "its sample inputs") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
+    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, EOFError) as error:
         raise UserError(f"{path}: not a program of torch.export, or damaged ({error})") from error
     if found:
         raise _refused(path, found[0])
@@ -100,15 +100,12 @@ def _is_plain(text: str, key: str) -> bool:
 
 def _is_aten(target: str) -> bool:
     """Whether this names an operator of ATen; but none that reads a file."""
+    if not target.startswith("torch.ops.aten.") or target.startswith("torch.ops.aten.from_file"):
+        return False
     found: Any = torch
     for name in target.split(".")[1:]:
         found = getattr(found, name, None)
-    is_operator = isinstance(found, torch._ops.OpOverload)
-    return (
-        target.startswith("torch.ops.aten.")
-        and is_operator
-        and not target.startswith("torch.ops.aten.from_file")
-    )
+    return isinstance(found, torch._ops.OpOverload)
 
 
 def _is_tree(tree: dict[str, Any]) -> bool:

@@ -49,6 +49,11 @@ def table_bytes(served: Served) -> int:
     return sum(parameter.nbytes for rows in tables for parameter in rows.parameters())
 
 
+def table_numbers(served: Served) -> int:
+    """How many numbers all tables have."""
+    return sum(len(rows.weight) * rows.dim for rows in served.modules() if isinstance(rows, Rows))
+
+
 def _converted(weight: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
     found = torch.empty(len(weight), dim, dtype=dtype)
     for start in range(0, len(weight), _PIECE):

@@ -57,7 +57,13 @@ class Scorer:
             raise UserError(str(error)) from error
         self.outputs = self.encoder.outputs
         self._inputs: dict[str, dict] = {each["name"]: each for each in self.encoder.request["inputs"]}
-        self._run = _LOADERS[self.target](folder / FILES[self.target])
+        path = folder / FILES[self.target]
+        try:
+            self._run = _LOADERS[self.target](path)
+        except UserError:
+            raise
+        except Exception as error:  # of torch or onnxruntime, of another version than the one that wrote it
+            raise UserError(f"{path}: cannot be loaded with the versions here ({error})") from error
 
     def score(self, rows: pa.Table) -> dict[str, NDArray[np.float32]]:
         """The probabilities of raw rows, by output; ValueError as of `Encoder.encode`."""

@@ -13,6 +13,12 @@ from cetnet.trainer.export.scorer import FILES, Target
 TOLERANCE = 1e-6
 """Largest difference of a probability from the trained model's."""
 
+WHY = (
+    f", more than {TOLERANCE:g}, so nothing was written; a component that draws random numbers, or depends on other "
+    "rows of a batch, can't be exported"
+)
+"""What is said where it is larger."""
+
 # Finders come before all others: what they refuse isn't there, wherever it is installed.
 _WITHOUT = """
 import sys
@@ -77,8 +83,6 @@ def verify_export(folder: Path, target: Target) -> float:
     difference = float(found[1])
     if not difference <= TOLERANCE:
         raise UserError(
-            f"{target}: the export's probabilities differ from the trained model's by {difference:.1e}, more than "
-            f"{TOLERANCE:g}, so nothing was written; a component that draws random numbers or depends on other rows "
-            "of a batch can't be exported"
+            f"{target}: the export's probabilities differ from the trained model's by {difference:.1e}{WHY}"
         )
     return difference

@@ -1,6 +1,7 @@
 """Raw rows as a split that a run scores, encoded as they are read: with the checks of `cetnet prepare`."""
 
 import os
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,23 +10,24 @@ from threading import Lock
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cetnet.models.schema import Schema
-from cetnet.trainer.data.data_files import SUFFIXES, DataFile, Format
+from cetnet.trainer.data.data_files import SUFFIXES, DataFile, Format, split_around
 from cetnet.trainer.data.dataset import Dataset, RawColumns, Source
 from cetnet.trainer.data.parquet_files import RowGroup
 from cetnet.trainer.encoder.patterns import INTEGER, LOSSY_FLOAT, WHOLE_FLOAT
 from cetnet.trainer.encoder.vocabulary import Vocabulary
 from cetnet.trainer.errors import UserError
-from cetnet.trainer.prepare.engine.encoded import _dense
+from cetnet.trainer.prepare.engine.encoded import dense_values
 from cetnet.trainer.prepare.engine.input_files import input_files
 from cetnet.trainer.prepare.engine.parquet_frames import raw_uses
 from cetnet.trainer.prepare.engine.raw import RawFeature, RawSchema, columns, hash_ids
 from cetnet.trainer.prepare.engine.raw_encoding import RawEncoding
-from cetnet.trainer.prepare.engine.typed import _checked_values, flatten, unflatten
+from cetnet.trainer.prepare.engine.typed import checked_values, flatten, unflatten
 from cetnet.trainer.prepare.engine.units import BadValue, Unit
-from cetnet.trainer.prepare.engine.vocabulary_files import file_of
+from cetnet.trainer.prepare.engine.vocabulary_files import digest_text, file_of, values_digest
 from cetnet.trainer.run_folder import load_run
 
 ALL = "all rows"
@@ -53,8 +55,9 @@ def find_rows(raw: Path, split: str | None) -> RawRows:
 
     Raises UserError for what is no data, and for a split that isn't there.
     """
-    if (raw.parent / "schema.yaml").is_file() and raw.is_dir():
-        raise UserError(f"{raw} is a split of the dataset {raw.parent}: give that, with --split {raw.name}")
+    if of_dataset := split_around(raw / "rows" if raw.is_dir() else raw):
+        given = f"`{of_dataset.parent} --split {of_dataset.name}`"
+        raise UserError(f"{raw}: these are prepared rows, a split of a dataset; score them as {given}")
     format = _format(raw)
     found = input_files(raw, format)
     if "all" in found:
@@ -68,18 +71,27 @@ def find_rows(raw: Path, split: str | None) -> RawRows:
 
 
 def _format(raw: Path) -> Format:
-    """csv, unless it looks like Parquet."""
+    """By the suffixes in a directory, or else by a file's first bytes; what can't be told is left to the readers."""
+    file = raw
     if raw.is_dir():
-        names = (name for _, _, names in os.walk(raw) for name in names)
-        endings = {format for name in names for format, of in SUFFIXES.items() if name.lower().endswith(of)}
-        return "csv" if endings == {"csv"} else "parquet"
+        names = [Path(folder, name) for folder, _, names in os.walk(raw) for name in sorted(names)]
+        endings = {
+            format for name in names for format, of in SUFFIXES.items() if str(name).lower().endswith(of)
+        }
+        if endings:
+            return "csv" if endings == {"csv"} else "parquet"
+        file = next((name for name in names if name.name[0] not in "._" and name.is_file()), raw)
+        if file is raw:
+            return "parquet"
+    if not file.exists():
+        raise UserError(f"{raw}: no such file; name a prepared dataset, or raw Parquet or CSV files")
+    if not file.is_file():
+        return "csv"
     try:
-        with raw.open("rb") as file:
-            return "parquet" if raw.is_file() and file.read(4) == b"PAR1" else "csv"
+        with file.open("rb") as opened:
+            return "parquet" if opened.read(4) == b"PAR1" else "csv"
     except OSError as error:
-        raise UserError(
-            f"{raw}: {error.strerror}; name a prepared dataset, or raw Parquet or CSV files"
-        ) from error
+        raise UserError(f"{file}: cannot be read ({error.strerror}); make it readable") from error
 
 
 def raw_split(run: Path, rows: RawRows, *, labelled: bool) -> Dataset:
@@ -91,25 +103,28 @@ def raw_split(run: Path, rows: RawRows, *, labelled: bool) -> Dataset:
     encoding = run_encoding(run, schema)
     encoder = RawEncoder(run, schema, encoding, labelled, rows.origins) if encoding else None
     source = Source(schema, rows.files, encoder.columns if encoder else None)
-    try:
-        return Dataset(rows.path, rows.split, labelled=labelled, source=source)
-    except UserError as error:
-        if encoding is None or encoding.transform is None:
-            raise
-        made = f"the run's raw columns are those that {encoding.transform} makes of a public dataset's files"
-        raise UserError(f"{error} ({made})") from error
+    return Dataset(rows.path, rows.split, labelled=labelled, source=source)
 
 
 def run_encoding(run: Path, schema: Schema) -> RawEncoding | None:
     """What turns raw rows into those of a run; None if they are read as they are.
 
-    Raises UserError if ids stand for values that the run doesn't know.
+    Raises UserError if that isn't known, or was changed.
     """
     encoding = RawEncoding.load(run)
     if encoding is None and schema.vocabularies:
         raise UserError(
-            f"{run}: no encoding.yaml and vocabularies here, which turn raw rows into ids: it was trained with an "
-            "earlier version; score prepared rows, or prepare its data anew and train again"
+            f"{run}: no encoding.yaml here, which says what turns raw rows into ids: its data was read by a public "
+            "dataset's own reader, or prepared by an earlier version; score prepared rows"
+        )
+    if encoding is not None and encoding.transform is not None:
+        raise UserError(
+            f"{run}: its raw rows were read by a public dataset's own reader ({encoding.transform}), which changes "
+            "columns first; score prepared rows, or prepare by `cetnet prepare csv` with your own schema, and train"
+        )
+    if encoding is not None and encoding.digest != schema.encoding:
+        raise UserError(
+            f"{run}: encoding.yaml and schema.yaml are not of one dataset; restore both from the run's"
         )
     for table in schema.vocabularies or {}:
         if not file_of(run, table).exists():
@@ -157,7 +172,7 @@ class RawEncoder:
         """A table's, and in which of these forms it has ids that are numbers."""
         with self._lock:
             if table not in self._vocabularies:
-                vocabulary = Vocabulary.load(file_of(self._run, table))
+                vocabulary = _load(file_of(self._run, table), (self._schema.vocabularies or {})[table])
                 patterns = {"integer": INTEGER, "whole": WHOLE_FLOAT}
                 forms = [form for form, pattern in patterns.items() if vocabulary.has(pattern)]
                 self._vocabularies[table] = vocabulary, forms
@@ -169,12 +184,12 @@ class RawEncoder:
         if not self._labelled:
             frame = frame.with_columns(pl.lit(0.0).alias(spec.label))
         unit = Unit(self._origins.get(group.file, group.file), 0, None, 0, 0, 1)
-        values = _checked_values(frame, unit, group.row_in_file, spec, trained=True)
+        values = checked_values(frame, unit, group.row_in_file, spec, trained=True)
         dense = [feature for feature in spec.features if feature.kind == "dense"]
         moments, lowest = self._encoding.moments, self._encoding.lowest or 0.0
         values = values.with_columns(
             pl.col(spec.label).clip(lower_bound=0),
-            *(_dense(feature, moments, lowest).cast(pl.Float32) for feature in dense),
+            *(dense_values(feature, moments, lowest).cast(pl.Float32) for feature in dense),
             *(
                 self._ids(values[feature.name], feature, unit, group.row_in_file)
                 for feature in spec.features
@@ -206,7 +221,7 @@ class RawEncoder:
             if len(places):
                 at = int(places[0])
                 row += at if lengths is None else int(np.searchsorted(lengths.cumsum(), at, side="right"))
-                raise BadValue(unit, feature.raw, row + 1, f"{expected}, found {flat[at]!r}")
+                raise BadValue(unit, feature.raw, row + 1, f"{expected}, found {reprlib.repr(flat[at])}")
         return unflatten(texts.name, ids, lengths)
 
     def _misread(self, texts: pl.Series, places: NDArray, forms: Sequence[str]) -> dict[str, NDArray]:
@@ -258,6 +273,22 @@ class RawEncoder:
                 texts = frame.select(of_feature.value.alias(name)).to_series()
                 return self._vocabulary(table)[0].ids(texts.to_arrow()) > 0
         return None
+
+
+def _load(file: Path, digest: str) -> Vocabulary:
+    """The vocabulary in a file; raises UserError if it can't be read, or isn't that of the digest."""
+    try:
+        with file.open("rb") as opened:
+            table = pq.read_table(opened, columns=["value", "id"])
+        values, ids = pl.Series(table["value"]).to_arrow(), table["id"].to_numpy()
+    except (OSError, pa.ArrowException, KeyError) as error:
+        raise UserError(f"{file}: cannot be read ({str(error).splitlines()[0]}); restore it") from error
+    if digest_text(values_digest(values, ids)) != digest:
+        raise UserError(
+            f"{file}: it isn't the vocabulary that the run's schema.yaml has the digest of; restore it from the "
+            "run's dataset"
+        )
+    return Vocabulary(values, ids)
 
 
 def _with_nulls(frame: pl.DataFrame, spec: RawSchema) -> pl.DataFrame:

@@ -197,8 +197,9 @@ def _be_rank(
 ) -> None:
     listener.close()
     os.setsid()  # the terminal's signals go to the launcher, which passes them on
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_DFL)
+    for number in (*SIGNALS, signal.SIGHUP):
+        if number in SIGNALS or signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            signal.signal(number, signal.SIG_DFL)
     end_with_parent(signal.SIGTERM, launcher)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {*SIGNALS, *FROM_TERMINAL})
     os.environ |= environment

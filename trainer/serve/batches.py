@@ -37,24 +37,29 @@ class _Waiting:
 
 
 class Batches:
-    """Scores requests, those that wait together, in one thread.
+    """Scores requests, those that wait together, in threads.
 
-    A batch starts as soon as the thread is free; unless it is full, not sooner than `wait` after its first.
+    A batch starts as soon as a thread is free; unless it is full, not sooner than `wait` after its first.
+    Threads that are free together share what waits.
 
     Args:
         metrics: told of batches.
         max_rows: of a batch; a larger request is one alone.
         max_waiting: rows that may wait.
+        threads: batches that are scored at once.
         wait: seconds.
     """
 
-    def __init__(self, metrics: Metrics, *, max_rows: int, max_waiting: int, wait: float = 0.0) -> None:
+    def __init__(
+        self, metrics: Metrics, *, max_rows: int, max_waiting: int, threads: int = 1, wait: float = 0.0
+    ) -> None:
         self._metrics, self._max_rows, self._max_waiting = metrics, max_rows, max_waiting
-        self._wait = wait
+        self._wait, self._idle = wait, threads
         self._waiting: deque[_Waiting] = deque()
         self._rows = 0
         self._changed = asyncio.Event()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self._freed = asyncio.Event()
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="model")
 
     async def score(self, request: Request) -> NDArray[np.float32]:
         """Probabilities `[outputs, rows]`; a caller that is cancelled is forgotten, unless its batch has started.
@@ -79,25 +84,33 @@ class Batches:
 
     async def run(self) -> None:
         """Score what comes, for ever."""
+        async with asyncio.TaskGroup() as scoring:
+            while True:
+                await self._changed.wait()
+                await self._fill()
+                while not self._idle:
+                    self._freed.clear()
+                    await self._freed.wait()
+                if batch := self._take():
+                    self._idle -= 1
+                    scoring.create_task(self._answer(batch))
+
+    async def _answer(self, batch: Sequence[_Waiting]) -> None:
+        now = time.perf_counter()
+        for each in batch:
+            self._metrics.queue_seconds.observe(now - each.since)
+        requests = [each.request for each in batch]
         loop = asyncio.get_running_loop()
-        while True:
-            await self._changed.wait()
-            await self._fill()
-            batch = self._take()
-            if not batch:
+        answers = await loop.run_in_executor(self._threads, self._score, requests)
+        self._idle += 1
+        self._freed.set()
+        for each, answer in zip(batch, answers, strict=True):
+            if each.answer.done():  # cancelled
                 continue
-            now = time.perf_counter()
-            for each in batch:
-                self._metrics.queue_seconds.observe(now - each.since)
-            requests = [each.request for each in batch]
-            answers = await loop.run_in_executor(self._thread, self._score, requests)
-            for each, answer in zip(batch, answers, strict=True):
-                if each.answer.done():  # cancelled
-                    continue
-                if isinstance(answer, Exception):
-                    each.answer.set_exception(answer)
-                else:
-                    each.answer.set_result(answer)
+            if isinstance(answer, Exception):
+                each.answer.set_exception(answer)
+            else:
+                each.answer.set_result(answer)
 
     def _count(self, rows: int) -> None:
         self._rows += rows
@@ -117,13 +130,14 @@ class Batches:
                 return
 
     def _take(self) -> list[_Waiting]:
-        """The requests at the front that one version scores and one batch holds."""
+        """The requests at the front that one version scores and one batch holds: a free thread's share of them."""
         batch: list[_Waiting] = []
         rows = longest = 0
+        most = min(self._max_rows, -(-self._rows // self._idle))
         while self._waiting:
             request = self._waiting[0].request
             rows, longest = rows + request.rows, max(longest, request.longest)
-            fits = rows <= self._max_rows and rows * longest <= _PADDED
+            fits = rows <= most and rows * longest <= _PADDED
             if batch and not (fits and request.version is batch[0].request.version):
                 break
             batch.append(self._waiting.popleft())
@@ -135,7 +149,7 @@ class Batches:
         return batch
 
     def _score(self, requests: Sequence[Request]) -> list[NDArray[np.float32] | Exception]:
-        """An answer or what is wrong, for each; in the model's thread. If they fail together, each is tried alone."""
+        """An answer or what is wrong, for each; in one of the threads. If they fail together, each is tried alone."""
         try:
             return self._scored(requests)
         except Exception as error:

@@ -13,7 +13,7 @@ from cetnet.trainer.console import console
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.failures import reason
 from cetnet.trainer.serve.bare_kserve import import_without_client
-from cetnet.trainer.serve.exports import Target, check_served
+from cetnet.trainer.serve.exports import Target, check_served, exports_in, fastest_served
 
 
 def serve(
@@ -35,7 +35,10 @@ def serve(
         Target | None, typer.Option(help="Model file to run.", show_default="the fastest there is")
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads of the model.", show_default="the cores less one")
+        int | None,
+        typer.Option(
+            min=1, help="Threads of the model; with ONNX each scores a batch.", show_default="the cores"
+        ),
     ] = None,
     max_batch_rows: Annotated[
         int, typer.Option(min=1, help="Rows of requests that are scored together.")
@@ -65,6 +68,8 @@ def serve(
         raise UserError(f"--name {name!r}: a name that can stand in an address is expected")
     if importlib.util.find_spec("kserve") is None:
         raise UserError("serving needs KServe's Python server: install 'cetnet[serve]'")
+    threads = threads or os.cpu_count() or 1
+    parallel = (target or fastest_served(exports_in(folder)[0].folder)) == "onnx"
     with _bound(host, port, "--port") as http:
         _bound(host, grpc_port, "--grpc-port").close()  # gRPC binds it itself, once torch is loaded
         if not _is_loopback(host):
@@ -80,7 +85,8 @@ def serve(
                 folder=folder,
                 name=name,
                 target=target,
-                threads=threads or max(1, (os.cpu_count() or 1) - 1),
+                threads=threads,
+                batches=threads if parallel else 1,
                 max_batch_rows=max_batch_rows,
                 max_waiting_rows=max_waiting_rows,
                 batch_wait=batch_wait_ms / 1000,

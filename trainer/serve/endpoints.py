@@ -3,7 +3,6 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -90,7 +89,8 @@ async def _infer(plane: Plane, request: Request) -> Response:
     except ClientDisconnect as error:
         plane.count("http", error)
         return Response(status_code=_GONE)
-    except TimeoutError:
+    except TimeoutError as error:
+        plane.count("http", error)
         return JSONResponse({"error": f"no whole body in {_BODY_SECONDS:.0f} seconds"}, 408)
     length = request.headers.get(HEADER_LENGTH)
 
@@ -124,8 +124,7 @@ async def _unless_gone(request: Request, answer: Awaitable[Any]) -> Any:
     finally:
         for task in (computed, gone):
             task.cancel()
-        with suppress(asyncio.CancelledError, Exception):
-            await gone
+        await asyncio.gather(computed, gone, return_exceptions=True)
 
 
 class _Service(InferenceServicer):

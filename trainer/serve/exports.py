@@ -1,5 +1,6 @@
 """Which folders are exports, found without anything heavy."""
 
+import importlib.util
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,16 @@ def exports_in(folder: Path) -> list[Identity]:
         return []
     newest_first = sorted(inside, key=lambda each: _natural(each.name), reverse=True)
     return [identity for each in newest_first if (identity := Identity.of(each))]
+
+
+def fastest_served(folder: Path) -> Target | None:
+    """ONNX if the export has it and it can be run: unlike others it lets batches be scored beside each other.
+
+    AOTInductor's package and a program of torch.export hold Python's lock; None leaves the choice between these to
+    the scorer.
+    """
+    there = (folder / "model.onnx").exists() and importlib.util.find_spec("onnxruntime") is not None
+    return "onnx" if there else None
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

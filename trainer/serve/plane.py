@@ -30,6 +30,7 @@ _OUTCOMES = {
     Busy: "rejected",
     ModelNotReady: "rejected",
     ClientDisconnect: "cancelled",
+    TimeoutError: "cancelled",
     asyncio.CancelledError: "cancelled",
 }
 _BODIES = 16  # of the largest size, that may be in memory at once

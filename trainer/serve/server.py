@@ -1,6 +1,7 @@
 """The server's life: listen, load, answer, swap, stop."""
 
 import asyncio
+import os
 import signal
 import socket
 import sys
@@ -35,6 +36,7 @@ class Settings:
     name: str
     target: Target | None
     threads: int
+    batches: int
     max_batch_rows: int
     max_waiting_rows: int
     batch_wait: float
@@ -52,7 +54,8 @@ class _Http(uvicorn.Server):
 
 def run(settings: Settings, http: socket.socket, grpc_address: str) -> None:
     """Be the server; arguments and errors as those of `serve`."""
-    torch.set_num_threads(settings.threads)
+    # Batches at once, a thread each; or one batch on all.
+    torch.set_num_threads(settings.threads // settings.batches)
     # While another version is loaded, which is Python's work for seconds, requests get their turn sooner.
     sys.setswitchinterval(0.001)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -60,7 +63,7 @@ def run(settings: Settings, http: socket.socket, grpc_address: str) -> None:
 
 
 async def serve(settings: Settings, http: socket.socket, grpc_address: str) -> None:
-    """Serve until SIGTERM or SIGINT, then finish what is in flight.
+    """Serve until SIGTERM or SIGINT, then finish what is in flight; a second one ends the process at once.
 
     Args:
         settings: what and how.
@@ -72,13 +75,14 @@ async def serve(settings: Settings, http: socket.socket, grpc_address: str) -> N
     """
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        asyncio.get_running_loop().add_signal_handler(number, _told_to_stop, stop, number)
     metrics = Metrics()
     versions = Versions(settings.folder, settings.target, metrics)
     batches = Batches(
         metrics,
         max_rows=settings.max_batch_rows,
         max_waiting=settings.max_waiting_rows,
+        threads=settings.batches,
         wait=settings.batch_wait,
     )
     plane = Plane(settings.name, versions, batches, settings.limits, metrics)
@@ -114,6 +118,13 @@ async def serve(settings: Settings, http: socket.socket, grpc_address: str) -> N
             await task
     for task in failed:
         task.result()
+
+
+def _told_to_stop(stop: asyncio.Event, number: int) -> None:
+    """The second time it ends at once."""
+    if stop.is_set():
+        os._exit(128 + number)
+    stop.set()
 
 
 async def _load(versions: Versions, http: socket.socket, grpc_port: int) -> None:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from cetnet.trainer.console import console
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.failures import explain
-from cetnet.trainer.serve.exports import ABOUT, Identity, Target, exports_in
+from cetnet.trainer.serve.exports import ABOUT, Identity, Target, exports_in, fastest_served
 
 if TYPE_CHECKING:
     from cetnet.trainer.export.scorer import Scorer
@@ -70,7 +70,7 @@ def load_version(identity: Identity, target: Target | None) -> Version:
     from cetnet.trainer.export.scorer import Scorer
 
     folder = identity.folder
-    scorer = Scorer(folder, target)
+    scorer = Scorer(folder, target or fastest_served(folder))
     about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
     request = scorer.encoder.request
     of_list = ("multi_valued", "sequence")

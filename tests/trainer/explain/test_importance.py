@@ -32,20 +32,43 @@ def test_points_and_intervals_are_those_of_resampled_groups() -> None:
         assert evaluated.ne(each) == pytest.approx(ne(label, each, weight))
         expected = 100 * (ne(label, permuted[name], weight) / ne(label, each, weight) - 1)
         assert found[name].percent == pytest.approx(expected)
-        resampled = []
+        # by the formula of cross entropy alone, since a resample's base rate cancels
+        losses = [weight * -np.log(np.where(label, p, 1 - p)) for p in (permuted[name], each)]
         members = [np.flatnonzero(unit == group) for group in range(groups)]
-        for _ in range(200):
+        resampled = []
+        for _ in range(3000):
             at = np.concatenate([members[group] for group in rng.integers(groups, size=groups)])
-            resampled.append(
-                100
-                * (ne(label[at], permuted[name][at], weight[at]) / ne(label[at], each[at], weight[at]) - 1)
-            )
+            resampled.append(100 * (losses[0][at].sum() / losses[1][at].sum() - 1))
         spread = np.std(resampled)
         np.testing.assert_allclose(
-            [found[name].low, found[name].high], np.percentile(resampled, [2.5, 97.5]), atol=0.4 * spread
+            [found[name].low, found[name].high], np.percentile(resampled, [2.5, 97.5]), atol=0.25 * spread
         )
     assert found["dcn"].holds_zero
     assert not found["fused"].holds_zero
+
+
+@pytest.mark.parametrize(
+    ("effect", "of_groups", "least"), [(0.0, False, 0.85), (1.0, False, 0.85), (1.0, True, 0.75)]
+)
+def test_intervals_cover_about_what_they_say(effect: float, of_groups: bool, least: float) -> None:
+    """Of a feature without effect that a model heeds all the same, of one with, of one that is a group's own."""
+    rng = np.random.default_rng(2)
+
+    def lost_in(groups: int) -> Lost:
+        unit = np.repeat(np.arange(groups), 5)
+        value = rng.normal(size=groups)[unit] if of_groups else rng.normal(size=len(unit))
+        other = rng.normal(-1.5, 1, groups)[unit]
+        label = (rng.random(len(unit)) < 1 / (1 + np.exp(-other - effect * value))).astype(float)
+        rows = Evaluated(label, np.ones(len(unit)), unit)
+        losses = [
+            {"fused": rows.loss(1 / (1 + np.exp(-other - (effect or 0.3) * each)))}
+            for each in (value, rng.permutation(value))
+        ]
+        return lost(losses[0], losses[1:], seed=0)[0]["fused"]
+
+    truth = lost_in(100_000).percent if effect else 0.0
+    trials = [lost_in(300) for _ in range(60)]
+    assert np.mean([each.low <= truth <= each.high for each in trials]) >= least
 
 
 def test_several_permutations_share_their_resamples() -> None:

@@ -17,6 +17,7 @@ from cetnet.trainer.errors import UserError
 from cetnet.trainer.prepare.engine import encoded, part_files, splits, vocabulary
 from cetnet.trainer.prepare.engine.card import Card
 from cetnet.trainer.prepare.engine.raw import RawFeature, RawSchema, hash_ids
+from cetnet.trainer.prepare.engine.raw_encoding import RawEncoding
 from cetnet.trainer.prepare.engine.splits import TimeSplit, parse_split
 from cetnet.trainer.prepare.engine.tabular import prepare_table, prepare_tabular
 from cetnet.trainer.prepare.engine.tasks import (
@@ -189,6 +190,9 @@ def test_transform_and_a_file_in_two_splits(tmp_path: Path) -> None:
     known = sorted({str(i // 2) for i in range(20)})
     found = read(tmp_path / "out")
     assert [row["n"] for row in found["train"]] == [1 + known.index(str(i // 2)) for i in range(20)]
+    encoding = RawEncoding.load(tmp_path / "out")
+    assert encoding is not None
+    assert encoding.transform == f"{halve.__module__}.halve"
     late = [1 + known.index(str(i // 2)) if i < 20 else 0 for i in range(10, 30)]
     assert [row["n"] for row in found["validation"]] == [row["n"] for row in found["test"]] == late
 

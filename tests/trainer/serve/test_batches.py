@@ -177,3 +177,18 @@ def test_a_request_waits_for_others_as_long_as_it_is_told_to() -> None:
 
     run(scenario, wait=20.0, max_rows=3)
     assert cast(Scorer, v.scorer).batches == [3]
+
+
+def test_free_threads_share_what_waits() -> None:
+    v = version()
+
+    async def scenario(batches: Batches) -> None:
+        values = range(1, 9)
+        answers = await asyncio.gather(*[batches.score(request(v, value)) for value in values])
+        for value, answer in zip(values, answers, strict=True):
+            np.testing.assert_allclose(answer[0], right(value), rtol=1e-6)
+
+    run(scenario, threads=2, max_rows=100)
+    sizes = cast(Scorer, v.scorer).batches
+    assert sum(sizes) == 8
+    assert max(sizes) <= 4

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from cetnet.benchmarks.serving.server_process import started
 from cetnet.trainer.cli import app
 from cetnet.trainer.errors import UserError
-from cetnet.trainer.serve.exports import Identity, exports_in
+from cetnet.trainer.serve.exports import Identity, exports_in, fastest_served
 from cetnet.trainer.serve.version import load_version
 from tests.trainer.export.toy import OUTPUTS, write_about
 
@@ -39,7 +39,9 @@ def test_mistakes_are_told_before_anything_is_loaded(tmp_path: Path) -> None:
         assert f"cannot listen on 127.0.0.1:{port} (Address already in use)" in told(
             tmp_path, "--port", str(port)
         )
-        assert "choose another --host or --grpc-port" in told(tmp_path, "--port", "0", "--grpc-port", str(port))
+        assert "choose another --host or --grpc-port" in told(
+            tmp_path, "--port", "0", "--grpc-port", str(port)
+        )
 
 
 def test_the_newest_export_is_the_last_in_natural_order(tmp_path: Path) -> None:
@@ -52,6 +54,13 @@ def test_the_newest_export_is_the_last_in_natural_order(tmp_path: Path) -> None:
     assert names == ["step-10b", "step-10", "step-9", "a"]
     (tmp_path / "about.json").write_text("{}", encoding="utf-8")
     assert [identity.folder for identity in exports_in(tmp_path)] == [tmp_path]
+
+
+def test_onnx_is_served_where_it_is_since_it_scores_batches_beside_each_other(tmp_path: Path) -> None:
+    (tmp_path / "model.aoti.pt2").touch()
+    assert fastest_served(tmp_path) is None
+    (tmp_path / "model.onnx").touch()
+    assert fastest_served(tmp_path) == "onnx"
 
 
 def identity_of(folder: Path) -> Identity:

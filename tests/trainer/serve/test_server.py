@@ -18,7 +18,8 @@ import pytest
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as messages
 from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
 
-from cetnet.benchmarks.serving.fuzz import Server, fuzz
+from cetnet.benchmarks.serving.fuzz import fuzz
+from cetnet.benchmarks.serving.fuzzer import Server
 from cetnet.benchmarks.serving.server_process import Running
 from tests.trainer.export.toy import OUTPUTS
 from tests.trainer.serve.conftest import columns_of, examples_of, put

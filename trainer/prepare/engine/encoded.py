@@ -78,7 +78,9 @@ def encode_rows(
             ids = unflatten(name, id_of[codes.to_numpy()], lengths)
             rows = rows.with_columns(ids.set(codes == 0, None) if table == GROUP else ids)
     lowest = encoding.lowest[chunk.file]
-    rows = rows.with_columns(_dense(f, encoding.moments, lowest) for f in spec.features if f.kind == "dense")
+    rows = rows.with_columns(
+        dense_values(f, encoding.moments, lowest) for f in spec.features if f.kind == "dense"
+    )
     key = np.load(counted / "split.npy")
     if encoding.in_time_order:
         assert encoding.schema.timestamp is not None
@@ -99,7 +101,7 @@ def encode_rows(
     write_facts(folder, np.diff(bounds).tolist())
 
 
-def _dense(feature: RawFeature, moments: Mapping[str, tuple[float, float]], lowest: float) -> pl.Expr:
+def dense_values(feature: RawFeature, moments: Mapping[str, tuple[float, float]], lowest: float) -> pl.Expr:
     """Transformed, then without nulls."""
     value = pl.col(feature.name)
     if feature.transform == "log1p":

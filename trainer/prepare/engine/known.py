@@ -48,8 +48,8 @@ def sort_values(folder: Path, path: Path, start: int, stop: int, sizes: TaskSize
     try:
         with pq.ParquetFile(path) as file:
             first = 1 + sum(file.metadata.row_group(i).num_rows for i in range(start))
-            frame = pl.DataFrame(file.read_row_groups(range(start, stop)))
-    except (OSError, pa.ArrowException) as error:
+            frame = pl.DataFrame(file.read_row_groups(range(start, stop)).cast(COLUMNS))
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise UserError(f"{path} cannot be read as a vocabulary: {str(error).splitlines()[0]}") from error
     ids = frame["id"].to_numpy()
     if frame["value"].null_count() or (ids != first + np.arange(len(ids))).any():

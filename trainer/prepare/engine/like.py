@@ -215,6 +215,6 @@ def link_or_copy(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with written_aside(target) as aside:
         try:
-            os.link(source, aside)
+            os.link(source.resolve(), aside)  # of a link it would make another link
         except OSError:
             shutil.copyfile(source, aside)

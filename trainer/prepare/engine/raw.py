@@ -311,6 +311,8 @@ def columns(path: Path, dtypes: pl.Schema, spec: RawSchema, trained: bool = Fals
     label = present(spec.label)
     number = truth(label) if spec.label in texts else label.cast(pl.Float64, strict=False)
     expected = "0 or 1 (or false and true, or -1 and 1)"
+    if trained:
+        expected += "; of rows without a label leave the column out"
     yield Column(spec.label, spec.label, number, (Check(~number.is_in([-1.0, 0.0, 1.0]), expected),))
     if spec.group is not None and schema.group is not None:
         text = present(spec.group).cast(pl.String)

@@ -90,7 +90,7 @@ def type_rows(
                 raise BadValue(unit, error.column, row + error.row + 1, error.expected) from error
             assert frame.height == height, "a transform must keep the rows"
         chunk = folder / f"{len(facts):06d}"
-        values = _checked_values(frame, unit, row, spec, trained)
+        values = checked_values(frame, unit, row, spec, trained)
         if height:
             chunk.mkdir()
             facts.append(_write_chunk(chunk, values, unit, row, spec, sizes))
@@ -98,9 +98,7 @@ def type_rows(
     write_facts(folder, facts)
 
 
-def _checked_values(
-    frame: pl.DataFrame, unit: Unit, row: int, spec: RawSchema, trained: bool
-) -> pl.DataFrame:
+def checked_values(frame: pl.DataFrame, unit: Unit, row: int, spec: RawSchema, trained: bool) -> pl.DataFrame:
     """The typed values; BadValue for the first row with a mistake."""
     read = list(columns(unit.path, frame.schema, spec, trained))
     checks = [(column, check) for column in read for check in column.checks]
