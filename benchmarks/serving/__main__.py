@@ -9,6 +9,7 @@ small tables cost. server: latency under load, swaps, malformed requests, memory
 """
 
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ from cetnet.benchmarks.measured import machine
 from cetnet.benchmarks.serving.like_rate import like_rate
 from cetnet.benchmarks.serving.results import markdown
 from cetnet.trainer.console import console, output
+from cetnet.trainer.errors import UserError
 from cetnet.trainer.files import write_json, write_text
 from cetnet.trainer.processes.launcher import CETNET
 
@@ -98,13 +100,18 @@ def _export(run: Path, out: Path, *options: str) -> dict[str, Any]:
 
 
 def _cetnet(*arguments: str) -> None:
-    subprocess.run([*CETNET, *arguments], check=True)
+    _run([*CETNET, *arguments])
 
 
 def _json_of(module: str, arguments: Sequence[str], out: Path) -> Any:
     """What a measurement in a process of its own writes."""
-    subprocess.run([sys.executable, "-P", "-m", module, *arguments, "--out", str(out)], check=True)
+    _run([sys.executable, "-P", "-m", module, *arguments, "--out", str(out)])
     return json.loads(out.read_text(encoding="utf-8"))
+
+
+def _run(command: Sequence[str]) -> None:
+    if subprocess.run(command).returncode:
+        raise UserError(f"{shlex.join(command)} failed, and says above why")
 
 
 def _serve(export: Path, out: Path, seconds: float) -> dict[str, Any]:

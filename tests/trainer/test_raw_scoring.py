@@ -296,6 +296,11 @@ def test_mistakes(here: Place, run: Run) -> None:
     encoding = Path("harmed/encoding.yaml")
     encoding.write_text(encoding.read_text(encoding="utf-8").replace("log1p", "none"), encoding="utf-8")
     assert "harmed: encoding.yaml and schema.yaml are not of one dataset" in said("predict", *place)
+    with encoding.open("a", encoding="utf-8") as file:
+        file.write("transform: cetnet.some.reader\n")
+    assert "raw rows were read by a public dataset's own reader (cetnet.some.reader)" in said(
+        "predict", *place
+    )
 
 
 def _short_row(here: Place) -> str:
@@ -389,7 +394,7 @@ def test_rows_of_a_run_without_an_encoding(tmp_path: Path) -> None:
 
     known = schema.model_copy(update={"vocabularies": {"item": "0"}})
     save_yaml(tmp_path / "run/schema.yaml", known)
-    with pytest.raises(UserError, match="which turn raw rows into ids: it was trained with an"):
+    with pytest.raises(UserError, match="which says what turns raw rows into ids"):
         raw_split(tmp_path / "run", find_rows(tmp_path / "logs", None), labelled=True)
 
 

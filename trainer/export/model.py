@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.fx.experimental._config as fx_config
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 
 from cetnet.models.cetnet import CETNet
@@ -101,6 +101,10 @@ def _traced(served: Served, schema: Schema) -> ExportedProgram:
             )
     # Loops are traced by another part of torch, which doesn't know of that.
     program._guards_code = [guard for guard in program._guards_code if not guard.endswith(".size()[0] >= 2")]
+    for module in program.graph_module.modules():
+        if isinstance(module, fx.GraphModule):
+            for node in module.graph.nodes:
+                node.meta.pop("stack_trace", None)  # names this machine's folders
     return program
 
 

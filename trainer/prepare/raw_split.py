@@ -103,25 +103,24 @@ def raw_split(run: Path, rows: RawRows, *, labelled: bool) -> Dataset:
     encoding = run_encoding(run, schema)
     encoder = RawEncoder(run, schema, encoding, labelled, rows.origins) if encoding else None
     source = Source(schema, rows.files, encoder.columns if encoder else None)
-    try:
-        return Dataset(rows.path, rows.split, labelled=labelled, source=source)
-    except UserError as error:
-        if encoding is None or encoding.transform is None:
-            raise
-        made = f"the run's raw columns are those that {encoding.transform} makes of a public dataset's files"
-        raise UserError(f"{error} ({made})") from error
+    return Dataset(rows.path, rows.split, labelled=labelled, source=source)
 
 
 def run_encoding(run: Path, schema: Schema) -> RawEncoding | None:
     """What turns raw rows into those of a run; None if they are read as they are.
 
-    Raises UserError if ids stand for values that the run doesn't know.
+    Raises UserError if that isn't known, or was changed.
     """
     encoding = RawEncoding.load(run)
     if encoding is None and schema.vocabularies:
         raise UserError(
-            f"{run}: no encoding.yaml and vocabularies here, which turn raw rows into ids: it was trained with an "
-            "earlier version; score prepared rows, or prepare its data anew and train again"
+            f"{run}: no encoding.yaml here, which says what turns raw rows into ids: its data was read by a public "
+            "dataset's own reader, or prepared by an earlier version; score prepared rows"
+        )
+    if encoding is not None and encoding.transform is not None:
+        raise UserError(
+            f"{run}: its raw rows were read by a public dataset's own reader ({encoding.transform}), which changes "
+            "columns first; score prepared rows, or prepare by `cetnet prepare csv` with your own schema, and train"
         )
     if encoding is not None and encoding.digest != schema.encoding:
         raise UserError(

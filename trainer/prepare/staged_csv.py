@@ -12,7 +12,7 @@ from cetnet.trainer.errors import UserError
 from cetnet.trainer.files import write_json
 from cetnet.trainer.prepare.engine.chunks import frames, units
 from cetnet.trainer.prepare.engine.layout import progress_bar
-from cetnet.trainer.prepare.engine.raw import RawSchema
+from cetnet.trainer.prepare.engine.raw_encoding import RawEncoding
 from cetnet.trainer.prepare.raw_split import RawRows, run_encoding
 from cetnet.trainer.run_folder import load_run
 
@@ -22,19 +22,20 @@ _ORIGINS = ".origins.json"
 
 def check_csv(run: Path, rows: RawRows, beside: Sequence[str], *, labelled: bool) -> None:
     """Raise UserError for what the headers of the files tell: a missing column, one of `beside` among them."""
-    spec = _spec(run, rows)
+    spec = _encoding(run, rows).raw
     for number, file in enumerate(rows.files):
         (unit,) = units(file.path, number, None, "csv", spec, [], _CHUNK_BYTES, file.keys, named=False)
         present = [*unit.columns, *file.keys]
         roles = [spec.label, spec.weight, spec.group] if labelled else []
-        for name in [*roles, *(feature.raw for feature in spec.features), *beside]:
-            if name == spec.label and name not in present:
+        for name in [*(feature.raw for feature in spec.features), *roles, *beside]:
+            if name is None or name in present:
+                continue
+            if name == spec.label:
                 raise UserError(
                     f"{file.path} has no column {name!r} with the label, which metrics need; `cetnet predict` scores "
                     "such rows"
                 )
-            if name is not None and name not in present:
-                raise UserError(f"{file.path} has no column {name!r}; it has {', '.join(map(repr, present))}")
+            raise UserError(f"{file.path} has no column {name!r}; it has {', '.join(map(repr, present))}")
 
 
 def stage_csv(run: Path, rows: RawRows, beside: Sequence[str], folder: Path) -> None:
@@ -46,7 +47,7 @@ def stage_csv(run: Path, rows: RawRows, beside: Sequence[str], folder: Path) -> 
         beside: other columns that are kept.
         folder: an empty one.
     """
-    spec = _spec(run, rows)
+    spec = _encoding(run, rows).raw
     wanted = {*spec.raw_columns, *beside}
     origins: dict[str, str] = {}
     for number, file in enumerate(rows.files):
@@ -73,7 +74,7 @@ def staged_rows(folder: Path) -> RawRows | None:
     return RawRows(Path(content["path"]), content["split"], "parquet", files, origins)
 
 
-def _spec(run: Path, rows: RawRows) -> RawSchema:
+def _encoding(run: Path, rows: RawRows) -> RawEncoding:
     _, schema = load_run(run, resolve=False)
     encoding = run_encoding(run, schema)
     if encoding is None:
@@ -81,4 +82,4 @@ def _spec(run: Path, rows: RawRows) -> RawSchema:
             f"{rows.path} is CSV, and {run} was trained on Parquet files that say themselves what their columns are: "
             "convert it to Parquet with the columns of its schema.yaml"
         )
-    return encoding.raw
+    return encoding

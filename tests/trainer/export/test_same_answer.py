@@ -15,11 +15,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 
 from cetnet.trainer.cli import main
 from cetnet.trainer.export.scorer import Scorer, Target
 from cetnet.trainer.processes.launcher import CETNET
+from tests.paths import ROOT
 
 SCHEMA: dict[str, Any] = {
     "label": "y",
@@ -156,6 +158,14 @@ def test_answers_tell_rows_apart(folder: Path, expected: np.ndarray) -> None:
     like = pq.read_table(folder / "like/test")
     assert {0} < set(like["user"].to_pylist())
     assert max(map(len, like["history"].to_pylist())) == 4
+
+
+def test_no_model_names_this_machines_folders(folder: Path) -> None:
+    for name in ("model.pt2", "model.onnx"):  # what is in them isn't compressed
+        content = (folder / "export" / name).read_bytes()
+        assert [
+            path for path in (ROOT, folder, Path(torch.__file__).parent) if str(path).encode() in content
+        ] == []
 
 
 def test_predict_on_raw_rows(folder: Path, expected: np.ndarray, tmp_path: Path) -> None:

@@ -191,7 +191,7 @@ def test_what_changed_since_training(
     assert changes == sorted(changes, reverse=True)
     told = capsys.readouterr().err
     assert told.startswith("warning: since training, ")
-    assert "unknown values of `user` went from 0.0% to" in told
+    assert "new values of `user` went from 0.0% to" in told
     assert "| `user` | 0.00% |" in (out / "README.md").read_text()
     # What is like the result is compared with the same rows, and what grew with its own.
     again = json.loads((prepare_like(tmp_path, "again", rows, out) / "card.json").read_text())

@@ -98,7 +98,8 @@ def warning(found: list[Drift]) -> str | None:
 def _words(each: Drift, name: str) -> str:
     then, now = each.training[name], each.now[name]
     if name in ("unknown", "missing"):
-        return f"{name} values of `{each.feature}` went from {then:.1%} to {now:.1%}"
+        which = "new" if name == "unknown" else name  # to training, though they may have got ids by now
+        return f"{which} values of `{each.feature}` went from {then:.1%} to {now:.1%}"
     what = "length" if name == "mean_length" else "value"
     return f"the mean {what} of `{each.feature}` went from {then:.4g} to {now:.4g}"
 

@@ -38,22 +38,10 @@ COUNTRIES = {  # and by how many hours their clocks are ahead of UTC
     **{"DE": 1, "FR": 1, "PL": 1, "JP": 9, "BR": -3, "IN": 5, "US": -5, "GB": 0, "ES": 1, "IT": 1},
     **{"NL": 1, "SE": 1, "MX": -6, "KR": 9, "TR": 3, "ID": 7, "NG": 1, "EG": 2, "AR": -3, "VN": 7},
 }
-TAGS = (
-    *(
-        "sport",
-        "politics",
-        "Kultur",
-        "économie",
-        "музыка",
-        "игры",
-        "映画",
-        "料理",
-        "旅行",
-        "과학",
-        "تعليم",
-        "μόδα",
-    ),
-    *("travel, cheap", 'so-called "news"', "🚲", "auto", "new", "sale", "local", "longread", "video", "quiz"),
+TAGS = (  # the first are those of categories
+    *("sport", "politics", "Kultur", "économie", "музыка", "игры", "映画", "料理"),
+    *("旅行", "과학", "تعليم", "μόδα", "travel, cheap", 'so-called "news"', "🚲", "auto"),
+    *("new", "sale", "local", "longread", "video", "quiz"),
 )
 # one id in eight is written in another alphabet
 USERS = ("u",) * 14 + ("użytkownik-", "用户")
@@ -163,7 +151,9 @@ class Site(Drawn):
             COUNTRIES
         )
         on_phone = self.uniform("on the phone", row) < 1 - 0.7 * 0.8**day  # more of them each day
-        price = np.exp(3 + 0.8 * self.normal("price", item) + 0.3 * self.normal("discount", row)) * 1.05**day
+        price = np.exp(3 + 0.8 * self.normal("price", item) + 0.3 * self.normal("discount", row)) * (
+            1 + 0.05 * day
+        )
         age = 16 + np.floor(64 * self.uniform("age", user) ** 1.5)
         return {
             "user": user,
@@ -251,9 +241,8 @@ def generate_clicks(
             sums = np.zeros(3)  # rows, clicks, cross entropy of the true probability
             with _opened(directory / name, format) as write:
                 for first in range(starts[day], starts[day + 1], CHUNK_ROWS):
-                    frame = draw_rows(
-                        site, np.arange(first, min(first + CHUNK_ROWS, starts[day + 1])), format
-                    )
+                    last = min(first + CHUNK_ROWS, starts[day + 1])
+                    frame = draw_rows(site, np.arange(first, last), format)
                     write(frame)
                     label, probability = frame["clicked"].to_numpy(), frame["click_probability"].to_numpy()
                     sums += len(label), label.sum(), cross_entropy(label, probability).sum()
