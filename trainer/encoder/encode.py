@@ -2,10 +2,10 @@
 
 import json
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -54,6 +54,7 @@ class _Column:
     table: str = ""
     rows: int = 0
     ids: str = ""
+    forms: Sequence[str] = ()
     max_length: int | None = None
     keep: str = "recent"
     transform: str = "none"
@@ -108,13 +109,20 @@ class Encoder:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"{path}: not the request.json of an exported model ({error!r})") from error
         self._dense = [column for column in self._columns if column.kind == "dense"]
-        # those of a table beside each other: they are looked up together
-        tables = list(dict.fromkeys(c.table for c in self._columns if c.takes == "text"))
-        self._of_table = {t: [c for c in self._columns if c.table == t and c.takes == "text"] for t in tables}
+        # those of a table beside each other: they are looked up together; hashes of a table may be of two kinds
+        self._of_table: dict[tuple[str, str], list[_Column]] = {}
+        for column in self._columns:
+            if column.takes == "text":
+                self._of_table.setdefault((column.table, column.ids), []).append(column)
         self._vocabularies = {
-            table: _known_values(path.parent, table, columns[0].rows, self._whole_floats == "refuse")
-            for table, columns in self._of_table.items()
-            if columns[0].ids == "vocabulary"
+            table: _vocabulary(path.parent, table, columns[0].rows)
+            for (table, ids), columns in self._of_table.items()
+            if ids == "vocabulary"
+        }
+        self._other_forms = {
+            table: _other_form(columns[0].forms, self._vocabularies.get(table))
+            for (table, ids), columns in self._of_table.items()
+            if ids != "hash_hex" and self._whole_floats == "refuse"
         }
         self._missing = pa.array([None, "", *self._null_values], pa.large_string())
         self._given_missing = np.array([int(v) for v in self._null_values if v == _decimal(v)], np.int64)
@@ -238,36 +246,33 @@ class Encoder:
                 raise values.wrong(at, "an integer with all of its digits, or text")
         hashes, missing, texts = hash_text(texts)[codes], missing[codes], texts.take(encoded.indices)
         start = 0
-        for table, of_table in zip(self._of_table, values_of, strict=True):
+        for of_table in values_of:
             sizes = [len(values.flat) for values in of_table]
             here = slice(start, start := start + sum(sizes))
-            ids = self._ids(table, of_table, texts[here], hashes[here], missing[here])
+            ids = self._ids(of_table, texts[here], hashes[here], missing[here])
             for values, of_column in zip(of_table, np.split(ids, np.cumsum(sizes)[:-1]), strict=True):
                 yield values.column, (of_column, values.lengths)
 
     def _ids(
-        self,
-        table: str,
-        values: list[_Values],
-        texts: pa.Array,
-        hashes: NDArray[np.uint64],
-        missing: NDArray[np.bool_],
+        self, values: list[_Values], texts: pa.Array, hashes: NDArray[np.uint64], missing: NDArray[np.bool_]
     ) -> NDArray[np.int64]:
         """The ids of the values of a table's columns, whose texts are one after the other."""
         column = values[0].column
-        if column.ids == "hash_text":
-            return np.where(missing, 0, 1 + (hashes % np.uint64(column.rows - 1)).astype(np.int64))
         if column.ids == "hash_hex":
             ids, wrong = _hex_ids(texts, column.rows), "a hexadecimal number of 32 bits"
             bad = (ids < 0) & ~missing
         else:
-            known = self._vocabularies[table]
-            ids, wrong = known.vocabulary.ids(texts, hashes), known.expected
+            if column.ids == "hash_text":
+                ids = 1 + (hashes % np.uint64(column.rows - 1)).astype(np.int64)
+                asked = np.flatnonzero(~missing)
+            else:
+                ids = self._vocabularies[column.table].ids(texts, hashes)
+                asked = np.flatnonzero((ids == 0) & ~missing)
             bad = np.zeros(len(ids), np.bool_)
-            unknown = np.flatnonzero((ids == 0) & ~missing)
-            if known.other_form and len(unknown):
-                found = pc.match_substring_regex(texts.take(pa.array(unknown)), known.other_form)
-                bad[unknown[found.to_numpy(False)]] = True
+            pattern, wrong = self._other_forms.get(column.table) or (None, "")
+            if pattern and len(asked):
+                found = pc.match_substring_regex(texts.take(pa.array(asked)), pattern)
+                bad[asked[found.to_numpy(False)]] = True
         if bad.any():
             of_column, at = _place([values], int(bad.argmax()))
             raise of_column.wrong(at, wrong)
@@ -328,18 +333,7 @@ def _read_keys(entry: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in entry.items() if key in _Column.__dataclass_fields__}
 
 
-class _Known(NamedTuple):
-    """A table's vocabulary, and a pattern of values that are refused, because they may be its own, written otherwise.
-
-    Those are 17.0 where the vocabulary has 17, or the other way round.
-    """
-
-    vocabulary: Vocabulary
-    other_form: str | None
-    expected: str
-
-
-def _known_values(folder: Path, table: str, rows: int, refuse: bool) -> _Known:
+def _vocabulary(folder: Path, table: str, rows: int) -> Vocabulary:
     path = folder / "vocabularies" / f"{table}.parquet"
     if path.parent != folder / "vocabularies":
         raise ValueError(f"{folder}: table {table!r} can't be a file's name")
@@ -349,11 +343,19 @@ def _known_values(folder: Path, table: str, rows: int, refuse: bool) -> _Known:
         raise ValueError(f"{path}: not a vocabulary ({error})") from error
     if len(vocabulary) >= rows:
         raise ValueError(f"{path}: {len(vocabulary)} values, but the model's table has {rows} rows")
-    if refuse and vocabulary.has(INTEGER):
-        return _Known(vocabulary, WHOLE_FLOAT, "ids written as 17, as in training, not as 17.0")
-    if refuse and vocabulary.has(WHOLE_FLOAT):
-        return _Known(vocabulary, INTEGER, "ids written as 17.0, as in training, not as 17")
-    return _Known(vocabulary, None, "")
+    return vocabulary
+
+
+def _other_form(forms: Sequence[str], vocabulary: Vocabulary | None) -> tuple[str, str] | None:
+    """A pattern of values that may be a table's own, written otherwise, and what is expected; None if there is none.
+
+    Those are 17.0 where training had 17, or the other way round.
+    """
+    if "integer" in forms or (vocabulary and vocabulary.has(INTEGER)):
+        return WHOLE_FLOAT, "ids written as 17, as in training, not as 17.0"
+    if "whole" in forms or (vocabulary and vocabulary.has(WHOLE_FLOAT)):
+        return INTEGER, "ids written as 17.0, as in training, not as 17"
+    return None
 
 
 def _one_array(column: pa.ChunkedArray) -> pa.Array:

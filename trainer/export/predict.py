@@ -22,7 +22,8 @@ model = torch.export.load(str(folder / "model.pt2")).module()  # these -> probab
 rows, *out = sys.argv[1:] or [str(folder / "examples.parquet")]
 if rows.endswith(".csv"):
     texts = {column["column"]: pa.string() for column in encoder.request["columns"]}
-    lines, types = csv.ParseOptions(newlines_in_values=True), csv.ConvertOptions(column_types=texts)
+    lines = csv.ParseOptions(newlines_in_values=True)
+    types = csv.ConvertOptions(column_types=texts, include_columns=list(texts))
     batches = csv.open_csv(rows, parse_options=lines, convert_options=types)
 else:
     batches = parquet.ParquetFile(rows).iter_batches(4096)

@@ -80,7 +80,7 @@ def _foreign(value: Any, key: str) -> Iterator[str]:
         for name, each in value.items():
             if not _NAME.fullmatch(name) or name == "as_custom_obj":
                 yield f"{key} {name!r}"
-            elif name != "metadata":  # remarks on where an operation comes from
+            elif name != "metadata" or key != "nodes":  # remarks on where an operation comes from
                 yield from _foreign(each, name)
     elif isinstance(value, str) and not _is_plain(value, key):
         yield f"{key} {value!r}"

@@ -70,6 +70,8 @@ def _column(
     }
     if ids == "vocabulary":
         entry["file"] = f"vocabularies/{table}.parquet"
+    if ids == "hash_text" and encoding and (forms := encoding.forms.get(table)):
+        entry["forms"] = list(forms)
     if feature.max_length is not None:
         entry |= {"max_length": feature.max_length, "keep": raw.keep if raw else "recent"}
     return entry

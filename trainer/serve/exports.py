@@ -42,6 +42,15 @@ def exports_in(folder: Path) -> list[Identity]:
     return [identity for each in newest_first if (identity := Identity.of(each))]
 
 
+def content_of(folder: Path) -> tuple[int, int]:
+    """Bytes of all files in a folder, and when the last was written: others as long as it is being copied there."""
+    try:
+        entries = [path.stat() for path in folder.rglob("*") if path.is_file()]
+    except OSError:  # one is gone just now
+        return 0, 0
+    return sum(each.st_size for each in entries), max((each.st_mtime_ns for each in entries), default=0)
+
+
 def fastest_served(folder: Path) -> Target | None:
     """ONNX if the export has it and it can be run: unlike others it lets batches be scored beside each other.
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from cetnet.trainer.console import console
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.failures import explain
-from cetnet.trainer.serve.exports import ABOUT, Identity, Target, exports_in, fastest_served
+from cetnet.trainer.serve.exports import ABOUT, Identity, Target, content_of, exports_in, fastest_served
 
 if TYPE_CHECKING:
     from cetnet.trainer.export.scorer import Scorer
@@ -107,6 +107,20 @@ def _check_examples(version: Version, examples: pa.Table) -> None:
                 )
 
 
+@dataclass
+class _Refusal:
+    """Why an export was refused, what was in its folder then, and what was there when it was looked at last."""
+
+    why: str
+    content: tuple[int, int]
+    seen: tuple[int, int]
+
+    def still(self, content: tuple[int, int]) -> bool:
+        """Whether there is nothing to try again: neither has the folder changed since, nor has it ended to change."""
+        changing, self.seen = content != self.seen, content
+        return changing or content == self.content
+
+
 class Versions:
     """The version that answers, and the watch for newer ones.
 
@@ -121,18 +135,22 @@ class Versions:
 
     def __init__(self, folder: Path, target: Target | None, metrics: "Metrics") -> None:
         self._folder, self._target, self._metrics = folder, target, metrics
-        self._refused: dict[Identity, str] = {}
+        self._refused: dict[Identity, _Refusal] = {}
         self._looking = asyncio.Lock()
         self.current: Version | None = None
 
     async def look(self) -> None:
-        """Load the newest version if it isn't the current one; those that were refused are passed over."""
+        """Load the newest version if it isn't the current one; those that were refused are passed over.
+
+        But one that was refused while it was copied there, file by file, is tried again when that has ended.
+        """
         async with self._looking:
             refused = []
             for identity in await asyncio.to_thread(exports_in, self._folder):
                 if self.current is not None and identity == self.current.identity:
                     break
-                if identity in self._refused:
+                content = await asyncio.to_thread(content_of, identity.folder)
+                if (refusal := self._refused.get(identity)) and refusal.still(content):
                     continue
                 try:
                     version = await asyncio.to_thread(load_version, identity, self._target)
@@ -140,7 +158,7 @@ class Versions:
                     # One that is gone, or another by now, is looked at again.
                     if await asyncio.to_thread(Identity.of, identity.folder) == identity:
                         self._metrics.refused.inc()
-                        self._refused[identity] = explain(error)[0]
+                        self._refused[identity] = _Refusal(explain(error)[0], content, content)
                         refused.append(identity)
                     continue
                 self._swap(version)
@@ -148,7 +166,7 @@ class Versions:
             if self.current is not None:
                 for identity in refused:
                     console.print(
-                        f"refused {identity.folder}: {self._refused[identity]}; {self.current.name} answers",
+                        f"refused {identity.folder}: {self._refused[identity].why}; {self.current.name} answers",
                         style="bold red",
                     )
 
@@ -166,7 +184,8 @@ class Versions:
     @property
     def why_none(self) -> str:
         """Why no version could be loaded: the first refusal."""
-        return next(iter(self._refused.values()), f"{self._folder}: no export is left in it")
+        first = next(iter(self._refused.values()), None)
+        return first.why if first else f"{self._folder}: no export is left in it"
 
     async def watch(self) -> None:
         """Look once a second, for ever."""

@@ -33,7 +33,7 @@ def write_request(
 
 
 def encoding_of(features: Sequence[Mapping[str, object]], **others: object) -> RawEncoding:
-    """Of a raw schema with these features, whose label is `y`; `moments` and `lowest` are the encoding's."""
-    own = {key: others.pop(key) for key in ("moments", "lowest") if key in others}
+    """Of a raw schema with these features, whose label is `y`; `moments`, `lowest` and `forms` are the encoding's."""
+    own = {key: others.pop(key) for key in ("moments", "lowest", "forms") if key in others}
     raw = RawSchema.model_validate({"label": "y", "features": features} | others)
     return RawEncoding.model_validate({"raw": raw} | own)

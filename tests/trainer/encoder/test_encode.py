@@ -295,6 +295,24 @@ def test_ids_written_as_floats_are_no_unknown_ids(
     assert text.encode(pa.table({"x": ["17.0", "17", "1.7e+18"]}))["categorical"].shape == (3, 1)
 
 
+@pytest.mark.parametrize(("form", "good", "bad"), [("integer", "17", "17.0"), ("whole", "17.0", "17")])
+def test_hashed_ids_in_another_form_than_in_training(tmp_path: Path, form: str, good: str, bad: str) -> None:
+    """They would get other ids, without a word."""
+    encoder = encoder_of(tmp_path, {"hash": 50}, forms={"t": [form]})
+    found = encoder.encode(pa.table({"x": [good, "a", None, ""]}))["categorical"][:, 0]
+    assert found.tolist() == [1 + loop_hash(good) % 49, 1 + loop_hash("a") % 49, 0, 0]
+    with pytest.raises(WrongValue, match=rf"row 1 .*expected ids written as {good}, as in training"):
+        encoder.encode(pa.table({"x": [good, bad]}))
+    unsaid = encoder_of(tmp_path, {"hash": 50})
+    assert unsaid.encode(pa.table({"x": [bad]}))["categorical"].tolist() == [[1 + loop_hash(bad) % 49]]
+
+
+def test_two_kinds_of_hashes_in_a_table(tmp_path: Path) -> None:
+    encoder = encoder_of(tmp_path, {"hash": 50}, {"name": "y2", "hash": 50, "hash_function": "hex"})
+    found = encoder.encode(pa.table({"x": ["1f"], "y2": ["1f"]}))["categorical"]
+    assert found.tolist() == [[1 + loop_hash("1f") % 49, 0x1F]]
+
+
 @pytest.mark.parametrize(
     ("feature", "column", "message"),
     [

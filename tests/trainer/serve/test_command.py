@@ -1,5 +1,6 @@
 """What is told before anything is served."""
 
+import asyncio
 import json
 import shutil
 import socket
@@ -15,7 +16,8 @@ from cetnet.benchmarks.serving.server_process import started
 from cetnet.trainer.cli import app
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.serve.exports import Identity, exports_in, fastest_served
-from cetnet.trainer.serve.version import load_version
+from cetnet.trainer.serve.metrics import Metrics
+from cetnet.trainer.serve.version import Versions, load_version
 from tests.trainer.export.toy import OUTPUTS, write_about
 
 
@@ -87,6 +89,25 @@ def test_an_export_must_give_its_examples_answers(export: Path, tmp_path: Path) 
     (folder / "examples.parquet").write_bytes(b"")
     with pytest.raises(UserError, match="not as it was exported"):
         load_version(identity_of(folder), None)
+
+
+def test_an_export_that_is_copied_file_by_file_answers_when_it_is_whole(export: Path, tmp_path: Path) -> None:
+    """As `cp -r` does, whose first file is about.json."""
+    metrics = Metrics()
+    versions = Versions(tmp_path, None, metrics)
+    folder = tmp_path / "v1"
+    folder.mkdir()
+    shutil.copy2(export / "about.json", folder)
+
+    def refused() -> float:
+        asyncio.run(versions.look())
+        return metrics.refused.collect()[0].samples[0].value
+
+    assert [refused() for _ in range(3)] == [1, 1, 1]
+    shutil.copytree(export, folder, dirs_exist_ok=True)
+    assert (refused(), versions.current) == (1, None)  # it may not have ended
+    assert refused() == 1
+    assert versions.current is not None
 
 
 def test_without_a_version_that_answers_it_ends(export: Path, tmp_path: Path) -> None:
