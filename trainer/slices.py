@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from cetnet.trainer.data.arrow_types import value_type
 from cetnet.trainer.data.dataset import Dataset
+from cetnet.trainer.dataset_files import VOCABULARIES
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.given import check_given, plain_values
-from cetnet.trainer.meaning import VOCABULARIES
 from cetnet.trainer.metrics import binary_metrics
 
 TOP, AT_MOST = 20, 25  # 24 hours are no reason to have others

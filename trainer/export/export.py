@@ -23,6 +23,7 @@ from cetnet.trainer.checkpoint.store import checkpoint_place, open_store
 from cetnet.trainer.config import RunConfig
 from cetnet.trainer.console import console, output
 from cetnet.trainer.data.dataset import Dataset
+from cetnet.trainer.dataset_files import VOCABULARIES
 from cetnet.trainer.encoder.encode import Encoder
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.export.about import describe, digests
@@ -35,7 +36,6 @@ from cetnet.trainer.export.request import request_of
 from cetnet.trainer.export.scorer import FILES, Target
 from cetnet.trainer.export.verify import TOLERANCE, WHY, verify_export
 from cetnet.trainer.files import write_json
-from cetnet.trainer.meaning import VOCABULARIES
 from cetnet.trainer.prepare.engine.raw_encoding import RawEncoding
 from cetnet.trainer.run_folder import load_run
 
