@@ -40,6 +40,7 @@ from cetnet.trainer.prepare.engine.raw_encoding import RawEncoding
 from cetnet.trainer.run_folder import load_run
 
 _PACKAGE = Path(__file__).parent
+_PROGRAM_BYTES = 1 << 24  # of programs without their weights, together
 
 
 @dataclass(frozen=True)
@@ -170,6 +171,7 @@ def _write_model(
         examples = examples.append_column(name, pa.array(column))
     pq.write_table(examples, folder / "examples.parquet")
     program = export_program(served, schema)
+    _check_room(folder, sum(tensor.nbytes for tensor in program.state_dict.values()) * len(wanted.targets))
     torch.export.save(program, folder / FILES["pt2"])
     if "aoti" in wanted.targets:
         from cetnet.trainer.export.aoti import compile_aoti
@@ -186,6 +188,16 @@ def _write_model(
     if isinstance(quality, Quality):
         about["compared"] = quality._asdict()
     return about | {"quality": quality}
+
+
+def _check_room(folder: Path, size: int) -> None:
+    """Raise UserError unless the disk has room for models of so many bytes: torch aborts where it becomes full."""
+    disk = shutil.disk_usage(folder)
+    if disk.total and disk.free < size + _PROGRAM_BYTES:
+        raise UserError(
+            f"{folder.parent}: the export takes {human_bytes(size + _PROGRAM_BYTES)} and the disk has "
+            f"{human_bytes(disk.free)} left; make room, or choose another --out"
+        )
 
 
 def probabilities(model: CETNet, schema: Schema, inputs: dict[str, Tensor], bf16: bool = False) -> Tensor:
