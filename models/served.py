@@ -145,7 +145,7 @@ class ServedMember(nn.Module):
         histories = schema.of_kind("sequence")
         self._tokens = [f.name for f in tokens + ([] if self.reads_sequences else histories)]
         self._sequences = [f.name for f in histories] if self.reads_sequences else []
-        self._extra = member.assembly.extra_tables
+        self._pooling = {table.feature: table.pooling for table in member.assembly.extra_tables}
 
     def forward(self, ids: dict[Grid, Ids], dense: Tensor) -> tuple[Tensor, Tensor]:
         """Ids of every grid, dense `[B, m]` -> output embedding `[B, D]` and logit `[B]`."""
@@ -176,7 +176,7 @@ class ServedMember(nn.Module):
                 else dense.new_zeros(batch, 0, 0, self.dim),
                 lengths=torch.zeros(batch, 0, dtype=torch.int64) if counts is None else counts,
                 dense=dense,
-                extra=self._extras(ids) if self._extra else dense.new_zeros(batch, 0),
+                extra=self._extras(ids) if self._pooling else dense.new_zeros(batch, 0),
             )
         )
         return output.embedding, output.logit
@@ -186,15 +186,14 @@ class ServedMember(nn.Module):
         found: dict[str, Tensor] = {}
         for group in self._groups(self.extra):
             for grid, features in group.features.items():
-                for pooling in ("sum", "mean"):
-                    if wanted := [
-                        t.feature for t in self._extra if t.feature in features and t.pooling == pooling
-                    ]:
-                        vectors = group.pooled(grid, ids[grid], pooling)
-                        if len(features) == len(wanted) == len(self._extra):
-                            return vectors.flatten(1)
-                        found |= {name: vectors[:, features.index(name)] for name in wanted}
-        return torch.cat([found[table.feature] for table in self._extra], dim=1)
+                for pooling in sorted({self._pooling[name] for name in features}):
+                    vectors = group.pooled(grid, ids[grid], pooling)
+                    if self._pooling == dict.fromkeys(features, pooling) and features == list(self._pooling):
+                        return vectors.flatten(1)
+                    for i, name in enumerate(features):
+                        if self._pooling[name] == pooling:
+                            found[name] = vectors[:, i]
+        return torch.cat([found[name] for name in self._pooling], dim=1)
 
     def _project(self, features: list[str], vectors: Tensor) -> Tensor:
         """Vectors `[B, n, ..., size]` of features, those of pretrained tables mapped to the component's size."""

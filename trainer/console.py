@@ -7,7 +7,15 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 from cetnet.trainer.errors import printable
@@ -97,12 +105,23 @@ class TrainingProgress(AbstractContextManager["TrainingProgress"]):
             self._bar.stop()
 
 
-def scoring_progress() -> Progress:
-    """A bar of rows on stderr; nothing at all where that is no terminal."""
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("left"), TimeRemainingColumn())
-    return Progress(
-        TextColumn("scoring"), *columns, console=console, transient=True, disable=not console.is_terminal
+class _Rate(ProgressColumn):
+    """Units a second."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:,.0f}/s" if task.speed else "")
+
+
+def progress_bar() -> Progress:
+    """A progress bar on stderr; nothing at all where stderr is not a terminal."""
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeRemainingColumn(),
     )
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
 def shown(value: float, decimals: int = 5) -> str:

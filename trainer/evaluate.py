@@ -14,7 +14,7 @@ from cetnet.trainer.checkpoint.checkpoints import latest_checkpoint, load_checkp
 from cetnet.trainer.checkpoint.object_path import Place
 from cetnet.trainer.checkpoint.store import checkpoint_place
 from cetnet.trainer.config import RunConfig
-from cetnet.trainer.console import console, output, scoring_progress, shown
+from cetnet.trainer.console import console, output, progress_bar, shown
 from cetnet.trainer.data.bad_rows import BadRow
 from cetnet.trainer.data.dataset import Dataset
 from cetnet.trainer.errors import UserError
@@ -143,8 +143,8 @@ def _score_run(run: Path, dataset: Dataset) -> Scores | None:
         if not processes.is_main:
             return score(session, dataset, batch_size, processes)
         start = time.monotonic()
-        with scoring_progress() as progress:
-            task = progress.add_task("rows", total=dataset.num_rows)
+        with progress_bar() as progress:
+            task = progress.add_task("scoring (rows)", total=dataset.num_rows)
 
             def advance(_: list[BadRow]) -> None:
                 progress.advance(task, batch_size)

@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -29,6 +30,8 @@ _KEPT = (
     "metrics.jsonl",
     "result.json",
 )
+
+_SAID_BYTES = 100_000_000
 
 
 def _target(path: Path) -> Path:
@@ -89,6 +92,25 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: object, indent: int | None = 1) -> None:
     """Write JSON whole or not at all."""
     write_text(path, json.dumps(content, indent=indent) + "\n")
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Another name for a file that is never changed, or a copy of it where the disk can't give it one.
+
+    Nothing if there is such a file already.
+    """
+    if target.exists():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with written_aside(target) as aside:
+        try:
+            os.link(source.resolve(), aside)  # of a link it would make another link
+        except OSError:
+            if (size := source.stat().st_size) > _SAID_BYTES:
+                console.print(
+                    f"{source}: copying {size / 1e6:,.0f} MB to {target.parent}, where it can't be linked"
+                )
+            shutil.copy2(source, aside)
 
 
 def readable_twice(path: Path) -> Path:

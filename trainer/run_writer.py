@@ -19,8 +19,8 @@ from cetnet.sharding.plan_table import plan_dict, plan_table
 from cetnet.sharding.planner import Plan
 from cetnet.trainer.config import RunConfig
 from cetnet.trainer.console import PlainConsole
+from cetnet.trainer.dataset_files import drop_dataset_files, take_dataset_files
 from cetnet.trainer.files import disk_errors, drop_lines_after, without_nonfinite, write_json
-from cetnet.trainer.meaning import drop_meaning, take_meaning
 from cetnet.trainer.run_folder import RESULT, TORCHRUN_JOB
 from cetnet.trainer.versions import installed_versions
 from cetnet.trainer.yaml_files import save_yaml
@@ -35,7 +35,7 @@ SLURM = (
 
 
 class RunWriter:
-    """Writes the files of a run folder, some of which are its dataset's (`take_meaning`); rank 0 only.
+    """Writes the files of a run folder, some of which are its dataset's (`take_dataset_files`); rank 0 only.
 
     Args:
         config: of the run.
@@ -64,9 +64,9 @@ class RunWriter:
                     PlainConsole(file=file, width=140).print(plan_table(plan, world_size))
                 write_json(aside / "plan.json", plan_dict(plan, world_size))
                 write_json(aside / "environment.json", _environment(world_size))
-                take_meaning(config.data.path, aside, self.path)
+                take_dataset_files(config.data.path, aside, self.path)
                 if not resumed:
-                    drop_meaning(self.path)
+                    drop_dataset_files(self.path)
                 for path in list(aside.iterdir()):
                     if path.is_dir() and (there := self.path / path.name).exists():
                         there.rename(aside / f"{path.name}.before")

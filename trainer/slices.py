@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 
 from cetnet.trainer.data.arrow_types import value_type
 from cetnet.trainer.data.dataset import Dataset
+from cetnet.trainer.dataset_files import VOCABULARIES
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.given import check_given, plain_values
-from cetnet.trainer.meaning import VOCABULARIES
 from cetnet.trainer.metrics import binary_metrics
 
 TOP, AT_MOST = 20, 25  # 24 hours are no reason to have others
 MISSING = "(missing)"
+_LAST_SECOND = 253_402_300_799  # of the year 9999
 
 
 class Slice(NamedTuple):
@@ -104,7 +105,8 @@ def _coded(
     parts, known = [np.empty(0, np.int64)], [np.empty(0, bool)]
     for group in dataset.row_groups:
         rows = scored[group.first_row :][: group.num_rows]
-        column = dataset.given(group, [name])[name]
+        times = dataset.seconds(group, name)
+        column = dataset.given(group, [name])[name] if times is None else pa.chunked_array([_times(times)])
         texts = pa.chunked_array([_texts(chunk) for chunk in column.chunks], pa.large_string())
         encoded = pa.concat_arrays([*texts.chunks, pa.array([], pa.large_string())]).dictionary_encode()
         of_group = [numbers.setdefault(text, len(numbers)) for text in encoded.dictionary.to_pylist()]
@@ -112,6 +114,13 @@ def _coded(
         if (of_rows := dataset.known(group, name)) is not None:
             known.append(of_rows[rows])
     return np.concatenate(parts), list(numbers), np.concatenate(known) if len(known) > 1 else None
+
+
+def _times(seconds: pa.Array) -> pa.Array:
+    """Null where there is no such year."""
+    seconds = seconds.cast(pa.int64())
+    real = pc.less_equal(pc.abs(seconds), _LAST_SECOND)
+    return pc.if_else(real, seconds, None).cast(pa.timestamp("s"))
 
 
 def _texts(array: pa.Array) -> pa.Array:

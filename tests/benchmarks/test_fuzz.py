@@ -83,7 +83,7 @@ def test_a_lost_row_or_another_value_is_seen(tmp_path: Path) -> None:
     for found in (same_as_csv(out, files["csv"], dialect), same_as_parquet(out, files["parquet"])):
         assert [failure.kind for failure in found] == ["rows lost"]
     assert predicted(out / "train", out / "test" / part.name)[0].kind == "rows lost"
-    assert set(SPLITS) == {path.name for path in out.iterdir() if path.is_dir()}
+    assert {*SPLITS, "vocabularies"} == {path.name for path in out.iterdir() if path.is_dir()}
 
 
 def test_a_sample(tmp_path: Path) -> None:

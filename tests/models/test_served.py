@@ -54,6 +54,7 @@ FINALMLP = {
     "context1": ["user", "tags"],
     "context2": ["price", "searches"],
 }
+IN_TURN = {**FINALMLP, "context1": ["item"], "context2": ["user"]}  # not in the schema's order
 EXPORTED = [
     *sorted(COMPONENTS),
     "dcnv2_mixture",
@@ -115,7 +116,12 @@ def assert_served(model: CETNet, schema: Schema, run: Any, expected: list[Tensor
 
 ENSEMBLES: dict[str, dict[str, Any]] = {
     "own_tables": {
-        "components": {**PAIR, "wide": {"kind": "wide_deep", "hidden_units": [4]}, "two": FINALMLP}
+        "components": {
+            **PAIR,
+            "wide": {"kind": "wide_deep", "hidden_units": [4]},
+            "two": FINALMLP,
+            "in_turn": IN_TURN,
+        }
     },
     "shared_tables": {"components": PAIR, "shared_tables": True},
     "dense_tables": {

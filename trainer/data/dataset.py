@@ -58,8 +58,8 @@ class RawColumns:
     Attributes:
         uses: the columns that are read, and what for.
         encode: rows of a file, of these columns, as columns of the schema; raises UserError for a bad value.
-        roles: columns of label, weight and group that files may have, by their names in the schema.
-        role: values of such a column by its name in the schema: numbers, or texts of the group.
+        roles: columns of label, weight, group and timestamp that files may have, by their names in the schema.
+        role: values of such a column by its name in the schema: numbers, texts of the group, or seconds.
         known: of values of a column whether the model knows them, bool; None if it looks up none by a vocabulary.
     """
 
@@ -243,6 +243,14 @@ class Dataset:
             for file, footer in self._files.footers.items()
         }
 
+    def seconds(self, group: RowGroup, name: str) -> pa.Array | None:
+        """Times in a column of the files, in seconds since 1970 or null; None if it isn't the timestamp."""
+        timestamp = self.schema.timestamp
+        column = self._raw.roles.get(timestamp or "") if self._raw else timestamp
+        if not timestamp or name != column or not self._has(group.file, timestamp):
+            return None
+        return self._role(group, timestamp)
+
     def known(self, group: RowGroup, name: str) -> NDArray[np.bool_] | None:
         """Which values of a column are in the model's vocabulary, by row; None if it has none of the column."""
         if self._raw:
@@ -259,14 +267,15 @@ class Dataset:
         return table if table in (self.schema.vocabularies or {}) else None
 
     def _role(self, group: RowGroup, name: str) -> pa.Array:
-        """Label, weight, group or true probability."""
-        if not self._raw:
-            return _array(self._read_row_group(group, [name], {name: self._use(name)})[name])
-        column = self._raw.roles[name]
-        use = Use("value") if column in self._keys[group.file] else self._use(name)
-        return self._raw.role(name, plain(self._read_row_group(group, [column], {column: use})[column], use))
+        """Label, weight, group, timestamp or true probability."""
+        column = self._raw.roles[name] if self._raw else name
+        use = Use("value") if self._raw and column in self._keys[group.file] else self._use(name)
+        values = plain(self._read_row_group(group, [column], {column: use})[column], use)
+        return self._raw.role(name, values) if self._raw else _array(values)
 
     def _use(self, name: str) -> Use:
+        if name == self.schema.timestamp != self.schema.group:
+            return Use("time", text=self._raw is not None)
         if self._raw:
             return Use("value" if name == self.schema.group else "number", text=True)
         return Use("id" if name == self.schema.group else "number")

@@ -12,12 +12,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cetnet.trainer.console import console
 from cetnet.trainer.data.dataset import Dataset
+from cetnet.trainer.dataset_files import VOCABULARIES
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.evaluate import Trained, trained_session
 from cetnet.trainer.explain.decided import Slice, weights_of, who_decided, why_no_weights
 from cetnet.trainer.explain.importance import Evaluated, Lost, lost
 from cetnet.trainer.explain.sample import Sample, permuted_together
-from cetnet.trainer.meaning import VOCABULARIES
 from cetnet.trainer.metrics import group_numbers
 from cetnet.trainer.scoring import score
 

@@ -6,11 +6,10 @@ foreign memory where they are not; so they are described in it, and `load_aoti` 
 
 import json
 import re
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 from zipfile import BadZipFile, ZipFile
 
 import torch
@@ -23,13 +22,11 @@ from torch.fx.experimental import _config as fx_config
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.export.targets import cpp_compiler, without_remarks
 
-CPU = Literal["x86-64-v3", "native"]
-"""What a package runs on: any x86-64 with AVX2 (Intel since 2013, AMD since 2015), or all that can what this can."""
-
 _NEEDED, _INPUTS = "CETNET_CPU_FLAGS", "CETNET_INPUTS"
 _MODEL = "model"
-_CPU_FLAGS = Path("/proc/cpuinfo")
-_V3 = "abm avx avx2 bmi1 bmi2 cx16 f16c fma lahf_lm movbe pni popcnt sse4_1 sse4_2 ssse3"
+_CPUINFO = Path("/proc/cpuinfo")
+_CPU = "x86-64-v3"
+_CPU_FLAGS = "abm avx avx2 bmi1 bmi2 cx16 f16c fma lahf_lm movbe pni popcnt sse4_1 sse4_2 ssse3"
 _AVX2_BITS = 256
 _ANY_SIZE = 2**48
 
@@ -61,35 +58,34 @@ class Expected(NamedTuple):
             )
 
 
-def compile_aoti(program: ExportedProgram, path: Path, cpu: CPU = "x86-64-v3") -> list[str]:
-    """Compile an exported model for CPUs and write the package; returns the flags of /proc/cpuinfo it needs.
+def compile_aoti(program: ExportedProgram, path: Path) -> list[str]:
+    """Compile an exported model and write the package; returns the flags of /proc/cpuinfo it needs.
 
-    It runs on as many threads as torch then has. The flags are in the package too, where `load_aoti` finds them.
+    It runs on any x86-64 with AVX2 (Intel since 2013, AMD since 2015), on as many threads as torch then has; compiled
+    for the processor at hand it would not be faster. The flags are in the package too, where `load_aoti` finds them.
 
     Args:
         program: as `torch.export` gives it, with a batch and lists of any size from 1.
         path: the package, which must end in `.pt2`; half-written if the process is killed.
-        cpu: what it may be run on.
 
     Raises:
         UserError: there is no C++ compiler.
     """
-    compiler = cpp_compiler("the target aoti")
-    needed = _V3 if cpu == "x86-64-v3" else " ".join(_native_flags(compiler))
-    settings: dict[str, Any] = {
+    cpp_compiler("the target aoti")
+    settings = {
+        "cpp.march": _CPU,
+        "cpp.simdlen": _AVX2_BITS,
         "scalar_asserts": False,  # they would refuse a batch of one
         "cpp.dynamic_threads": True,
         "aot_inductor.precompile_headers": False,  # for one model it costs more than it saves
-        "aot_inductor.metadata": {_NEEDED: needed, _INPUTS: json.dumps(_expected(program))},
+        "aot_inductor.metadata": {_NEEDED: _CPU_FLAGS, _INPUTS: json.dumps(_expected(program))},
     }
-    if cpu == "x86-64-v3":
-        settings |= {"cpp.march": cpu, "cpp.simdlen": _AVX2_BITS}
     # As in the export: what is true of the example's sizes isn't assumed of others.
     any_size = fx_config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
     folder = TemporaryDirectory(dir=path.parent, prefix=".aoti-")  # inductor's files, the weights among them
     with folder as place, fresh_cache(dir=place), any_size, without_remarks():
         torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=settings)
-    return needed.split()
+    return _CPU_FLAGS.split()
 
 
 def load_aoti(path: Path, num_runners: int = 1) -> Callable[..., Tensor]:
@@ -111,8 +107,7 @@ def load_aoti(path: Path, num_runners: int = 1) -> Callable[..., Tensor]:
             expected = {name: Expected(*given) for name, given in json.loads(metadata[_INPUTS]).items()}
             if lacking := sorted(set(metadata[_NEEDED].split()) - cpu_flags()):
                 raise UserError(
-                    f"{path}: compiled for CPUs with {', '.join(lacking)}, which this one lacks; use model.pt2, or "
-                    "export it for x86-64-v3 or on this machine"
+                    f"{path}: compiled for CPUs with {', '.join(lacking)}, which this one lacks; use model.pt2"
                 )
             model = AOTICompiledModel(loader(folder, _MODEL, False, num_runners, -1))
     except (BadZipFile, RuntimeError, KeyError) as error:
@@ -139,23 +134,8 @@ def load_aoti(path: Path, num_runners: int = 1) -> Callable[..., Tensor]:
 
 def cpu_flags() -> set[str]:
     """What /proc/cpuinfo says that this CPU can do; nothing where it doesn't say."""
-    found = re.search(r"^flags\s*:(.*)$", _CPU_FLAGS.read_text(encoding="utf-8"), re.MULTILINE)
+    found = re.search(r"^flags\s*:(.*)$", _CPUINFO.read_text(encoding="utf-8"), re.MULTILINE)
     return set(found[1].split()) if found else set()
-
-
-def _native_flags(compiler: str) -> list[str]:
-    """Those of this CPU's flags that a compiler makes use of when it compiles for it."""
-    macros = subprocess.run(
-        [compiler, "-march=native", "-dM", "-E", "-x", "c++", "/dev/null"],
-        stdout=subprocess.PIPE,
-        check=True,
-        encoding="utf-8",
-    ).stdout
-    used = {
-        name.replace("_", "").lower() for name in re.findall(r"^#define __(\w+)__ 1$", macros, re.MULTILINE)
-    }
-    alike = {"abm": "lzcnt", "pni": "sse3", "bmi1": "bmi"}
-    return sorted(flag for flag in cpu_flags() if alike.get(flag, flag).replace("_", "") in used)
 
 
 def _expected(program: ExportedProgram) -> dict[str, Expected]:
@@ -167,9 +147,10 @@ def _expected(program: ExportedProgram) -> dict[str, Expected]:
             sizes: list[tuple[int, int | None]] = []
             for size in node.meta["val"].shape:
                 limits = ranges.get(str(size))
-                high = (
-                    int(size) if limits is None else None if limits.upper > _ANY_SIZE else int(limits.upper)
-                )
-                sizes.append((int(size) if limits is None else int(limits.lower), high))
+                if limits is None:
+                    sizes.append((int(size), int(size)))
+                else:
+                    highest = None if limits.upper > _ANY_SIZE else int(limits.upper)
+                    sizes.append((int(limits.lower), highest))
             expected[node.name] = Expected(str(node.meta["val"].dtype), sizes)
     return expected

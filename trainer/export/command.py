@@ -43,10 +43,12 @@ def export(
 ) -> None:
     """Export a trained model: a folder that scores raw rows without this package.
 
-    It holds model.pt2, which needs torch alone, the vocabularies, request.json with the columns of raw rows, 64
-    example rows with the probabilities they should get, and predict.py, which scores files of raw rows and says in 30
-    lines how. A clean process scores the examples with it before it appears under its name. One process, no cluster,
-    from any checkpoint: its tables must fit into this machine's memory.
+    It holds model.pt2, which needs torch alone, the vocabularies, request.json
+    with the columns of raw rows, 64 example rows with the probabilities they
+    should get, and predict.py, which scores files of raw rows and says in 30
+    lines how. A clean process scores the examples with it before the folder
+    appears under its name. One process, no cluster, from any checkpoint: the
+    tables must fit into this machine's memory.
 
     Example: cetnet export runs/clicks --out exports/clicks; then
     python exports/clicks/predict.py rows.parquet scores.parquet

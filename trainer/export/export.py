@@ -23,6 +23,7 @@ from cetnet.trainer.checkpoint.store import checkpoint_place, open_store
 from cetnet.trainer.config import RunConfig
 from cetnet.trainer.console import console, output
 from cetnet.trainer.data.dataset import Dataset
+from cetnet.trainer.dataset_files import VOCABULARIES
 from cetnet.trainer.encoder.encode import Encoder
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.export.about import describe, digests
@@ -35,11 +36,11 @@ from cetnet.trainer.export.request import request_of
 from cetnet.trainer.export.scorer import FILES, Target
 from cetnet.trainer.export.verify import TOLERANCE, WHY, verify_export
 from cetnet.trainer.files import without_nonfinite, write_json
-from cetnet.trainer.meaning import VOCABULARIES
 from cetnet.trainer.prepare.engine.raw_encoding import RawEncoding
 from cetnet.trainer.run_folder import load_run
 
 _PACKAGE = Path(__file__).parent
+_PROGRAM_BYTES = 1 << 24  # of programs without their weights, together
 
 
 @dataclass(frozen=True)
@@ -170,6 +171,7 @@ def _write_model(
         examples = examples.append_column(name, pa.array(column))
     pq.write_table(examples, folder / "examples.parquet")
     program = export_program(served, schema)
+    _check_room(folder, sum(tensor.nbytes for tensor in program.state_dict.values()) * len(wanted.targets))
     torch.export.save(program, folder / FILES["pt2"])
     if "aoti" in wanted.targets:
         from cetnet.trainer.export.aoti import compile_aoti
@@ -186,6 +188,16 @@ def _write_model(
     if isinstance(quality, Quality):
         about["compared"] = without_nonfinite(quality._asdict())
     return about | {"quality": quality}
+
+
+def _check_room(folder: Path, size: int) -> None:
+    """Raise UserError unless the disk has room for models of so many bytes: torch aborts where it becomes full."""
+    disk = shutil.disk_usage(folder)
+    if disk.total and disk.free < size + _PROGRAM_BYTES:
+        raise UserError(
+            f"{folder.parent}: the export takes {human_bytes(size + _PROGRAM_BYTES)} and the disk has "
+            f"{human_bytes(disk.free)} left; make room, or choose another --out"
+        )
 
 
 def probabilities(model: CETNet, schema: Schema, inputs: dict[str, Tensor], bf16: bool = False) -> Tensor:

@@ -12,7 +12,7 @@ from cetnet.trainer.errors import UserError
 
 
 def cpp_compiler(wanted_for: str) -> str:
-    """The C++ compiler that inductor takes; raises UserError if there is none."""
+    """The C++ compiler that is taken: g++, or what CXX names; raises UserError if it doesn't run."""
     compiler = os.environ.get("CXX", "g++")
     try:
         subprocess.run(

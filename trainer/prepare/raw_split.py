@@ -164,6 +164,7 @@ class RawEncoder:
             self._schema.label: raw.label,
             self._schema.weight: raw.weight,
             self._schema.group: raw.group,
+            self._schema.timestamp: raw.timestamp,
         }
         roles = {name: column for name, column in names.items() if name and column}
         return RawColumns(uses, self._encode, roles, self._role, self._known)
@@ -240,7 +241,7 @@ class RawEncoder:
         }
 
     def _role(self, name: str, column: pa.ChunkedArray) -> pa.Array:
-        """Label (Float64), weight (Float64) or group (text) as prepare reads it, or null."""
+        """Label and weight (Float64), group (text) or timestamp (seconds, Int64) as prepare reads it, or null."""
         raw = self._encoding.raw
         frame = pl.DataFrame(pa.table({self.columns.roles[name]: column}))
         frame = _with_nulls(frame, raw)

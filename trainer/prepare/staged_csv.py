@@ -7,11 +7,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cetnet.trainer.console import progress_bar
 from cetnet.trainer.data.data_files import DataFile
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.files import write_json
 from cetnet.trainer.prepare.engine.chunks import frames, units
-from cetnet.trainer.prepare.engine.layout import progress_bar
 from cetnet.trainer.prepare.engine.raw_encoding import RawEncoding
 from cetnet.trainer.prepare.raw_split import RawRows, run_encoding
 from cetnet.trainer.run_folder import load_run

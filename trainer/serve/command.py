@@ -68,7 +68,7 @@ def serve(
         raise UserError(f"--name {name!r}: a name that can stand in an address is expected")
     if importlib.util.find_spec("kserve") is None:
         raise UserError("serving needs KServe's Python server: install 'cetnet[serve]'")
-    threads = threads or os.cpu_count() or 1
+    threads = threads or len(os.sched_getaffinity(0))
     parallel = (target or fastest_served(exports_in(folder)[0].folder)) == "onnx"
     with _bound(host, port, "--port") as http:
         _bound(host, grpc_port, "--grpc-port").close()  # gRPC binds it itself, once torch is loaded

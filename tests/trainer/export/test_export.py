@@ -111,8 +111,10 @@ def test_an_export_is_replaced_by_one_of_the_best_checkpoint_in_float16(run: Pat
     assert about["table_bytes"] / about["table_bytes_float32"] == 0.5
     compared = about["compared"]
     assert compared["rows"] == 100
+    assert "ne/fused" in about["metrics"]["validation"]
     # A finished run ends with its best model.
-    assert compared["ne_float32"] == pytest.approx(about["metrics"]["test"]["ne/fused"], abs=1e-6)
+    result = json.loads((run / "result.json").read_text())
+    assert compared["ne_float32"] == pytest.approx(result["splits"]["test"]["ne/fused"], abs=1e-6)
     assert compared["ne"] == pytest.approx(compared["ne_float32"], abs=1e-3)
     scores = Scorer(exported).score(rows_of_test().take(before["row"]))
     np.testing.assert_allclose(scores["fused"], before["fused"].to_numpy(), rtol=0, atol=2e-3)

@@ -18,19 +18,9 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text
 
 from cetnet.models.schema import Feature, Schema
-from cetnet.trainer.console import console
+from cetnet.trainer.console import progress_bar
 from cetnet.trainer.encoder.hashing import mix64
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.files import lock_held, usable
@@ -265,25 +255,6 @@ def _dtype(feature: Feature, schema: Schema) -> pa.DataType:
         return pa.float32()
     ids = pa.int32() if schema.tables[feature.table] <= 2**31 else pa.int64()
     return ids if feature.kind == "categorical" else pa.list_(ids)
-
-
-class _Rate(ProgressColumn):
-    """Units a second."""
-
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:,.0f}/s" if task.speed else "")
-
-
-def progress_bar() -> Progress:
-    """A progress bar on stderr; nothing at all where stderr is not a terminal."""
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        _Rate(),
-        TimeRemainingColumn(),
-    )
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
 def write_dataset(

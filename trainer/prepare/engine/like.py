@@ -1,8 +1,6 @@
 """New rows, read by the vocabularies and transforms of a dataset, or of a run that was trained on it (`--like`)."""
 
 import json
-import os
-import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +15,7 @@ from cetnet.trainer.data.data_files import Format, KeyValues
 from cetnet.trainer.data.dataset import load_schema
 from cetnet.trainer.encoder.vocabulary import COLUMNS
 from cetnet.trainer.errors import UserError
-from cetnet.trainer.files import written_aside
+from cetnet.trainer.files import link_or_copy
 from cetnet.trainer.prepare.engine.chunks import column_names
 from cetnet.trainer.prepare.engine.drift import Training, training_of
 from cetnet.trainer.prepare.engine.raw import RawSchema
@@ -203,18 +201,3 @@ def present_roles(
                 "or in none"
             )
     return raw.model_copy(update={role: None for role in absent if role != "label"}), list(absent)
-
-
-def link_or_copy(source: Path, target: Path) -> None:
-    """Another name for a file that is never changed, or a copy of it where the disk can't give it one.
-
-    Nothing if there is such a file already.
-    """
-    if target.exists():
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with written_aside(target) as aside:
-        try:
-            os.link(source.resolve(), aside)  # of a link it would make another link
-        except OSError:
-            shutil.copyfile(source, aside)

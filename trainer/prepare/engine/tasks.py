@@ -26,12 +26,13 @@ from uuid import uuid4
 import psutil
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
+from cetnet.trainer.console import progress_bar
 from cetnet.trainer.data import arrow_types
 from cetnet.trainer.encoder import arrow_values, hashing, patterns, vocabulary
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.failures import reason, remedy
 from cetnet.trainer.files import write_json
-from cetnet.trainer.prepare.engine.layout import check_out, locked_folder, progress_bar
+from cetnet.trainer.prepare.engine.layout import check_out, locked_folder
 from cetnet.trainer.processes.launcher import signals_blocked
 
 PROCESS_BYTES = 250_000_000  # of a worker that has imported everything and holds no data

@@ -17,10 +17,11 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from cetnet.trainer.console import progress_bar
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.files import write_text
 from cetnet.trainer.metrics import binary_entropy, cross_entropy
-from cetnet.trainer.prepare.engine.layout import PartWriter, progress_bar, staging
+from cetnet.trainer.prepare.engine.layout import PartWriter, staging
 from cetnet.trainer.prepare.sources.drawn import Columns, Drawn, long_tail, scattered
 
 CHUNK_ROWS = 65_536

@@ -14,9 +14,10 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from cetnet.trainer.console import progress_bar
 from cetnet.trainer.encoder.hashing import mix64
 from cetnet.trainer.errors import UserError
-from cetnet.trainer.prepare.engine.layout import hashed_uniform, progress_bar, staging
+from cetnet.trainer.prepare.engine.layout import hashed_uniform, staging
 from cetnet.trainer.prepare.sources.drawn import long_tail
 
 CHUNK_ROWS = 131_072
