@@ -35,7 +35,8 @@ from cetnet.trainer.console import output
 from cetnet.trainer.data.dataset import Dataset
 from cetnet.trainer.data.reader import Reader
 from cetnet.trainer.evaluate import load_trained
-from cetnet.trainer.export.scorer import FILES, Scorer
+from cetnet.trainer.export.scorer import Scorer
+from cetnet.trainer.export.targets import FILES
 from cetnet.trainer.files import write_json
 from cetnet.trainer.processes.distributed import process_group
 from cetnet.trainer.session import build_session, run_pipeline

@@ -54,8 +54,8 @@ def export(
     python exports/clicks/predict.py rows.parquet scores.parquet
     """
     from cetnet.trainer.export.place import check_place
+    from cetnet.trainer.export.targets import Target, check_onnx, cpp_compiler
     from cetnet.trainer.run_folder import load_run
-    from cetnet.trainer.serve.exports import Target
 
     if int8 and fp16:
         raise UserError("--int8 and --fp16 exclude each other")
@@ -73,13 +73,10 @@ def export(
             "TorchRec computes on a GPU only; train with `hashed` tables instead to export"
         )
     check_place(out, overwrite)
-    if asked:
-        from cetnet.trainer.export.targets import check_onnx, cpp_compiler
-
-        if "aoti" in asked:
-            cpp_compiler("the target aoti")
-        if "onnx" in asked:
-            check_onnx()
+    if "aoti" in asked:
+        cpp_compiler("the target aoti")
+    if "onnx" in asked:
+        check_onnx()
     stored: Literal["float32", "float16", "int8"] = "int8" if int8 else "float16" if fp16 else "float32"
     dataset = _compared(run, data, config.data.path) if stored != "float32" or data else None
     check_loading()

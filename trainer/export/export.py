@@ -33,7 +33,7 @@ from cetnet.trainer.export.place import ABOUT, written_aside
 from cetnet.trainer.export.quality import ALLOWED, Quality, measure_both
 from cetnet.trainer.export.quantize import Stored, store_tables, table_bytes, table_numbers
 from cetnet.trainer.export.request import request_of
-from cetnet.trainer.export.scorer import FILES, Target
+from cetnet.trainer.export.targets import FILES, Target
 from cetnet.trainer.export.verify import TOLERANCE, WHY, verify_export
 from cetnet.trainer.files import without_nonfinite, write_json
 from cetnet.trainer.prepare.engine.raw_encoding import RawEncoding

@@ -16,6 +16,8 @@ from cetnet.trainer.processes.signals import cleaning_up
 from cetnet.trainer.run_folder import check_folder
 
 ABOUT = "about.json"
+"""Makes a folder an export."""
+
 _AT_WORKING_DIRECTORY, _EXCHANGE = -100, 2  # of renameat2, in <fcntl.h> and <linux/fs.h>
 
 

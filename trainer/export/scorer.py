@@ -5,7 +5,6 @@ import threading
 from collections.abc import Callable, Mapping
 from hashlib import file_digest
 from pathlib import Path
-from typing import Literal, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -15,9 +14,9 @@ from numpy.typing import NDArray
 from cetnet.trainer.encoder.encode import Encoder
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.export.program_file import check_program
+from cetnet.trainer.export.targets import FILES, Target
 
-Target = Literal["aoti", "pt2", "onnx"]  # the fastest first
-FILES: dict[Target, str] = {"aoti": "model.aoti.pt2", "pt2": "model.pt2", "onnx": "model.onnx"}
+_FASTEST_FIRST: tuple[Target, ...] = ("aoti", "pt2", "onnx")
 
 _Run = Callable[[dict[str, NDArray]], NDArray]
 
@@ -44,7 +43,7 @@ class Scorer:
 
     def __init__(self, folder: Path, target: Target | None = None) -> None:
         check_export(folder)
-        there = [name for name in get_args(Target) if (folder / FILES[name]).exists()]
+        there = [name for name in _FASTEST_FIRST if (folder / FILES[name]).exists()]
         if not there or target not in (None, *there):
             wanted = FILES[target] if target else "model.pt2"
             raise UserError(

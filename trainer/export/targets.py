@@ -1,4 +1,4 @@
-"""What forms of an exported model need, which is found before torch is imported, and how they are made quietly."""
+"""The forms of an exported model, what they need, found before torch is imported, and how they are made quietly."""
 
 import logging
 import os
@@ -7,8 +7,12 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from typing import Literal
 
 from cetnet.trainer.errors import UserError
+
+Target = Literal["pt2", "aoti", "onnx"]
+FILES: dict[Target, str] = {"pt2": "model.pt2", "aoti": "model.aoti.pt2", "onnx": "model.onnx"}
 
 
 def cpp_compiler(wanted_for: str) -> str:

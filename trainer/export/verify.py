@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.export.program_file import check_program
-from cetnet.trainer.export.scorer import FILES, Target
+from cetnet.trainer.export.targets import FILES, Target
 
 TOLERANCE = 1e-6
 """Largest difference of a probability from the trained model's."""

@@ -11,9 +11,10 @@ import typer
 
 from cetnet.trainer.console import console
 from cetnet.trainer.errors import UserError
+from cetnet.trainer.export.targets import Target
 from cetnet.trainer.failures import reason
 from cetnet.trainer.serve.bare_kserve import import_without_client
-from cetnet.trainer.serve.exports import Target, check_served, exports_in, fastest_served
+from cetnet.trainer.serve.exports import check_served, exports_in, fastest_served
 
 
 def serve(

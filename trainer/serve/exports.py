@@ -4,13 +4,10 @@ import importlib.util
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from cetnet.trainer.errors import UserError
-
-Target = Literal["pt2", "aoti", "onnx"]
-ABOUT = "about.json"
-"""Makes a folder an export."""
+from cetnet.trainer.export.place import ABOUT
+from cetnet.trainer.export.targets import Target
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ import uvloop
 
 from cetnet.trainer.console import console
 from cetnet.trainer.errors import UserError
+from cetnet.trainer.export.targets import Target
 from cetnet.trainer.serve.batches import Batches
 from cetnet.trainer.serve.endpoints import INTERCEPTORS, add_services, application
-from cetnet.trainer.serve.exports import Target
 from cetnet.trainer.serve.metrics import Metrics
 from cetnet.trainer.serve.plane import Plane
 from cetnet.trainer.serve.tensors import Limits

@@ -13,8 +13,10 @@ import pyarrow.parquet as pq
 
 from cetnet.trainer.console import console
 from cetnet.trainer.errors import UserError
+from cetnet.trainer.export.place import ABOUT
+from cetnet.trainer.export.targets import Target
 from cetnet.trainer.failures import explain
-from cetnet.trainer.serve.exports import ABOUT, Identity, Target, content_of, exports_in, fastest_served
+from cetnet.trainer.serve.exports import Identity, content_of, exports_in, fastest_served
 
 if TYPE_CHECKING:
     from cetnet.trainer.export.scorer import Scorer

@@ -19,7 +19,8 @@ import torch
 import yaml
 
 from cetnet.trainer.cli import main
-from cetnet.trainer.export.scorer import Scorer, Target
+from cetnet.trainer.export.scorer import Scorer
+from cetnet.trainer.export.targets import Target
 from cetnet.trainer.processes.launcher import CETNET
 from tests.paths import ROOT
 
