@@ -35,7 +35,7 @@ from cetnet.trainer.export.quantize import Stored, store_tables, table_bytes, ta
 from cetnet.trainer.export.request import request_of
 from cetnet.trainer.export.scorer import FILES, Target
 from cetnet.trainer.export.verify import TOLERANCE, WHY, verify_export
-from cetnet.trainer.files import write_json
+from cetnet.trainer.files import without_nonfinite, write_json
 from cetnet.trainer.prepare.engine.raw_encoding import RawEncoding
 from cetnet.trainer.run_folder import load_run
 
@@ -186,7 +186,7 @@ def _write_model(
     about |= {"tables": wanted.stored, "table_bytes": table_bytes(served)}
     about["table_bytes_float32"] = 4 * table_numbers(served)
     if isinstance(quality, Quality):
-        about["compared"] = quality._asdict()
+        about["compared"] = without_nonfinite(quality._asdict())
     return about | {"quality": quality}
 
 

@@ -97,7 +97,11 @@ def _put(aside: Path, target: Path) -> None:
     old = aside.with_suffix(".old")
     shutil.rmtree(old, ignore_errors=True)  # what a crash left
     target.rename(old)
-    aside.rename(target)
+    try:
+        aside.rename(target)
+    except OSError:
+        old.rename(target)
+        raise
     old.rename(aside)
 
 

@@ -1,6 +1,7 @@
 """Requests of the protocol, over HTTP and gRPC, as raw rows; and scores as its responses."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -85,7 +86,7 @@ def from_http(body: bytes, header_length: str | None, version: Version, limits: 
     """
     length = len(body)
     if header_length is not None:
-        if not header_length.isascii() or not header_length.isdigit() or int(header_length) > len(body):
+        if not re.fullmatch(r"[0-9]{1,18}", header_length) or int(header_length) > len(body):
             raise BadRequest(
                 f"{HEADER_LENGTH}: {shown(header_length)}; a number up to {len(body)} is expected"
             )

@@ -28,7 +28,7 @@ from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from cetnet.trainer.console import progress_bar
 from cetnet.trainer.data import arrow_types
-from cetnet.trainer.encoder import hashing, vocabulary
+from cetnet.trainer.encoder import arrow_values, hashing, patterns, vocabulary
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.failures import reason, remedy
 from cetnet.trainer.files import write_json
@@ -136,7 +136,8 @@ def program_files() -> list[Path]:
     """The program's own files that the bytes of a preparation depend on: engine, sources, values' types and hash."""
     prepare = Path(__file__).parents[1]
     folders = (prepare, prepare / "engine", prepare / "sources")
-    shared = [Path(str(module.__file__)) for module in (arrow_types, hashing, vocabulary)]
+    modules = (arrow_types, arrow_values, hashing, patterns, vocabulary)
+    shared = [Path(str(module.__file__)) for module in modules]
     return [*shared, *(path for folder in folders for path in sorted(folder.glob("*.py")))]
 
 
