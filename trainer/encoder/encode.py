@@ -159,9 +159,7 @@ class Encoder:
             elif name == "categorical":
                 found[name] = np.stack([ids[feature][0] for feature in features], axis=1)
             else:
-                size = described["shape"][2]
-                lists = [ids[feature] for feature in features]
-                found[name] = _padded(lists, table.num_rows, size if isinstance(size, int) else None)
+                found[name] = _padded([ids[feature] for feature in features], table.num_rows)
         return found
 
     def _check(self, table: pa.Table) -> None:
@@ -375,12 +373,9 @@ def _place(values_of: list[list[_Values]], at: int) -> tuple[_Values, int]:
     raise AssertionError
 
 
-def _padded(
-    lists: list[tuple[NDArray[np.int64], NDArray[np.int64]]], rows: int, size: int | None
-) -> NDArray[np.int64]:
-    """`[rows, lists, size]`: ids and -1 behind them; the longest list gives the size, if none is given."""
-    if size is None:
-        size = max(1, *(int(lengths.max(initial=0)) for _, lengths in lists))
+def _padded(lists: list[tuple[NDArray[np.int64], NDArray[np.int64]]], rows: int) -> NDArray[np.int64]:
+    """`[rows, lists, longest]`: ids and -1 behind them."""
+    size = max(1, *(int(lengths.max(initial=0)) for _, lengths in lists))
     padded = np.full((rows, len(lists), size), _NO_VALUE, np.int64)
     places = np.arange(size)
     for at, (ids, lengths) in enumerate(lists):

@@ -16,16 +16,13 @@ _ABOUT = (
 )
 
 
-def request_of(
-    schema: Schema, encoding: RawEncoding | None, outputs: Sequence[str], sequence_length: int | None = None
-) -> dict[str, Any]:
+def request_of(schema: Schema, encoding: RawEncoding | None, outputs: Sequence[str]) -> dict[str, Any]:
     """What `request.json` says.
 
     Args:
         schema: of the dataset that the model was trained on.
         encoding: how its raw rows became ids and numbers; None if its files are read as they are.
         outputs: of the model, in its order.
-        sequence_length: to which every sequence is padded, if the model needs that; None: the longest in the batch.
     """
     if schema.managed_collision:
         raise UserError(
@@ -41,7 +38,7 @@ def request_of(
         "null_values": list(encoding.raw.null_values) if encoding else [],
         "separator": encoding.raw.separator if encoding else "|",
         "whole_floats": encoding.raw.whole_floats if encoding else "refuse",
-        "inputs": _inputs(schema, sequence_length),
+        "inputs": _inputs(schema),
         "outputs": list(outputs),
     }
     if encoding and encoding.transform:
@@ -98,14 +95,14 @@ def _dense(feature: Feature, raw: RawFeature | None, encoding: RawEncoding | Non
     return entry
 
 
-def _inputs(schema: Schema, sequence_length: int | None) -> list[dict[str, Any]]:
+def _inputs(schema: Schema) -> list[dict[str, Any]]:
     """The model's arguments: those of which the schema has features."""
-    longest: int | str = "longest list in the batch, at least 1"
+    longest = "longest list in the batch, at least 1"
     kinds = {
         "dense": (schema.dense_features, []),
         "categorical": (schema.of_kind("categorical"), []),
         "multi_valued": (schema.of_kind("multi_valued"), [longest]),
-        "sequences": (schema.of_kind("sequence"), [sequence_length or longest]),
+        "sequences": (schema.of_kind("sequence"), [longest]),
     }
     return [
         {
