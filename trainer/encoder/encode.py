@@ -374,7 +374,7 @@ def _place(values_of: list[list[_Values]], at: int) -> tuple[_Values, int]:
 
 
 def _padded(lists: list[tuple[NDArray[np.int64], NDArray[np.int64]]], rows: int) -> NDArray[np.int64]:
-    """`[rows, lists, size]`: ids and -1 behind them; the longest list gives the size."""
+    """`[rows, lists, longest]`: ids and -1 behind them."""
     size = max(1, *(int(lengths.max(initial=0)) for _, lengths in lists))
     padded = np.full((rows, len(lists), size), _NO_VALUE, np.int64)
     places = np.arange(size)
