@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from .arrow_values import Use, is_accepted, plain, remedy, words
 from .hashing import hash_text
-from .patterns import INTEGER, LOSSY_FLOAT, WHOLE_FLOAT, written_list
+from .patterns import FORMS, LOSSY_FLOAT, WHOLE_FLOAT, other_form, written_list
 from .vocabulary import Vocabulary
 
 FORMAT = 1
@@ -120,7 +120,7 @@ class Encoder:
             if ids == "vocabulary"
         }
         self._other_forms = {
-            table: _other_form(columns[0].forms, self._vocabularies.get(table))
+            table: other_form(_forms(columns[0], self._vocabularies.get(table)))
             for (table, ids), columns in self._of_table.items()
             if ids != "hash_hex" and self._whole_floats == "refuse"
         }
@@ -344,16 +344,11 @@ def _vocabulary(folder: Path, table: str, rows: int) -> Vocabulary:
     return vocabulary
 
 
-def _other_form(forms: Sequence[str], vocabulary: Vocabulary | None) -> tuple[str, str] | None:
-    """A pattern of values that may be a table's own, written otherwise, and what is expected; None if there is none.
-
-    Those are 17.0 where training had 17, or the other way round.
-    """
-    if "integer" in forms or (vocabulary and vocabulary.has(INTEGER)):
-        return WHOLE_FLOAT, "ids written as 17, as in training, not as 17.0"
-    if "whole" in forms or (vocabulary and vocabulary.has(WHOLE_FLOAT)):
-        return INTEGER, "ids written as 17.0, as in training, not as 17"
-    return None
+def _forms(column: _Column, vocabulary: Vocabulary | None) -> Sequence[str]:
+    """How a table's ids are written that are numbers, as `other_form` takes it."""
+    if vocabulary is None:
+        return column.forms
+    return [form for form, pattern in FORMS.items() if vocabulary.has(pattern)]
 
 
 def _one_array(column: pa.ChunkedArray) -> pa.Array:

@@ -17,7 +17,7 @@ from cetnet.models.schema import Schema
 from cetnet.trainer.data.data_files import SUFFIXES, DataFile, Format, split_around
 from cetnet.trainer.data.dataset import Dataset, RawColumns, Source
 from cetnet.trainer.data.parquet_files import RowGroup
-from cetnet.trainer.encoder.patterns import INTEGER, LOSSY_FLOAT, WHOLE_FLOAT
+from cetnet.trainer.encoder.patterns import FORMS, LOSSY_FLOAT, other_form
 from cetnet.trainer.encoder.vocabulary import Vocabulary
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.prepare.engine.encoded import dense_values
@@ -174,8 +174,7 @@ class RawEncoder:
         with self._lock:
             if table not in self._vocabularies:
                 vocabulary = _load(file_of(self._run, table), (self._schema.vocabularies or {})[table])
-                patterns = {"integer": INTEGER, "whole": WHOLE_FLOAT}
-                forms = [form for form, pattern in patterns.items() if vocabulary.has(pattern)]
+                forms = [form for form, pattern in FORMS.items() if vocabulary.has(pattern)]
                 self._vocabularies[table] = vocabulary, forms
             return self._vocabularies[table]
 
@@ -230,10 +229,8 @@ class RawEncoder:
         refused = {}
         if self._spec.whole_floats == "refuse":
             refused["an integer with all of its digits, or text"] = LOSSY_FLOAT
-            if "integer" in forms and "whole" not in forms:
-                refused["ids written as 17, as in training, not as 17.0"] = WHOLE_FLOAT
-            elif "whole" in forms and "integer" not in forms:
-                refused["ids written as 17.0, as in training, not as 17"] = INTEGER
+            if other := other_form(forms):
+                refused[other[1]] = other[0]
         of_places = texts.gather(places)
         return {
             expected: places[of_places.str.contains(pattern).fill_null(False).to_numpy()]
