@@ -37,6 +37,7 @@ from cetnet.trainer.export.targets import FILES, Target
 from cetnet.trainer.export.verify import TOLERANCE, WHY, verify_export
 from cetnet.trainer.files import without_nonfinite, write_json
 from cetnet.trainer.prepare.engine.raw_encoding import RawEncoding
+from cetnet.trainer.prepare.raw_split import check_encoding, load_vocabulary
 from cetnet.trainer.run_folder import load_run
 
 _PACKAGE = Path(__file__).parent
@@ -122,13 +123,16 @@ def _write_encoder(folder: Path, run: Path, schema: Schema, config: RunConfig) -
             f"{run}: no encoding.yaml, so nothing says what raw values are to the model; copy it and {VOCABULARIES}/ "
             f"from the run's dataset ({config.data.path})"
         )
+    if encoding is not None:
+        check_encoding(run, encoding, schema)
     request = request_of(schema, encoding, config.model.outputs)
-    needed = [column["file"] for column in request["columns"] if "file" in column]
-    for name in sorted(set(needed)):
+    needed = {column["file"]: column["table"] for column in request["columns"] if "file" in column}
+    for name, table in sorted(needed.items()):
         if not (run / name).is_file():
             raise UserError(f"{run / name} is missing; copy it from the run's dataset ({config.data.path})")
         (folder / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(run / name, folder / name)
+        load_vocabulary(run / name, (schema.vocabularies or {}).get(table, ""))
     write_json(folder / "request.json", request)
     shutil.copytree(
         _PACKAGE.parent / "encoder", folder / "encoder", ignore=shutil.ignore_patterns("__pycache__", "*.pyc")

@@ -122,14 +122,20 @@ def run_encoding(run: Path, schema: Schema) -> RawEncoding | None:
             f"{run}: its raw rows were read by a public dataset's own reader ({encoding.transform}), which changes "
             "columns first; score prepared rows, or prepare by `cetnet prepare csv` with your own schema, and train"
         )
-    if encoding is not None and encoding.digest != schema.encoding:
-        raise UserError(
-            f"{run}: encoding.yaml and schema.yaml are not of one dataset; restore both from the run's"
-        )
+    if encoding is not None:
+        check_encoding(run, encoding, schema)
     for table in schema.vocabularies or {}:
         if not file_of(run, table).exists():
             raise UserError(f"{file_of(run, table)}: not found; restore it from the run's dataset")
     return encoding
+
+
+def check_encoding(run: Path, encoding: RawEncoding, schema: Schema) -> None:
+    """Raise UserError if the encoding in a run folder isn't that of its schema."""
+    if encoding.digest != schema.encoding:
+        raise UserError(
+            f"{run}: encoding.yaml and schema.yaml are not of one dataset; restore both from the run's"
+        )
 
 
 class RawEncoder:
@@ -173,7 +179,9 @@ class RawEncoder:
         """A table's, and in which of these forms it has ids that are numbers."""
         with self._lock:
             if table not in self._vocabularies:
-                vocabulary = _load(file_of(self._run, table), (self._schema.vocabularies or {})[table])
+                vocabulary = load_vocabulary(
+                    file_of(self._run, table), (self._schema.vocabularies or {})[table]
+                )
                 forms = [form for form, pattern in FORMS.items() if vocabulary.has(pattern)]
                 self._vocabularies[table] = vocabulary, forms
             return self._vocabularies[table]
@@ -273,7 +281,7 @@ class RawEncoder:
         return None
 
 
-def _load(file: Path, digest: str) -> Vocabulary:
+def load_vocabulary(file: Path, digest: str) -> Vocabulary:
     """The vocabulary in a file; raises UserError if it can't be read, or isn't that of the digest."""
     try:
         with file.open("rb") as opened:

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,8 @@ import torch
 import yaml
 
 from cetnet.trainer.cli import main
+from cetnet.trainer.errors import UserError
+from cetnet.trainer.export.command import export
 from cetnet.trainer.export.scorer import Scorer
 from cetnet.trainer.export.targets import Target
 from cetnet.trainer.processes.launcher import CETNET
@@ -159,6 +162,26 @@ def test_answers_tell_rows_apart(folder: Path, expected: np.ndarray) -> None:
     like = pq.read_table(folder / "like/test")
     assert {0} < set(like["user"].to_pylist())
     assert max(map(len, like["history"].to_pylist())) == 4
+
+
+def test_a_run_whose_values_were_changed_is_not_exported(folder: Path, tmp_path: Path) -> None:
+    """Its ids would stand for others, in its examples and in what they are compared with alike."""
+    run = Path(shutil.copytree(folder / "run", tmp_path / "run"))
+    file = run / "vocabularies/item.parquet"
+    vocabulary = pq.read_table(file)
+    file.unlink()  # it may be a link to the dataset's
+    turned = vocabulary["value"].combine_chunks()[::-1]
+    pq.write_table(vocabulary.set_column(0, vocabulary.schema.field(0), turned), file)
+    with pytest.raises(
+        UserError, match=r"item.parquet: it isn't the vocabulary that the run's schema.yaml has"
+    ):
+        export(run, tmp_path / "export")
+    pq.write_table(vocabulary, file)
+    text = (run / "encoding.yaml").read_text(encoding="utf-8")
+    (run / "encoding.yaml").write_text(text.replace("keep: recent", "keep: oldest"), encoding="utf-8")
+    with pytest.raises(UserError, match=r"encoding.yaml and schema.yaml are not of one dataset"):
+        export(run, tmp_path / "export")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
 
 
 def test_no_model_names_this_machines_folders(folder: Path) -> None:
