@@ -147,6 +147,22 @@ def test_given_splits(tmp_path: Path, subdirectories: bool) -> None:
     (tmp_path / "raw/test/a.csv" if subdirectories else tmp_path / "raw/test.csv").unlink()
 
 
+@pytest.mark.parametrize(("second", "said"), [(0, False), (10, True)])
+def test_files_with_other_lowest_values_are_told_of(tmp_path: Path, second: int, said: bool) -> None:
+    """The same number of a new row becomes another one than it became in one of them."""
+    for number, lowest in enumerate((0, second)):
+        rows = [{"y": i % 2, "a": "b", "x": float(lowest + i)} for i in range(4)]
+        (tmp_path / "raw").mkdir(exist_ok=True)
+        pl.DataFrame(rows).write_parquet(tmp_path / f"raw/{number}.parquet")
+    dense = {"name": "x", "kind": "dense", "transform": "log_from_lowest"}
+    schema = {"label": "y", "features": [{"name": "a", "kind": "categorical"}, dense]}
+    (tmp_path / "raw.yaml").write_text(yaml.safe_dump(schema), encoding="utf-8")
+    out = tmp_path / "out"
+    prepare_tabular("parquet", tmp_path / "raw", out, tmp_path / "raw.yaml", "train", workers=1)
+    text = (out / "README.md").read_text(encoding="utf-8")
+    assert ("shifted by, is from 0 to 10; new rows" in text) == said
+
+
 def test_random_split_keeps_groups_together(tmp_path: Path) -> None:
     write_csv(tmp_path / "log.csv", records(2_000))
     schema = write_schema(tmp_path / "raw.yaml")

@@ -98,9 +98,8 @@ def prepare_table(
         "like": like.identity if like else None,
     }
     vector_sizes = {table: open_vectors(path).size for table, path in spec.pretrained.items()}
+    vector_sizes |= like.schema.pretrained if like else {}
     keys = keys or {}
-    if like is not None:
-        vector_sizes = dict(like.schema.pretrained)
     if not labelled:
         keys = {path: {**keys.get(path, {}), spec.label: "0"} for path in raw}  # not written
     with workplace(
@@ -127,6 +126,7 @@ def prepare_table(
             *(_like_notes(like, made.vocabularies) if like else ()),
             *_notes(spec, made.facts, like),
             *_group_notes(made.schema, made.facts, split),
+            *_lowest_notes(made.encoding, made.lowest),
         )
         card = replace(card, split_rule=split.rule if split else card.split_rule, notes=notes)
         made.encoding.save(place.folder / "new")
@@ -145,6 +145,7 @@ class _Made(NamedTuple):
     vocabularies: Mapping[str, Vocabulary]
     statistics: Mapping[str, SplitStatistics]
     facts: Sequence[Facts]
+    lowest: Mapping[int, float]  # of each file, for log_from_lowest
 
 
 def _make(
@@ -185,7 +186,7 @@ def _make(
     statistics = preparation.write(slices, schema)
     preparation.count_missing(counted, statistics)
     preparation.write_vectors()
-    return _Made(schema, encoding, vocabularies, statistics, facts)
+    return _Made(schema, encoding, vocabularies, statistics, facts, lowest)
 
 
 def prepare_tabular(
@@ -341,6 +342,17 @@ def _group_notes(schema: Schema, facts: Sequence[Facts], split: Split | None) ->
         return []
     each = ", each split by its row number" if isinstance(split, RandomSplit) and split.group else ""
     return [f"`{schema.group}`: {rows:,} rows have no group (null){each}; gAUC leaves them out."]
+
+
+def _lowest_notes(encoding: RawEncoding, lowest: Mapping[int, float]) -> list[str]:
+    """Lines of the card: files whose numbers mean another than the same numbers of new rows will."""
+    low, high = min(lowest.values()), max(lowest.values())
+    if encoding.lowest is None or low == high:
+        return []
+    return [
+        f"log_from_lowest: the lowest value of a file, which its rows are shifted by, is from {low:g} to {high:g}; "
+        f"new rows (`--like`, raw ones, those of an exported model) are by {encoding.lowest:g}, so that they differ."
+    ]
 
 
 def _notes(spec: RawSchema, facts: Sequence[Facts], like: Like | None) -> list[str]:
