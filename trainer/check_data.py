@@ -237,7 +237,15 @@ def other_encoding(run: Path, data: Path) -> str:
 
 
 def _encoding(folder: Path) -> dict[str, Any] | None:
-    return read_yaml(folder / "encoding.yaml") if (folder / "encoding.yaml").exists() else None
+    file = folder / "encoding.yaml"
+    if not file.exists():
+        return None
+    content = read_yaml(file)
+    try:
+        _of_features(content)
+    except (LookupError, TypeError):
+        raise UserError(f"{file}: damaged, or made elsewhere; restore it from the dataset") from None
+    return content
 
 
 def _of_features(encoding: dict[str, Any]) -> dict[tuple[str, str], Any]:

@@ -7,12 +7,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
+import torch.distributed as dist
 from rich.table import Table
 
 from cetnet.models.schema import Schema
-from cetnet.trainer.checkpoint.checkpoints import latest_checkpoint, load_checkpoint, verify_checkpoint
+from cetnet.trainer.checkpoint.checkpoints import (
+    latest_checkpoint,
+    load_checkpoint,
+    read_trainer_state,
+    verify_checkpoint,
+)
 from cetnet.trainer.checkpoint.object_path import Place
 from cetnet.trainer.checkpoint.store import checkpoint_place
+from cetnet.trainer.checkpoint.trainer_state import check_own_meaning
 from cetnet.trainer.config import RunConfig
 from cetnet.trainer.console import console, output, progress_bar, shown
 from cetnet.trainer.data.bad_rows import BadRow
@@ -102,10 +109,11 @@ def predict_run(
 
 def load_trained(run: Path) -> tuple[RunConfig, Place]:
     """Configuration and newest checkpoint of a run; raises UserError if there is none."""
-    config, _ = load_run(run)
+    config, schema = load_run(run)
     checkpoint = latest_checkpoint(checkpoint_place(run, config.checkpoint.path))
     if checkpoint is None:
         raise UserError(f"{run}: no checkpoint yet; finish the run with `cetnet train ... --resume`")
+    check_own_meaning(run, schema, read_trainer_state(checkpoint))
     return config, checkpoint
 
 
@@ -141,7 +149,9 @@ def _score_run(run: Path, dataset: Dataset) -> Scores | None:
     with trained_session(run, dataset.schema) as trained:
         session, processes, batch_size = trained.session, trained.processes, trained.batch_size
         if not processes.is_main:
-            return score(session, dataset, batch_size, processes)
+            scores = score(session, dataset, batch_size, processes)
+            _warn_of_new_values(dataset, processes)
+            return scores
         start = time.monotonic()
         with progress_bar() as progress:
             task = progress.add_task("scoring (rows)", total=dataset.num_rows)
@@ -153,4 +163,15 @@ def _score_run(run: Path, dataset: Dataset) -> Scores | None:
         seconds = time.monotonic() - start
         rate = f"{dataset.num_rows / seconds:,.0f} rows/s on {processes.world_size} processes"
         console.print(f"scored {dataset.num_rows:,} rows in {seconds:.1f} s: {rate}")
+        _warn_of_new_values(dataset, processes)
         return scores
+
+
+def _warn_of_new_values(dataset: Dataset, processes: Processes) -> None:
+    """Say, of raw rows, in which columns most is new to the model: rows written otherwise than in training are."""
+    if (raw := dataset.raw) is None:
+        return
+    encoded: list[Any] | None = [None] * processes.world_size if processes.is_main else None
+    dist.gather_object(dict(raw.unknown), encoded, group=processes.cpu_group)
+    if encoded is not None and (drift := raw.drift(encoded)):
+        console.print(f"warning: {drift}")

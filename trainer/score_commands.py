@@ -2,11 +2,11 @@
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from shutil import rmtree
-from tempfile import mkdtemp
+from tempfile import gettempdir, mkdtemp
 from typing import Annotated, Any, NamedTuple
 
 import typer
@@ -27,6 +27,8 @@ Split = Annotated[
 ]
 NumProcesses = Annotated[int, typer.Option("--nproc", min=1, help="Processes to start on this machine.")]
 Launch = Callable[[list[str], int, Callable[[], object] | None], None]
+
+_STAGED = ".cetnet-csv-"
 
 
 def add_evaluate(app: typer.Typer, launch: Launch) -> None:
@@ -180,9 +182,9 @@ def scored_rows(
     place = beside.absolute().parent if beside else None
     if place is not None and not place.is_dir():
         place = None
-    with cleaning_up():
-        # Not a TemporaryDirectory: the first rank to end, forked from here, would remove it at its exit.
-        staged = Path(mkdtemp(prefix=".cetnet-csv-", dir=place))
+    _remove_left(place or Path(gettempdir()))
+    # Not a TemporaryDirectory: the first rank to end, forked from here, would remove it at its exit.
+    with cleaning_up(), _held(Path(mkdtemp(prefix=_STAGED, dir=place))) as staged:
         try:
             stage = partial(stage_csv, run, rows, columns, staged)
             if launches:
@@ -195,6 +197,22 @@ def scored_rows(
                 yield _Opened(staged, None, dataset, launches, trained)
         finally:
             rmtree(staged, ignore_errors=True)
+
+
+@contextmanager
+def _held(staged: Path) -> Iterator[Path]:
+    """A folder that another process would not remove while this one lives, or those that it has forked."""
+    from cetnet.trainer.files import lock_held
+
+    with lock_held(staged / "lock", f"{staged} is another process's: try again"):
+        yield staged
+
+
+def _remove_left(place: Path) -> None:
+    """Remove what killed processes left of raw CSV in a folder."""
+    for left in place.glob(f"{_STAGED}*/lock"):
+        with suppress(UserError, OSError), _held(left.parent):
+            rmtree(left.parent, ignore_errors=True)
 
 
 def _check_trained(run: Path) -> None:

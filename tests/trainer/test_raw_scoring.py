@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -370,6 +371,35 @@ def test_a_run_keeps_what_its_ids_mean(run: Run, monkeypatch: pytest.MonkeyPatch
     )
     assert code == 2
     assert "other is not a prepared dataset (a run), so it is not overwritten" in said
+
+
+def test_what_is_new_to_the_model_is_said(here: Place, run: Run) -> None:
+    new = [row | {"user": row["user"] and f"new {row['user']}"} for row in here.rows]
+    write_parquet(Path("new.parquet"), new)
+    left = Path(".cetnet-csv-left")
+    left.mkdir()
+    (left / "lock").touch()
+    write_csv(Path("new.csv"), new)
+    for name in ("new.parquet", "new.csv"):
+        code, said = run("predict", "run", name, "--out", "scores.parquet")
+        assert code == 0
+        assert re.search(r"since training, .*new values of `user_id` went from \d+\.\d% to 100\.0%", said)
+    assert not left.exists()  # of a process that was killed
+
+
+@pytest.mark.usefixtures("here")
+def test_a_run_folder_is_of_its_checkpoints(run: Run) -> None:
+    shutil.copytree("run", "mixed")
+    schema = yaml.safe_load(Path("mixed/schema.yaml").read_text(encoding="utf-8"))
+    schema["vocabularies"]["item"] = "0" * 16
+    Path("mixed/schema.yaml").write_text(yaml.safe_dump(schema), encoding="utf-8")
+    shutil.copytree("by hand", "mixed day")
+    shutil.copy("mixed/schema.yaml", "mixed day/schema.yaml")
+    code, said = run("evaluate", "mixed", "mixed day")
+    assert code == 2
+    assert "mixed: its checkpoints were trained with other vocabularies than its schema.yaml says" in said
+    assert run("export", "mixed", "--out", "exported")[0] == 2
+    assert not Path("exported").exists()
 
 
 def test_rows_of_a_run_without_an_encoding(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from cetnet.models.schema import Schema
 from cetnet.trainer.check_data import other_encoding, other_values
 from cetnet.trainer.checkpoint.object_path import Place
 from cetnet.trainer.config import RunConfig, parse_config
@@ -103,6 +104,16 @@ def _identity(dataset: Dataset) -> dict[str, Any]:
         "encoding": schema.encoding,
         "row_groups": [group.num_rows for group in dataset.row_groups],
     }
+
+
+def check_own_meaning(run: Path, schema: Schema, state: dict[str, Any]) -> None:
+    """Raise UserError if the files of a run folder that say what ids stand for are not those it was trained with."""
+    for digest in sorted(_DIGESTS):
+        if state.get(digest) is not None and state[digest] != getattr(schema, digest):
+            raise UserError(
+                f"{run}: its checkpoints were trained with other {digest} than its schema.yaml says; restore "
+                "schema.yaml, encoding.yaml and vocabularies/ from the run's dataset"
+            )
 
 
 def _check_same_data(state: dict[str, Any], dataset: Dataset, checkpoint: Place, run: Path) -> None:

@@ -61,6 +61,8 @@ class RawColumns:
         roles: columns of label, weight, group and timestamp that files may have, by their names in the schema.
         role: values of such a column by its name in the schema: numbers, texts of the group, or seconds.
         known: of values of a column whether the model knows them, bool; None if it looks up none by a vocabulary.
+        unknown: values that this process has encoded of each feature with a vocabulary, and how many of them are new.
+        drift: of such numbers, of all processes together, what there is to be said; None if nothing.
     """
 
     uses: Sequence[tuple[str, Use]]
@@ -68,6 +70,8 @@ class RawColumns:
     roles: Mapping[str, str]
     role: Callable[[str, pa.ChunkedArray], pa.Array]
     known: Callable[[str, pa.ChunkedArray], NDArray[np.bool_] | None]
+    unknown: Mapping[str, tuple[int, int]]
+    drift: Callable[[Sequence[Mapping[str, tuple[int, int]]]], str | None]
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,7 @@ class Dataset:
 
     Attributes:
         names: columns that `read` reads.
+        raw: how raw rows become those of the schema; None for prepared ones.
         place: for messages.
 
     Raises:
@@ -117,13 +122,13 @@ class Dataset:
         self.path, self.split, self.bad_rows = path, split, bad_rows
         self.place = path if source else path / split
         self.schema = schema = source.schema if source else load_schema(path)
-        self._raw = source.raw if source else None
+        self.raw = source.raw if source else None
         beside = [schema.label, *([schema.weight] if schema.weight else [])] if labelled else []
         self.names = [*beside, *(feature.name for feature in schema.features)]
         uses = [(name, use) for name, use in prepared_uses(schema) if labelled or name in self.names]
         files = list(source.files) if source else split_files(path, split)
-        if self._raw:  # of directories come texts
-            uses = [(name, Use("value") if name in files[0].keys else use) for name, use in self._raw.uses]
+        if self.raw:  # of directories come texts
+            uses = [(name, Use("value") if name in files[0].keys else use) for name, use in self.raw.uses]
         self._uses = dict(uses)
         self.row_groups: list[RowGroup] = []
         self._files = ParquetFiles([file.path for file in files])
@@ -131,7 +136,7 @@ class Dataset:
         self._odd: dict[Path, set[str]] = {}  # columns to be brought to plain form
         first_row = 0
         checked, odd = None, set[str]()
-        wanting = "schema.yaml" if not source else f"the run's {'encoding' if self._raw else 'schema'}.yaml"
+        wanting = "schema.yaml" if not source else f"the run's {'encoding' if self.raw else 'schema'}.yaml"
         for file, footer in self._files.footers.items():
             keys = self._keys[file]
             if checked is None or not footer.columns.equals(checked):  # there may be thousands alike
@@ -145,13 +150,14 @@ class Dataset:
             of_file = self._files.row_groups(file, first_row, in_blocks=source is not None)
             self.row_groups += of_file
             first_row += sum(group.num_rows for group in of_file)
-        if labelled and not self._raw and schema.group and schema.group not in files[0].keys:
+        if labelled and not self.raw and schema.group and schema.group not in files[0].keys:
             check_one_sign(
                 {file: footer.columns for file, footer in self._files.footers.items()}, schema.group
             )
         self.num_rows = first_row
         if not self.num_rows:
-            raise UserError(f"{self.place}: the Parquet files hold no rows; prepare the data again")
+            remedy = "name files that have some" if source else "prepare the data again"
+            raise UserError(f"{self.place}: the files hold no rows; {remedy}")
 
     def read(self, pieces: Sequence[Piece], permutation: NDArray[np.int64] | None = None) -> Rows:
         """Decode these pieces, one after the other, and permute their rows.
@@ -187,8 +193,8 @@ class Dataset:
         return rows
 
     def _columns(self, group: RowGroup) -> pa.Table:
-        if self._raw:
-            return self._raw.encode(self._read_row_group(group, list(self._uses), self._uses), group)
+        if self.raw:
+            return self.raw.encode(self._read_row_group(group, list(self._uses), self._uses), group)
         return _hash_columns(self._read_row_group(group, self.names, self._uses), self.schema)
 
     def _find_bad(self, table: pa.Table, group: RowGroup) -> dict[int, BadRow]:
@@ -223,7 +229,7 @@ class Dataset:
         widest = pa.int64() if name == self.schema.group else pa.float64()
         kind = kinds.pop() if len(kinds) == 1 else widest
         column = pa.concat_arrays([part.cast(kind) for part in parts])
-        return _integers(column) if self._raw and name == self.schema.group else column
+        return _integers(column) if self.raw and name == self.schema.group else column
 
     def given(self, group: RowGroup, names: Sequence[str]) -> pa.Table:
         """Columns of a row group as its file has them, of any type; texts where its directories name them."""
@@ -246,45 +252,45 @@ class Dataset:
     def seconds(self, group: RowGroup, name: str) -> pa.Array | None:
         """Times in a column of the files, in seconds since 1970 or null; None if it isn't the timestamp."""
         timestamp = self.schema.timestamp
-        column = self._raw.roles.get(timestamp or "") if self._raw else timestamp
+        column = self.raw.roles.get(timestamp or "") if self.raw else timestamp
         if not timestamp or name != column or not self._has(group.file, timestamp):
             return None
         return self._role(group, timestamp)
 
     def known(self, group: RowGroup, name: str) -> NDArray[np.bool_] | None:
         """Which values of a column are in the model's vocabulary, by row; None if it has none of the column."""
-        if self._raw:
-            uses = {column: use for column, use in self._raw.uses if column == name}
-            return self._raw.known(name, self._read_row_group(group, [name], uses)[name]) if uses else None
+        if self.raw:
+            uses = {column: use for column, use in self.raw.uses if column == name}
+            return self.raw.known(name, self._read_row_group(group, [name], uses)[name]) if uses else None
         if self.vocabulary_of(name) is None:
             return None
         return _array(self._read_row_group(group, [name], self._uses)[name]).to_numpy() > 0
 
     def vocabulary_of(self, name: str) -> str | None:
         """The table of a column with an id in each row that stands for a value of its vocabulary; else None."""
-        features = [] if self._raw else self.schema.of_kind("categorical")
+        features = [] if self.raw else self.schema.of_kind("categorical")
         table = next((feature.table for feature in features if feature.name == name), None)
         return table if table in (self.schema.vocabularies or {}) else None
 
     def _role(self, group: RowGroup, name: str) -> pa.Array:
         """Label, weight, group, timestamp or true probability."""
-        column = self._raw.roles[name] if self._raw else name
-        use = Use("value") if self._raw and column in self._keys[group.file] else self._use(name)
+        column = self.raw.roles[name] if self.raw else name
+        use = Use("value") if self.raw and column in self._keys[group.file] else self._use(name)
         values = plain(self._read_row_group(group, [column], {column: use})[column], use)
-        return self._raw.role(name, values) if self._raw else _array(values)
+        return self.raw.role(name, values) if self.raw else _array(values)
 
     def _use(self, name: str) -> Use:
         if name == self.schema.timestamp != self.schema.group:
-            return Use("time", text=self._raw is not None)
-        if self._raw:
+            return Use("time", text=self.raw is not None)
+        if self.raw:
             return Use("value" if name == self.schema.group else "number", text=True)
         return Use("id" if name == self.schema.group else "number")
 
     def _has(self, file: Path, name: str) -> bool:
-        if self._raw:
-            if name not in self._raw.roles:
+        if self.raw:
+            if name not in self.raw.roles:
                 return False
-            column = self._raw.roles[name]
+            column = self.raw.roles[name]
         else:
             column = name
         kind = self._files.footers[file].type_of(column)

@@ -20,6 +20,7 @@ from cetnet.sharding.plan_table import human_bytes
 from cetnet.trainer.checkpoint.checkpoints import latest_checkpoint, read_trainer_state
 from cetnet.trainer.checkpoint.object_path import Place
 from cetnet.trainer.checkpoint.store import checkpoint_place, open_store
+from cetnet.trainer.checkpoint.trainer_state import check_own_meaning
 from cetnet.trainer.config import RunConfig
 from cetnet.trainer.console import console, output
 from cetnet.trainer.data.dataset import Dataset
@@ -74,11 +75,13 @@ def export_run(wanted: Wanted, out: Path) -> None:
     """
     config, schema = load_run(wanted.run)
     checkpoint = find_checkpoint(wanted.run, config, wanted.checkpoint)
+    state = read_trainer_state(checkpoint)
+    check_own_meaning(wanted.run, schema, state)
     console.print(f"{wanted.run}: exporting {checkpoint.name}")
     with written_aside(out) as folder:
         request = _write_encoder(folder, wanted.run, schema, config)
         loaded = load_model(config, schema, checkpoint)
-        about = describe(wanted.run, config, schema, read_trainer_state(checkpoint), checkpoint.name)
+        about = describe(wanted.run, config, schema, state, checkpoint.name)
         about |= _write_model(folder, wanted, loaded, schema, request, config)
         quality = about.pop("quality")
         del loaded

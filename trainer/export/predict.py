@@ -20,7 +20,8 @@ encoder = import_module("encoder.encode").Encoder(folder)  # raw columns -> arra
 model = torch.export.load(str(folder / "model.pt2")).module()  # these -> probabilities, [outputs, rows]
 
 rows, *out = sys.argv[1:] or [str(folder / "examples.parquet")]
-if rows.endswith(".csv"):
+sys.excepthook = lambda kind, error, _: print(f"{rows}: {kind.__name__}: {error}", file=sys.stderr)
+if rows.endswith((".csv", ".csv.gz")):
     texts = {column["column"]: pa.string() for column in encoder.request["columns"]}
     lines = csv.ParseOptions(newlines_in_values=True)
     types = csv.ConvertOptions(column_types=texts, include_columns=list(texts))

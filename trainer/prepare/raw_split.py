@@ -1,5 +1,6 @@
 """Raw rows as a split that a run scores, encoded as they are read: with the checks of `cetnet prepare`."""
 
+import json
 import os
 import reprlib
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ from cetnet.trainer.data.parquet_files import RowGroup
 from cetnet.trainer.encoder.patterns import FORMS, LOSSY_FLOAT, other_form
 from cetnet.trainer.encoder.vocabulary import Vocabulary
 from cetnet.trainer.errors import UserError
+from cetnet.trainer.prepare.engine.drift import Drift, Training, training_of, warning
 from cetnet.trainer.prepare.engine.encoded import dense_values
 from cetnet.trainer.prepare.engine.input_files import input_files
 from cetnet.trainer.prepare.engine.parquet_frames import raw_uses
@@ -159,6 +161,8 @@ class RawEncoder:
         self._lock = Lock()
         self._vocabularies: dict[str, tuple[Vocabulary, list[str]]] = {}
         self._labels: set[float] = set()
+        self._unknown: dict[str, tuple[int, int]] = {}
+        self._training = _training(run / "card.json")
 
     @property
     def columns(self) -> RawColumns:
@@ -173,7 +177,7 @@ class RawEncoder:
             self._schema.timestamp: raw.timestamp,
         }
         roles = {name: column for name, column in names.items() if name and column}
-        return RawColumns(uses, self._encode, roles, self._role, self._known)
+        return RawColumns(uses, self._encode, roles, self._role, self._known, self._unknown, self._drift)
 
     def _vocabulary(self, table: str) -> tuple[Vocabulary, list[str]]:
         """A table's, and in which of these forms it has ids that are numbers."""
@@ -222,7 +226,11 @@ class RawEncoder:
         elif table in (self._schema.vocabularies or {}):
             vocabulary, forms = self._vocabulary(table)
             ids = vocabulary.ids(flat.to_arrow())
-            bad = self._misread(flat, np.flatnonzero(ids == 0), forms)
+            new = np.flatnonzero(ids == 0)
+            bad = self._misread(flat, new, forms)
+            with self._lock:
+                values, unknown = self._unknown.get(feature.name, (0, 0))
+                self._unknown[feature.name] = values + len(ids), unknown + len(new)
         else:
             ids = flat.to_numpy()
         for expected, places in bad.items():
@@ -231,6 +239,16 @@ class RawEncoder:
                 row += at if lengths is None else int(np.searchsorted(lengths.cumsum(), at, side="right"))
                 raise BadValue(unit, feature.raw, row + 1, f"{expected}, found {reprlib.repr(flat[at])}")
         return unflatten(texts.name, ids, lengths)
+
+    def _drift(self, encoded: Sequence[Mapping[str, tuple[int, int]]]) -> str | None:
+        """A line about columns with many more values that the model doesn't know than in training."""
+        found = []
+        for name, training in self._training.items():
+            values, unknown = (sum(each.get(name, (0, 0))[i] for each in encoded) for i in range(2))
+            if values and "unknown_ids" in training:
+                then, now = training["unknown_ids"], unknown / values
+                found.append(Drift(name, {"unknown": then}, {"unknown": now}, {"unknown": now - then}))
+        return warning(sorted(found, key=lambda each: -each.largest))
 
     def _misread(self, texts: pl.Series, places: NDArray, forms: Sequence[str]) -> dict[str, NDArray]:
         """By what is expected instead, those places whose texts stand for ids that are written otherwise in train."""
@@ -295,6 +313,16 @@ def load_vocabulary(file: Path, digest: str) -> Vocabulary:
             "run's dataset"
         )
     return Vocabulary(values, ids)
+
+
+def _training(card: Path) -> Training:
+    """What a run's data card says of its training rows; nothing if it has none."""
+    try:
+        return training_of(json.loads(card.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
+        raise UserError(f"{card}: cannot be read ({error}); restore it from the run's dataset") from error
 
 
 def _with_nulls(frame: pl.DataFrame, spec: RawSchema) -> pl.DataFrame:

@@ -70,5 +70,5 @@ def check_served(folder: Path) -> None:
     if not exports_in(folder):
         raise UserError(
             f"{folder}: neither an export ({ABOUT} is missing) nor a folder of exports; make one with "
-            f"`cetnet export RUN --out {folder}`"
+            "`cetnet export RUN --out DIR`"
         )

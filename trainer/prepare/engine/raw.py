@@ -304,8 +304,8 @@ def columns(path: Path, dtypes: pl.Schema, spec: RawSchema, trained: bool = Fals
 
     def present(name: str) -> pl.Expr:
         column = pl.col(name).cast(pl.String) if name in texts else pl.col(name)
-        if name in texts and spec.null_values:
-            return pl.when(~column.is_in(list(spec.null_values))).then(column).alias(name)
+        if name in texts:
+            return pl.when(~column.is_in(["", *spec.null_values])).then(column).alias(name)
         return column
 
     label = present(spec.label)
