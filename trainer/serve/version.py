@@ -1,6 +1,7 @@
 """Exports that are served: found, loaded, tried on their own examples, watched for newer ones."""
 
 import asyncio
+import gc
 import json
 import time
 from dataclasses import dataclass
@@ -190,7 +191,17 @@ class Versions:
         return first.why if first else f"{self._folder}: no export is left in it"
 
     async def watch(self) -> None:
-        """Look once a second, for ever."""
+        """Look once a second, for ever.
+
+        What a version and the libraries have made is left out of garbage collection, which would hold requests up,
+        but not before those of the version before have been answered.
+        """
+        frozen = None
         while True:
             await asyncio.sleep(_EVERY)
+            if frozen is not self.current:
+                frozen = self.current
+                gc.unfreeze()
+                gc.collect()
+                gc.freeze()
             await self.look()
