@@ -137,7 +137,7 @@ def save_load_and_look_up(tmp_path: Path, processes: Processes, ids: list[int]) 
     session.optimizer.init_state()
 
     checkpoints = Checkpoints(config.run_dir / "checkpoints", keep=1)
-    checkpoints.save("step-000000001", session.model, session.optimizer, {})
+    checkpoints.save("step-000000001", session.model, session.optimizer, {"progress": {}, "ne": {}})
     checkpoints.close()
     RunWriter(config, schema, session.plan, 1)
     (step,) = (config.run_dir / "checkpoints").iterdir()
