@@ -3,11 +3,10 @@
 from typing import NamedTuple
 
 import torch
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cetnet.models.served import Served, inputs_of
 from cetnet.trainer.config import RunConfig
-from cetnet.trainer.console import console
+from cetnet.trainer.console import progress_bar
 from cetnet.trainer.data.dataset import Dataset
 from cetnet.trainer.data.reader import Reader
 from cetnet.trainer.export.quantize import Stored, store_tables
@@ -57,18 +56,8 @@ def _ne(served: Served, dataset: Dataset, config: RunConfig, what: str) -> tuple
     batch_size = config.evaluation.batch_size or config.data.batch_size
     reader = Reader(dataset, batch_size, order="partitioned", rank=0, world_size=1)
     parts = []
-    with (
-        Progress(
-            TextColumn(what, markup=False),
-            BarColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        ) as bar,
-        torch.inference_mode(),
-    ):
-        task = bar.add_task(what, total=-(-dataset.num_rows // batch_size))
+    with progress_bar() as bar, torch.inference_mode():
+        task = bar.add_task(f"{what} (batches)", total=-(-dataset.num_rows // batch_size))
         for batch in reader.batches(epoch=0):
             probability = served(**inputs_of(dataset.schema, batch.sparse, batch.dense))[0]
             of_batch = torch.stack([batch.label, probability, batch.weight]).double()

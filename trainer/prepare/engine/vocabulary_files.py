@@ -8,17 +8,16 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from cetnet.trainer.dataset_files import VOCABULARIES
 from cetnet.trainer.encoder.hashing import hash_text, mix64
 from cetnet.trainer.encoder.vocabulary import COLUMNS
 from cetnet.trainer.prepare.engine.arrow_files import batches
 from cetnet.trainer.prepare.engine.part_files import PartWriter
 
-FOLDER = "vocabularies"
-
 
 def file_of(folder: Path, table: str) -> Path:
     """The vocabulary of a table, in a dataset or a run."""
-    return folder / FOLDER / f"{table}.parquet"
+    return folder / VOCABULARIES / f"{table}.parquet"
 
 
 def values_digest(values: pa.Array, ids: NDArray[np.int64]) -> int:
