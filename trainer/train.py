@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from cetnet.sharding.plan_table import plan_table
 from cetnet.trainer.agreement import Agreement
+from cetnet.trainer.base_rate import start_at_base_rate
 from cetnet.trainer.check_run import CheckedRun
 from cetnet.trainer.checkpoint.checkpoints import (
     Checkpoints,
@@ -129,6 +130,8 @@ def _start(run: CheckedRun, processes: Processes, session: Session, signals: Sto
         lr.plateau = state.plateau
     else:
         load_pretrained(session.model, dataset.schema, data.path)
+        if training.start_at_base_rate:
+            start_at_base_rate(session.model.module, dataset, processes)
     checkpoints.check_room(session.model, session.optimizer)
     writer = None
     if processes.is_main:

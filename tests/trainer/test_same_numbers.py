@@ -125,6 +125,9 @@ def plain_losses(path: Path) -> list[float]:
     schema = dataset.schema
     torch.manual_seed(config.training.seed)
     model = CETNet(schema, config.model, table_device="meta")
+    rows = pq.read_table(path / "train").to_pylist()
+    clicks = sum(row[schema.weight] * row[schema.label] for row in rows)
+    model.start_at(clicks / sum(row[schema.weight] for row in rows))
     tables = {
         (name, table): nn.Embedding(
             rows,
@@ -144,7 +147,6 @@ def plain_losses(path: Path) -> list[float]:
     dense = [p for name, p in model.named_parameters() if not name.startswith("tables.")]
     optimizer = torch.optim.Adam(dense, lr=config.optimizer.dense.lr)
     moments = {key: torch.zeros(len(table.weight)) for key, table in tables.items()}
-    rows = pq.read_table(path / "train").to_pylist()
     reader = Reader(dataset, 64, lanes=4, shuffle_rows=100, seed=config.training.seed)
     losses = []
     for batch in reader.batches(0):
