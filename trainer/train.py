@@ -290,7 +290,9 @@ def _finish(trainer: Trainer) -> dict[str, Any] | None:
         "parameters": trainer.session.num_parameters,
         "table_bytes": trainer.session.table_bytes,
         "peak_memory": int(peak_memory),
-        "train": progressive,
+        "multiply_adds": trainer.session.multiply_adds,
+        "train": progressive.ne,
+        "progressive": progressive.sums,
         "splits": splits,
     }
     trainer.writer.finish(result)
@@ -353,7 +355,7 @@ def _say_once(trainer: Trainer, line: str) -> None:
 
 def _log(trainer: Trainer, clock: Clock, loss: torch.Tensor) -> None:
     step = trainer.state.step
-    ne = trainer.ne.compute()
+    ne, sums = trainer.ne.compute()
     timing = clock.lap(step)
     dist.all_reduce(loss)
     mean_loss = float(loss[0] / loss[1])
@@ -367,7 +369,9 @@ def _log(trainer: Trainer, clock: Clock, loss: torch.Tensor) -> None:
         "skipped_rows": trainer.state.skipped_rows,
         "loss": mean_loss,
         "lr_scale": trainer.lr.scale,
+        "epoch": -(-step // trainer.reader.steps_per_epoch),  # the first is 1
         **ne,
+        "progressive": sums,
         **timing,
         "rows_per_second": trainer.config.data.batch_size / timing["seconds_per_step"],
     }

@@ -96,6 +96,10 @@ def test_evaluation_is_the_same_on_any_world_size(runs: Path) -> None:
     for result in results[1:]:
         assert result["splits"]["test"] == pytest.approx(results[0]["splits"]["test"], abs=1e-5)
         assert result["train"] == pytest.approx(results[0]["train"], abs=1e-6)
+        sums, expected = result["progressive"], results[0]["progressive"]
+        assert sums.pop("loss") == pytest.approx(expected["loss"], rel=1e-5)
+        assert sums == pytest.approx({key: expected[key] for key in ("weight", "positive")})
+        assert result["multiply_adds"] == results[0]["multiply_adds"] > 0
     predictions = [pq.read_table(runs / f"planned-{n}" / "predictions" / "test.parquet") for n in (1, 4)]
     assert predictions[0]["row"].to_pylist() == list(range(200))
     np.testing.assert_allclose(
