@@ -6,8 +6,8 @@ import shlex
 import signal
 import sys
 import time
-from collections import deque
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -60,16 +60,48 @@ def run_study(
         os.environ |= share_cores(study.nproc * jobs)
     taken = f"another study trains in it; wait for it, end it, or give {path} another `out`"
     with locked(study.folder, LOCK, taken):
-        if check and (missing := [run for run in runs if not run.finished]):
-            console.print(f"{study.name}: checking the runs that are missing, {len(missing)}")
-            check(missing, path)
-        if jobs == 1:
-            _train_one_by_one(study, path, runs, train, console)
-        else:
-            _train_side_by_side(study, path, runs, train, jobs, console)
+        checked: set[str] = set()
+        todo = runs
+        while True:
+            missing = [run for run in todo if not (run.finished or run.variant in checked)]
+            if check and missing:
+                console.print(f"{study.name}: checking the runs that are missing, {len(missing)}")
+                check(missing, path)
+                checked |= {run.variant for run in missing}  # a variant's other seeds have the same model
+            if jobs == 1:
+                _train_one_by_one(study, path, todo, train, console)
+            else:
+                _train_side_by_side(study, path, todo, train, jobs, console)
+            counts = _further_seeds(study, runs, console) if study.until else None
+            if not counts:
+                break
+            runs = runs_of(study, path, counts)
+            todo = [run for run in runs if not run.finished]
         from cetnet.benchmarks.study.report.compose import write_report  # draws plots: heavy
 
         write_report(study, f"cetnet study {shlex.quote(str(path))}", runs, console)
+
+
+def _further_seeds(study: Study, runs: Sequence[Run], console: Console) -> dict[str, int]:
+    """How many seeds variants are to have next, as `until` says; none if it asks for no more."""
+    from cetnet.benchmarks.study.report.comparisons import undecided  # reads predictions: heavy
+
+    assert study.until
+    wide, most = undecided(study, runs), study.until.max_seeds
+    numbers = Counter(run.variant for run in runs)
+    counts: dict[str, int] = {}
+    for baseline, variants in study.sections.items():
+        for variant in wide.keys() & set(variants):
+            if numbers[variant] < most:
+                counts[variant] = min(numbers[variant] + 2, most)
+                counts[baseline] = max(counts.get(baseline, numbers[baseline]), counts[variant])
+    widths = ", ".join(f"{variant} ±{half:.3f}" for variant, half in wide.items())
+    console.print(
+        f"{study.name}: gains known within ±{study.until.half_width:g} % of {study.until.monitor}: "
+        + (f"not yet {widths}" if wide else "all")
+        + ("" if counts else f"; no more than {most} seeds" if wide else "")
+    )
+    return counts
 
 
 def report_study(path: Path, *, console: Console | None = None) -> None:
