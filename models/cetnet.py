@@ -15,7 +15,7 @@ from cetnet.models.component import Component, Inputs, Output
 from cetnet.models.component_config import ComponentConfig
 from cetnet.models.config import CETNetConfig
 from cetnet.models.embeddings import InputAssembly, TableOptions, Tables
-from cetnet.models.fusion import Fusion
+from cetnet.models.fusion import make_fusion
 from cetnet.models.layers.sequences import rows_by_length
 from cetnet.models.registry import component_class
 from cetnet.models.schema import Schema
@@ -228,7 +228,7 @@ class Objective(nn.Module):
 
     def __init__(self, dims: Sequence[int], config: CETNetConfig) -> None:
         super().__init__()
-        self.fusion = Fusion(dims, config.fusion) if len(dims) > 1 else None
+        self.fusion = make_fusion(dims, config.fusion) if len(dims) > 1 else None
         self._component_weight, self._collaboration = config.component_weight, config.collaboration
 
     def forward(
