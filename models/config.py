@@ -122,6 +122,20 @@ Collaboration = Annotated[
 ]
 
 
+class Teaching(Strict):
+    """How a model learns from the predictions of trained ones, beside the labels."""
+
+    weight: float = Field(0.5, ge=0, le=1, description="Of the soft labels; the labels have the rest.")
+    temperature: float = Field(
+        1.0, gt=0, description="Divides all logits of that loss, which is multiplied by its square."
+    )
+    weighting: Literal["mean", "adaptive"] = Field(
+        "mean",
+        description="Of several teachers: equal, or for each row by a gate that reads their logits and learns from "
+        "the labels.",
+    )
+
+
 def _of_kind(settings: Any, handler: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
     """The settings of one component, checked by the class that its kind names."""
     if not isinstance(settings, dict):
