@@ -41,8 +41,6 @@ def _check_teachers(config: RunConfig, teacher: TeacherConfig, train: Dataset, r
     for number, run in enumerate(teacher.runs, 1):
         if resume and teacher_files(config.run_dir, number).record.exists() and not run.exists():
             continue
-        if run.resolve() == config.run_dir.resolve():
-            raise UserError(f"training.teacher: {run} is run_dir itself; name another run")
         try:
             _, schema = load_run(run, resolve=False)
         except UserError as error:

@@ -42,6 +42,7 @@ class Batch(NamedTuple):
     label: Tensor
     weight: Tensor
     row: Tensor
+    teachers: Tensor | None = None
 
 
 def batch() -> Batch:
