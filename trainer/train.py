@@ -49,6 +49,7 @@ from cetnet.trainer.run_writer import RunWriter
 from cetnet.trainer.schedule import LearningRate
 from cetnet.trainer.scoring import score
 from cetnet.trainer.session import Session, build_session, load_pretrained, run_pipeline
+from cetnet.trainer.teachers import taught_reader
 
 
 @dataclass
@@ -83,12 +84,13 @@ def train(run: CheckedRun, processes: Processes) -> dict[str, Any] | None:
         SystemExit: a rank was told to stop (SIGTERM, SIGUSR1), and a checkpoint is written: code 75.
     """
     with StopSignals() as signals, ExitStack() as locks:
-        session = build_session(run.config, run.dataset.schema, processes)
         if processes.is_main:
             for folder in folders_of(run.config):
                 locks.enter_context(locked_run(folder))
             check_free(run.config.run_dir, run.resume)  # again: another process may have trained in it since
-        trainer = _start(run, processes, session, signals)
+        reader = taught_reader(run, processes)  # before the tables take the memory that the teachers' need
+        session = build_session(run.config, run.dataset.schema, processes)
+        trainer = _start(run, processes, session, reader, signals)
         try:
             with trainer.display:
                 return _run(trainer)
@@ -108,10 +110,11 @@ def _run(trainer: Trainer) -> dict[str, Any] | None:
     return _finish(trainer)
 
 
-def _start(run: CheckedRun, processes: Processes, session: Session, signals: StopSignals) -> Trainer:
+def _start(
+    run: CheckedRun, processes: Processes, session: Session, reader: Reader, signals: StopSignals
+) -> Trainer:
     config, dataset = run.config, run.dataset
     data, training = config.data, config.training
-    reader = Reader.of(data, dataset, training.seed, processes.rank, processes.world_size)
     total_steps = min(training.epochs * reader.steps_per_epoch, training.max_steps or math.inf)
     ne = ProgressiveNE(session.outputs, training.ne_window_steps, processes.device)
     lr = LearningRate(session.optimizer, config.optimizer, int(total_steps))

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 import yaml
 from pydantic import Field, model_validator
 
+from cetnet.benchmarks.study.teachers import teacher_folders, teachers_first, with_folders
 from cetnet.models.names import SplitName, VariantName
 from cetnet.models.strict import Strict
 from cetnet.trainer.errors import UserError
@@ -110,7 +111,7 @@ class Study(Strict):
     variants: dict[VariantName, dict[str, Any]] = Field(
         min_length=1,
         description="Dotted configuration keys of each variant and their values; or a YAML file with that, "
-        "relative to the study file.",
+        "relative to the study file. `training.teacher: variant:NAME` is the run of that variant of the same seed.",
     )
 
     @model_validator(mode="after")
@@ -223,6 +224,11 @@ class Run(NamedTuple):
         return self.settings.get("overrides", {}).get("checkpoint.path")
 
     @property
+    def needs(self) -> list[Path]:
+        """The folders of the study's runs that must be finished before this one starts: its teachers."""
+        return teacher_folders(self.settings.get("overrides", {}), self.folder)
+
+    @property
     def settings_file(self) -> Path:
         """Beside the run folder."""
         return settings_file(self.folder)
@@ -264,12 +270,13 @@ def runs_of(study: Study, path: Path, seeds: Mapping[str, int] | None = None) ->
                 changes.pop("checkpoint.path", None)
                 changes["checkpoint.path"] = place and f"{place}/{variant}/seed{seed}"
             flags = [
-                f"{key}={_flow_yaml(value)}" for key, value in {**changes, "run_dir": str(folder)}.items()
+                f"{key}={_flow_yaml(value)}"
+                for key, value in {**with_folders(changes, folder), "run_dir": str(folder)}.items()
             ]
             # As it will be read back from JSON; nproc and run_dir may change, they don't change the numbers.
             settings = json.loads(json.dumps({"base": base_settings, "overrides": changes}, default=str))
             runs.append(Run(variant, seed, folder, base, flags, study.nproc, settings))
-    return runs
+    return teachers_first(runs)
 
 
 def _seeds_of(study: Study, variant: str, count: int) -> tuple[int, ...]:
