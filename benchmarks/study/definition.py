@@ -12,6 +12,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from cetnet.benchmarks.study.teachers import teacher_folders, teachers_first, with_folders
+from cetnet.benchmarks.tune.space import Tune, check_tune
 from cetnet.models.names import SplitName, VariantName
 from cetnet.models.strict import Strict
 from cetnet.trainer.errors import UserError
@@ -93,6 +94,10 @@ class Study(Strict):
         None,
         description="Further seeds, in pairs, of variants whose gains are undecided, and of their baselines.",
     )
+    tune: Tune | None = Field(
+        None,
+        description="How `cetnet tune` chooses settings for the variants, which `cetnet study` passes over.",
+    )
     split: SplitName = Field("test", description="The split that the table reports.")
     baseline: str | tuple[str, ...] = Field(
         description="The variant that gains are over. Several: each is the baseline of the variants from it to "
@@ -129,6 +134,8 @@ class Study(Strict):
             raise ValueError("until and more_seeds both say which variants have further seeds; leave one out")
         if self.until and self.until.max_seeds < len(seeds):
             raise ValueError(f"until.max_seeds is {self.until.max_seeds}, but there are {len(seeds)} seeds")
+        if self.tune:
+            check_tune(self.tune, list(self.variants), [*seeds, *self.further_seeds], self.split)
         patterns = [("scaling", pattern) for pattern in self.scaling.values()]
         if self.more_seeds:
             patterns += [("more_seeds.variants", pattern) for pattern in self.more_seeds.variants]
