@@ -1,5 +1,6 @@
 """CETNet (arXiv 2411.13700): N different CTR models, each with its own tables, trained to work together."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, cast
 
@@ -16,6 +17,7 @@ from cetnet.models.component_config import ComponentConfig
 from cetnet.models.config import CETNetConfig
 from cetnet.models.embeddings import InputAssembly, TableOptions, Tables
 from cetnet.models.fusion import make_fusion
+from cetnet.models.layers.mlp import start_at
 from cetnet.models.layers.sequences import rows_by_length
 from cetnet.models.registry import component_class
 from cetnet.models.schema import Schema
@@ -114,6 +116,17 @@ class CETNet(nn.Module):
             for table in owned.names
         }
         self.outputs = config.outputs
+
+    def start_at(self, probability: float) -> None:
+        """Have the untrained predictions of all outputs lie around a probability, by the biases of their heads.
+
+        From zero biases, the first hundred steps and the first update of every row would say little but that clicks
+        are rare. What is set are parameters, which learn as ever.
+        """
+        logit = math.log(probability) - math.log1p(-probability)
+        for member in self.towers.values():
+            cast(Member, member).component.start_at(logit)
+        start_at(self.objective, logit)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Predictions]:
         """Loss (scalar) and predictions of a batch.

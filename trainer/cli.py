@@ -62,6 +62,15 @@ Overrides = Annotated[
         metavar="[KEY=VALUE]...", help="Replace keys of the file, e.g. training.seed=7 (value: YAML)."
     ),
 ]
+Jobs = Annotated[
+    int,
+    typer.Option(
+        "--jobs",
+        min=1,
+        help="Runs to train side by side on this machine: they share its cores, and each needs memory of its own. "
+        "What a run prints goes to a log beside its folder.",
+    ),
+]
 NumProcesses = Annotated[int, typer.Option("--nproc", min=1, help="Processes to start on this machine.")]
 
 
@@ -259,10 +268,13 @@ def study(
             "--smoke", help="Train each variant for 2 steps on random rows, into runs/smoke/<name>."
         ),
     ] = False,
+    jobs: Jobs = 1,
 ) -> None:
     """Train variants x seeds (only what is missing) and write their report."""
     if smoke and report_only:
         raise UserError("--smoke and --report-only exclude each other")
+    if jobs > 1 and (smoke or report_only):
+        raise UserError("--jobs is for training: it goes neither with --smoke nor with --report-only")
     if smoke:
         from cetnet.benchmarks.study.smoke import smoke_study
 
@@ -280,7 +292,7 @@ def study(
             from cetnet.benchmarks.study.check import check_runs, check_study
 
             check_study(file)
-            run_study(file, run_in_fork, check_runs)
+            run_study(file, run_in_fork, check_runs, jobs=jobs)
 
 
 @app.command()

@@ -132,6 +132,11 @@ class TrainingConfig(Strict):
     epochs: int = Field(1, gt=0)
     max_steps: int | None = Field(None, gt=0, description="Stop after so many steps.")
     seed: int = Field(42, ge=0)
+    start_at_base_rate: bool = Field(
+        True,
+        description="The biases of all heads start at the logit of the positives' share of the split that is trained "
+        "on; otherwise at 0, and the first steps and updates say little but that clicks are rare.",
+    )
     precision: Literal["fp32", "bf16"] = Field(
         "fp32",
         description="Of the components; losses are always fp32. On CPUs `bf16` pays for wide layers, in processors "

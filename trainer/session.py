@@ -25,6 +25,7 @@ from cetnet.sharding.parallel import shard
 from cetnet.sharding.planner import NoPlan, Plan, make_plan, topology
 from cetnet.trainer.config import RunConfig
 from cetnet.trainer.errors import DoesNotFit, UserError
+from cetnet.trainer.flops import flops_per_row
 from cetnet.trainer.nonfinite import GuardedOptimizer
 from cetnet.trainer.optimizers import combine_optimizers, dense_factory, fuse_sparse_optimizer
 from cetnet.trainer.processes.distributed import Processes
@@ -43,6 +44,7 @@ class Session:
     plan: Plan
     outputs: list[str]
     num_parameters: dict[str, int]
+    multiply_adds: float | None  # of a row, forward, by the dense part; None if it can't be counted
     table_bytes: int
 
 
@@ -51,6 +53,7 @@ def build_session(config: RunConfig, schema: Schema, processes: Processes) -> Se
     torch.manual_seed(config.training.seed)
     model = build_model(config, schema, processes.device)
     num_parameters, table_bytes = count_parameters(model), count_table_bytes(model)
+    flops, uncounted = flops_per_row(model, schema)
     plan = plan_model(
         model, config, schema, processes.device.type, processes.world_size, processes.local_world_size
     )
@@ -69,7 +72,17 @@ def build_session(config: RunConfig, schema: Schema, processes: Processes) -> Se
     pipeline_class = TrainPipelineSparseDist if plan.placements else TrainPipelineBase
     guard = GuardedOptimizer(optimizer, parallel)
     pipeline = pipeline_class(parallel, guard, processes.device)
-    return Session(parallel, optimizer, guard, pipeline, plan, outputs, num_parameters, table_bytes)
+    return Session(
+        parallel,
+        optimizer,
+        guard,
+        pipeline,
+        plan,
+        outputs,
+        num_parameters,
+        multiply_adds=None if uncounted else flops / 2,
+        table_bytes=table_bytes,
+    )
 
 
 def run_pipeline(session: Session, batches: Iterable[Batch]) -> Iterator[Predictions]:

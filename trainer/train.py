@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from cetnet.sharding.plan_table import plan_table
 from cetnet.trainer.agreement import Agreement
+from cetnet.trainer.base_rate import start_at_base_rate
 from cetnet.trainer.check_run import CheckedRun
 from cetnet.trainer.checkpoint.checkpoints import (
     Checkpoints,
@@ -134,6 +135,8 @@ def _start(
         lr.plateau = state.plateau
     else:
         load_pretrained(session.model, dataset.schema, data.path)
+        if training.start_at_base_rate:
+            start_at_base_rate(session.model.module, dataset, processes)
     checkpoints.check_room(session.model, session.optimizer)
     writer = None
     if processes.is_main:
@@ -296,7 +299,9 @@ def _finish(trainer: Trainer) -> dict[str, Any] | None:
         "parameters": trainer.session.num_parameters,
         "table_bytes": trainer.session.table_bytes,
         "peak_memory": int(peak_memory),
-        "train": progressive,
+        "multiply_adds": trainer.session.multiply_adds,
+        "train": progressive.ne,
+        "progressive": progressive.sums,
         "splits": splits,
     }
     trainer.writer.finish(result)
@@ -359,7 +364,7 @@ def _say_once(trainer: Trainer, line: str) -> None:
 
 def _log(trainer: Trainer, clock: Clock, loss: torch.Tensor) -> None:
     step = trainer.state.step
-    ne = trainer.ne.compute()
+    ne, sums = trainer.ne.compute()
     timing = clock.lap(step)
     dist.all_reduce(loss)
     mean_loss = float(loss[0] / loss[1])
@@ -373,7 +378,9 @@ def _log(trainer: Trainer, clock: Clock, loss: torch.Tensor) -> None:
         "skipped_rows": trainer.state.skipped_rows,
         "loss": mean_loss,
         "lr_scale": trainer.lr.scale,
+        "epoch": -(-step // trainer.reader.steps_per_epoch),  # the first is 1
         **ne,
+        "progressive": sums,
         **timing,
         "rows_per_second": trainer.config.data.batch_size / timing["seconds_per_step"],
     }

@@ -10,7 +10,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from cetnet.benchmarks.study.definition import REPORT_FILES, Run, Study, refuse_changed, runs_of
-from cetnet.benchmarks.study.run import failure
+from cetnet.benchmarks.study.jobs import failure
 from cetnet.trainer.check_settings import check_settings
 from cetnet.trainer.config import RunConfig, parse_config, read_settings
 from cetnet.trainer.console import console, quieten

@@ -3,10 +3,10 @@
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import yaml
 from pydantic import Field, model_validator
@@ -50,6 +50,18 @@ class MoreSeeds(Strict):
     )
 
 
+class Until(Strict):
+    """When a study has seeds enough."""
+
+    half_width: float = Field(
+        0.2, gt=0, description="Widest half of a gain's 95 % interval that decides, in percent of NE."
+    )
+    monitor: Literal["ne", "progressive"] = Field(
+        "ne", description="NE of the study's split, or of every training batch before it is learned from."
+    )
+    max_seeds: int = Field(20, ge=2, le=1000, description="Most seeds of a variant, decided or not.")
+
+
 class Study(Strict):
     """A study file: what to train, and what to compare it with."""
 
@@ -71,6 +83,10 @@ class Study(Strict):
     nproc: int = Field(gt=0, le=1024, description="Processes of each run.")
     seeds: tuple[int, ...] = Field(min_length=1, description="Of every variant.")
     more_seeds: MoreSeeds | None = Field(None, description="Further seeds of some variants.")
+    until: Until | None = Field(
+        None,
+        description="Further seeds, in pairs, of variants whose gains are undecided, and of their baselines.",
+    )
     split: SplitName = Field("test", description="The split that the table reports.")
     baseline: str | tuple[str, ...] = Field(
         description="The variant that gains are over. Several: each is the baseline of the variants from it to "
@@ -103,6 +119,10 @@ class Study(Strict):
         seeds = [*self.seeds, *(self.more_seeds.seeds if self.more_seeds else ())]
         if len(set(seeds)) < len(seeds):
             raise ValueError(f"seeds {seeds} has a seed twice")
+        if self.until and self.more_seeds:
+            raise ValueError("until and more_seeds both say which variants have further seeds; leave one out")
+        if self.until and self.until.max_seeds < len(seeds):
+            raise ValueError(f"until.max_seeds is {self.until.max_seeds}, but there are {len(seeds)} seeds")
         patterns = [("scaling", pattern) for pattern in self.scaling.values()]
         if self.more_seeds:
             patterns += [("more_seeds.variants", pattern) for pattern in self.more_seeds.variants]
@@ -129,6 +149,12 @@ class Study(Strict):
         if more and any(fnmatchcase(variant, pattern) for pattern in more.variants):
             return self.seeds + more.seeds
         return self.seeds
+
+    @property
+    def further_seeds(self) -> range:
+        """The seeds that `until` may add, in their order."""
+        first = max(self.seeds) + 1
+        return range(first, first + (self.until.max_seeds - len(self.seeds) if self.until else 0))
 
     def method_of(self, variant: str) -> str | None:
         """Which method of `scaling` a variant belongs to; the first, if several."""
@@ -204,8 +230,8 @@ class Run(NamedTuple):
 
     @property
     def settings_file(self) -> Path:
-        """Beside the run folder, which belongs to the trainer."""
-        return self.folder.with_name(f"{self.folder.name}.settings.json")
+        """Beside the run folder."""
+        return settings_file(self.folder)
 
     def write_settings(self) -> None:
         """Record what the run is made with; to be called before it starts."""
@@ -218,17 +244,25 @@ class Run(NamedTuple):
         return (self.folder / "result.json").exists()
 
 
-def runs_of(study: Study, path: Path) -> list[Run]:
-    """Every run of the study, all variants of a seed before the next seed."""
+def runs_of(study: Study, path: Path, seeds: Mapping[str, int] | None = None) -> list[Run]:
+    """Every run of the study, all variants of a seed before the next seed.
+
+    Args:
+        study: What is in the file.
+        path: The study file.
+        seeds: With `until`, how many seeds variants are to have; beside the first ones, all that were begun count.
+    """
     base = Path(os.path.normpath(path.parent / study.base))
     base_settings = _read(path, "base", base)
     runs = []
     # Seed by seed: a study stopped half way has compared every variant at least once.
-    for seed in [*study.seeds, *(study.more_seeds.seeds if study.more_seeds else ())]:
+    more = study.more_seeds.seeds if study.more_seeds else study.further_seeds
+    wanted = {variant: _seeds_of(study, variant, (seeds or {}).get(variant, 0)) for variant in study.variants}
+    for seed in [*study.seeds, *more]:
         for variant, overrides in study.variants.items():
-            if seed not in study.seeds_of(variant):
+            if seed not in wanted[variant]:
                 continue
-            folder = study.folder / variant / f"seed{seed}"
+            folder = _run_folder(study, variant, seed)
             changes = {**study.common, **overrides, "training.seed": seed}
             place = _checkpoint_path(base, base_settings, changes)
             if place is not None or "checkpoint.path" in changes:
@@ -243,6 +277,27 @@ def runs_of(study: Study, path: Path) -> list[Run]:
             settings = json.loads(json.dumps({"base": base_settings, "overrides": changes}, default=str))
             runs.append(Run(variant, seed, folder, base, flags, study.nproc, settings))
     return teachers_first(runs)
+
+
+def _seeds_of(study: Study, variant: str, count: int) -> tuple[int, ...]:
+    """The seeds of a variant: its own, and of the further ones so many that there are `count`, and all begun."""
+    further = study.further_seeds
+    begun = [
+        number
+        for number, seed in enumerate(further, 1)
+        if settings_file(_run_folder(study, variant, seed)).exists()
+    ]
+    number = max(count - len(study.seeds), *begun, 0)
+    return study.seeds_of(variant) + tuple(further[:number])
+
+
+def _run_folder(study: Study, variant: str, seed: int) -> Path:
+    return study.folder / variant / f"seed{seed}"
+
+
+def settings_file(folder: Path) -> Path:
+    """What a run was begun with: beside its folder, which belongs to the trainer."""
+    return folder.with_name(f"{folder.name}.settings.json")
 
 
 def _checkpoint_path(base: Path, base_settings: Any, changes: dict[str, Any]) -> str | None:

@@ -13,6 +13,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from cetnet.models.cetnet import CETNet
 from cetnet.models.component import Output
 from cetnet.models.config import CETNetConfig
+from cetnet.models.registry import COMPONENTS
 from cetnet.models.schema import Feature, Schema
 
 SCHEMA = Schema(
@@ -320,3 +321,14 @@ def test_combinations_that_mean_nothing_are_refused(settings: dict[str, Any], me
 def test_a_sharded_table_of_odd_size_is_refused() -> None:
     with pytest.raises(ValueError, match=r"embedding_dim 10.*multiple of 4.*dense_tables"):
         build(components={"net": {**DHEN, "embedding_dim": 10}})
+
+
+@pytest.mark.parametrize("kind", COMPONENTS)
+def test_untrained_predictions_lie_around_a_rate(kind: str) -> None:
+    model = build(components={"one": {"kind": kind, "embedding_dim": 8, "copies": 2}})
+    model.start_at(0.02)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            nn.init.zeros_(parameter)
+    probability = model(batch())[1].logits.sigmoid()
+    assert probability.numpy() == pytest.approx(0.02, rel=1e-3)
