@@ -94,6 +94,12 @@ class OptimizerConfig(Strict):
     decay: Literal["none", "linear", "cosine"] = Field(
         "none", description="How the learning rate falls from the end of the warm-up to the last step."
     )
+    decay_share: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="It falls in the last steps only, this share of all; before, it is the full one.",
+    )
     final_lr: float = Field(
         0.0, ge=0, le=1, description="Learning rate of the last step, as a share of the full."
     )

@@ -28,11 +28,13 @@ class LearningRate:
 
 
 def schedule(config: OptimizerConfig, step: int, total_steps: int) -> float:
-    """Factor of the learning rate: linear warm-up to 1, then none, linear or cosine decay to `final_lr`."""
+    """Factor of the learning rate: linear warm-up to 1, then none, linear or cosine decay to `final_lr`, in the last
+    `decay_share` of the steps."""
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
-    if config.decay == "none":
+    start = max(config.warmup_steps, min(round(total_steps * (1 - config.decay_share)), total_steps - 2))
+    if config.decay == "none" or step < start:
         return 1.0
-    progress = (step - config.warmup_steps) / max(total_steps - 1 - config.warmup_steps, 1)
+    progress = min((step - start) / max(total_steps - 1 - start, 1), 1.0)  # past the last step, too
     remaining = 1 - progress if config.decay == "linear" else (1 + math.cos(math.pi * progress)) / 2
     return config.final_lr + (1 - config.final_lr) * remaining

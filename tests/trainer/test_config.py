@@ -154,9 +154,25 @@ def test_schedule(decay: str, expected: list[float]) -> None:
     assert [schedule(config, step, 9) for step in range(9)] == pytest.approx(expected)
 
 
-@given(st.integers(0, 10), st.sampled_from(["none", "linear", "cosine"]), st.floats(0, 1), st.integers(1, 30))
-def test_schedule_stays_between_its_ends(warmup: int, decay: str, final_lr: float, total: int) -> None:
-    config = OptimizerConfig.model_validate({"warmup_steps": warmup, "decay": decay, "final_lr": final_lr})
+def test_it_falls_in_the_last_steps_only() -> None:
+    config = OptimizerConfig.model_validate({"warmup_steps": 2, "decay": "linear", "decay_share": 0.3})
+    expected = [0.5, 1, 1, 1, 1, 1, 1, 1, 0.5, 0, 0]
+    assert [schedule(config, step, 10) for step in range(11)] == pytest.approx(expected)
+
+
+@given(
+    st.integers(0, 10),
+    st.sampled_from(["none", "linear", "cosine"]),
+    st.floats(0.001, 1),
+    st.floats(0, 1),
+    st.integers(1, 30),
+)
+def test_schedule_stays_between_its_ends(
+    warmup: int, decay: str, share: float, final_lr: float, total: int
+) -> None:
+    config = OptimizerConfig.model_validate(
+        {"warmup_steps": warmup, "decay": decay, "decay_share": share, "final_lr": final_lr}
+    )
     values = [schedule(config, step, total) for step in range(total)]
     assert all(0 <= value <= 1 + 1e-12 for value in values)
     assert all(value >= final_lr - 1e-12 for value in values[warmup:])
