@@ -109,9 +109,11 @@ class Estimate:
         return self._smallest(len(self.seeds))
 
     def seeds_to_see(self, effect: float) -> float:
-        """Seeds with which an effect would be told from 0 in `POWER` of all cases, if one looks once; infinite if the
-        data is too little for that, NaN with a single seed."""
-        once = Estimate(self.point, self.seeds, self.below, self.above)
+        """Seeds with which an effect on this very data would be told from 0 in `POWER` of all cases, looking once.
+
+        NaN with a single seed.
+        """
+        once = Estimate(self.point, self.seeds)
         return self._fewest(lambda n: once._smallest(n) <= effect)
 
     def seeds_until(self, half_width: float) -> float:
