@@ -5,7 +5,7 @@ its interval is Student's t. That of the *data*, which groups were drawn for eva
 the same for all seeds and stays. Their intervals are squared and added (Zou and Donner, "Construction of confidence
 limits about effect measures", Statistics in Medicine 27, 2008), which is exact where either part is nothing.
 Between, few degrees of freedom make it too wide (three seeds: 97.6 % instead of 95 %); an exponent of
-2 + 8 / (degrees of freedom)^2 instead of 2 brings that back to 94.5 to 96 % from three seeds on.
+2 + 8 / (degrees of freedom)^2 instead of 2 brings that back to 95 or 96 % from three seeds on.
 
 Who looks after each pair of seeds, and stops when he likes what he sees, would be wrong more often than 5 times in
 100. With `looks` the intervals are repeated confidence intervals: with 95 % probability *all* of them hold what they

@@ -41,7 +41,6 @@ CALIBRATED, PROGRESSIVE, WINDOW = FURTHER = ("calibrated NE", "progressive NE", 
 GAINS = {"NE gain (%)": "ne", "AUC gain (pp)": "auc", "gAUC gain (pp)": "gauc"}
 """Gains of the first table, and their names in `Gains`."""
 
-
 SIZES = ("embedding parameters", "dense parameters", "multiply-adds a row", "seconds a million rows")
 """The costs that the first table has too."""
 

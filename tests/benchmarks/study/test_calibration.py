@@ -71,6 +71,8 @@ def test_calibrated_on_validation_if_it_is_there_else_crosswise(tmp_path: Path) 
     # On itself would be no test; what can't be read, or fitted on, doesn't count.
     validation = calibrated_ne(tmp_path / "validation.parquet", ["fused"])["fused"]
     assert validation < ne(tmp_path / "validation.parquet", np.full(4000, -1.0))
+    pq.write_table(pa.table({"label": [0.0, 1.0], "weight": [1.0, 1.0]}), tmp_path / "validation.parquet")
+    assert calibrated_ne(test, ["fused"])["fused"] == crosswise
     for content in (b"", (tmp_path / "test.parquet").read_bytes()[:-9]):
         (tmp_path / "validation.parquet").write_bytes(content)
         assert calibrated_ne(test, ["fused"])["fused"] == crosswise
