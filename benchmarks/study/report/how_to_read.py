@@ -8,7 +8,7 @@ from cetnet.benchmarks.study.report.comparisons import EFFECT
 from cetnet.benchmarks.study.report.document import Section, Text
 from cetnet.benchmarks.study.report.intervals import FEWEST, LEVEL, nominal_level
 from cetnet.benchmarks.study.report.progressive import LEFT_OUT
-from cetnet.benchmarks.study.report.rows import BAYES, Row
+from cetnet.benchmarks.study.report.rows import BAYES, Row, row_against_itself
 from cetnet.benchmarks.study.report.tables import most_paired
 
 
@@ -132,9 +132,9 @@ def _progressive(rows: Sequence[Row]) -> str:
     return text
 
 
-def sureness(study: Study) -> str:
-    """What the columns of `sureness_columns` mean."""
-    return (
+def sureness(study: Study, rows: Sequence[Row]) -> str:
+    """What the columns of `sureness_columns` mean, and how many models of these rows are told from themselves."""
+    text = (
         f"All but the last two columns are of {study.monitored}. *p (Holm)*: the level at which the verdict turns. "
         "*Smallest effect seen*: what would have been told from 0 in 80 % of such studies. "
         f"*Seeds to see {EFFECT} %*: as many as that takes for {EFFECT} % on these very rows, looking once, with the "
@@ -144,3 +144,11 @@ def sureness(study: Study) -> str:
         "fitted on the run's predictions of the validation split, if it has them, else on the other half of the "
         "groups."
     )
+    own = [own.against_itself for row in rows if (own := row_against_itself(row, study.looks))]
+    if known := [gain for gain in own if gain]:
+        told = sum(gain.excludes_zero for gain in known)
+        text += (
+            f" *A/A*: every second seed is told from the others of {told} of {len(known)} models with four seeds or "
+            "more, whose truth is that there is no difference; 1 in 20 would be by chance."
+        )
+    return text

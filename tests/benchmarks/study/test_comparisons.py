@@ -180,5 +180,6 @@ def test_a_report_that_says_how_sure_it_is(make: Make) -> None:
     assert float(rows["poor"]["seconds a million rows"]) == pytest.approx(1e8 / 4_096_000)
     assert "at 4, 6, 8 seeds" in report
     assert "How sure that is:" in report
+    assert "*A/A*: every second seed is told from the others of 0 of 3 models" in report
     assert Path("runs/small/forest.png").exists()
     assert len(runs) == 12
