@@ -20,6 +20,7 @@ class Batch(Pipelineable):
         weight: `[B]` float32; 0 for the rows that pad the tail of an epoch, and for bad rows.
         row: `[B]` int64, the row's number in the split's files; -1 for padding and bad rows.
         teachers: `[B, teachers]` float32, their logits, 0 where `row` is -1; None without teachers.
+        peers: `[B, N]` float32, logits of stale copies of the components; None without codistillation.
     """
 
     sparse: KeyedJaggedTensor
@@ -28,6 +29,7 @@ class Batch(Pipelineable):
     weight: Tensor
     row: Tensor
     teachers: Tensor | None = None
+    peers: Tensor | None = None
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "Batch":
         """Copy to a device."""

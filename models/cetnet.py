@@ -11,7 +11,7 @@ from torchrec.modules.embedding_configs import DataType
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from cetnet.models.batch import Batch
-from cetnet.models.collaboration import collaboration_loss
+from cetnet.models.collaboration import StalePredictions, collaboration_loss
 from cetnet.models.component import Component, Inputs, Output
 from cetnet.models.component_config import ComponentConfig
 from cetnet.models.config import CETNetConfig
@@ -54,6 +54,7 @@ class CETNet(nn.Module):
         bf16: run the components (not fusion and losses) under bfloat16 autocast.
         table_type: data type of the tables that will be sharded; dense and pretrained ones are float32.
         buckets: parts that tables with managed collision are cut into: a multiple of every world size.
+        stale_rows: rows that codistillation scores at a time, over all processes.
         soft_labels: the loss of a student, whose batches have their teachers' logits; None without teachers.
 
     Attributes:
@@ -62,6 +63,7 @@ class CETNet(nn.Module):
         sources: names of the sets of tables that each member reads.
         outputs: names of the outputs, `CETNetConfig.outputs`.
         table_std: standard deviation of the initial values of each table, by its full name.
+        stale: what codistillation goes on with after a resumption; None without it.
 
     Raises:
         ValueError: the components or the fusion can't be built for these features.
@@ -78,6 +80,7 @@ class CETNet(nn.Module):
         bf16: bool = False,
         table_type: DataType = DataType.FP32,
         buckets: int = 1,
+        stale_rows: int = 0,
         soft_labels: SoftLabels | None = None,
     ) -> None:
         super().__init__()
@@ -102,6 +105,10 @@ class CETNet(nn.Module):
             self.objective = Objective(dims, config, soft_labels)
         self.towers.to(device)
         self.objective.to(device)
+        several = len(config.components) > 1
+        self.stale = (
+            StalePredictions(stale_rows, len(config.components), device) if several and stale_rows else None
+        )
         self.table_std = {
             table: owned.std
             for owner, owned in tables.items()
@@ -129,7 +136,7 @@ class CETNet(nn.Module):
         """
         looked_up = {name: tables(batch.sparse) for name, tables in self.tables.items()}
         outputs = self.towers(looked_up, batch.sparse, batch.dense)
-        return self.objective(outputs, batch.label, batch.weight, batch.row, batch.teachers)
+        return self.objective(outputs, batch.label, batch.weight, batch.row, batch.teachers, batch.peers)
 
 
 def _tables(schema: Schema, config: CETNetConfig, options: TableOptions) -> dict[str, Tables]:
@@ -261,15 +268,16 @@ class Objective(nn.Module):
         weight: Tensor,
         row: Tensor,
         teachers: Tensor | None = None,
+        peers: Tensor | None = None,
     ) -> tuple[Tensor, Predictions]:
-        """Outputs of the components, label, weight, row, teachers' logits `[B, teachers]` -> loss and predictions."""
+        """Outputs of the components and the rest of `Batch` -> loss and predictions."""
         logits = torch.stack([output.logit.float() for output in outputs])  # [N, B]
         if self.fusion is None:
             bce, of_gate = self._losses(logits, label, teachers)
             per_row = bce.sum(0)
         else:
             fused = self.fusion([output.embedding for output in outputs], logits.T)
-            collaboration = collaboration_loss(self._collaboration, logits.T, fused)
+            collaboration = collaboration_loss(self._collaboration, logits.T, fused, peers)
             logits = torch.cat([fused[None], logits])
             bce, of_gate = self._losses(logits, label, teachers)
             # A weight of 0 still gives the components' heads a gradient, zero, which DDP waits for.

@@ -117,8 +117,26 @@ class Distillation(Strict):
     )
 
 
+class Codistillation(Strict):
+    """Each component towards the mean prediction of its peers as they were some steps ago (Anil et al.)."""
+
+    kind: Literal["codistillation"]
+    weight: float = Field(1.0, ge=0, description="Of the sum over components; the paper has 1.")
+    every_steps: int = Field(
+        50,
+        gt=0,
+        le=10_000,
+        description="Steps between exchanges; so many batches are scored beforehand, and held in memory.",
+    )
+    warm_up_steps: int = Field(0, ge=0, description="Steps before the first exchange.")
+    temperature: float = Field(
+        1.0, gt=0, description="Divides all logits; the loss is multiplied by its square."
+    )
+
+
 Collaboration = Annotated[
-    NoCollaboration | SymmetricKL | MutualLearning | Distillation, Field(discriminator="kind")
+    NoCollaboration | SymmetricKL | MutualLearning | Distillation | Codistillation,
+    Field(discriminator="kind"),
 ]
 
 
@@ -207,6 +225,10 @@ class CETNetConfig(Strict):
             raise ValueError(
                 f"with component_weight 0, and fusion.mode {fusion.mode} under stop_gradient, no loss by the label "
                 "reaches a component; change one of these"
+            )
+        if not self.component_weight and isinstance(self.collaboration, Codistillation):
+            raise ValueError(
+                "collaboration codistillation is of components that learn by themselves; set component_weight"
             )
         resolved = [c for c in self.components.values() if isinstance(c, ComponentConfig)]
         sizes = {(c.embedding_dim, c.embedding_std) for c in resolved}

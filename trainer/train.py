@@ -5,6 +5,7 @@ import os
 import sys
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from resource import RUSAGE_SELF, getrusage
 from typing import Any, NoReturn
 
@@ -26,6 +27,7 @@ from cetnet.trainer.checkpoint.object_path import Place
 from cetnet.trainer.checkpoint.store import folders_of
 from cetnet.trainer.checkpoint.trainer_state import TrainState, read_train_state, trainer_state
 from cetnet.trainer.clock import Clock, TimedBatches
+from cetnet.trainer.codistillation import taught_by_peers
 from cetnet.trainer.config import RunConfig
 from cetnet.trainer.console import TrainingProgress, console, shown
 from cetnet.trainer.data.bad_rows import BadRow
@@ -201,7 +203,8 @@ def train_segment(trainer: Trainer) -> None:
     trainer.lr.set(state.step)
     hang_detector.report(TRAINING, state.step)
     loss = torch.zeros(2, dtype=torch.float64, device=trainer.processes.device)  # sum, steps
-    for predictions in run_pipeline(trainer.session, batches):
+    parts = taught_by_peers(trainer.session, batches, state.step, config, trainer.processes)
+    for predictions in chain.from_iterable(run_pipeline(trainer.session, part) for part in parts):
         bad_rows = reader.bad_rows.pop(state.step % reader.steps_per_epoch, [])
         state.step += 1
         hang_detector.report(TRAINING, state.step)

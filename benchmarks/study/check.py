@@ -21,7 +21,7 @@ from cetnet.trainer.failures import tell
 from cetnet.trainer.files import check_writable
 from cetnet.trainer.processes.fork_server import start
 from cetnet.trainer.processes.launcher import end_with_parent, load_libraries
-from cetnet.trainer.run_folder import RESULT, check_folder
+from cetnet.trainer.run_folder import check_folder
 
 
 def check_study(path: Path) -> None:
@@ -57,7 +57,7 @@ def check_study(path: Path) -> None:
 
 def _with_made_teachers(config: RunConfig, run: Run) -> RunConfig:
     """The configuration, without teachers if they are runs of this study that aren't finished."""
-    if all((folder / RESULT).exists() for folder in run.needs):
+    if run.ready:
         return config
     return config.model_copy(update={"training": config.training.model_copy(update={"teacher": None})})
 

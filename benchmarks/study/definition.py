@@ -11,7 +11,12 @@ from typing import Any, Literal, NamedTuple
 import yaml
 from pydantic import Field, model_validator
 
-from cetnet.benchmarks.study.teachers import teacher_folders, teachers_first, with_folders
+from cetnet.benchmarks.study.teachers import (
+    teacher_folders,
+    teachers_first,
+    with_folders,
+    with_seeds_of_students,
+)
 from cetnet.benchmarks.tune.space import Tune, check_tune
 from cetnet.models.names import SplitName, VariantName
 from cetnet.models.strict import Strict
@@ -255,6 +260,11 @@ class Run(NamedTuple):
         return teacher_folders(self.settings.get("overrides", {}), self.folder)
 
     @property
+    def ready(self) -> bool:
+        """Whether all that it needs is finished."""
+        return all((folder / "result.json").exists() for folder in self.needs)
+
+    @property
     def settings_file(self) -> Path:
         """Beside the run folder."""
         return settings_file(self.folder)
@@ -283,7 +293,10 @@ def runs_of(study: Study, path: Path, seeds: Mapping[str, int] | None = None) ->
     runs = []
     # Seed by seed: a study stopped half way has compared every variant at least once.
     more = study.more_seeds.seeds if study.more_seeds else study.further_seeds
-    wanted = {variant: _seeds_of(study, variant, (seeds or {}).get(variant, 0)) for variant in study.variants}
+    wanted = with_seeds_of_students(
+        {variant: _seeds_of(study, variant, (seeds or {}).get(variant, 0)) for variant in study.variants},
+        {variant: {**study.common, **overrides} for variant, overrides in study.variants.items()},
+    )
     for seed in [*study.seeds, *more]:
         for variant, overrides in study.variants.items():
             if seed not in wanted[variant]:

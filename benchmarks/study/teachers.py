@@ -1,6 +1,6 @@
 """Teachers of the same study: `training.teacher: variant:NAME` is the run of that variant of the same seed."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -68,10 +68,22 @@ def _of_seed(folder: Path, variant: str) -> Path:
     return folder.parent.parent / variant / folder.name
 
 
+def with_seeds_of_students(
+    seeds: Mapping[str, Iterable[int]], overrides: Mapping[str, dict[str, Any]]
+) -> dict[str, set[int]]:
+    """The seeds of each variant, and those of all whom it teaches; by variant, as their overrides."""
+    found = {variant: set(of_variant) for variant, of_variant in seeds.items()}
+    for _ in found:  # students may teach
+        for variant in found:
+            for teacher in teacher_variants(overrides[variant]):
+                found.get(teacher, set()).update(found[variant])
+    return found
+
+
 def teachers_first(runs: Sequence[R]) -> list[R]:
     """The runs in their order, but each after its teachers.
 
-    Raises UserError for a teacher that is not trained with the seed, or learns from its own student.
+    Raises UserError for a teacher that is no variant, or learns from its own student.
     """
     by_folder = {run.folder: run for run in runs}
     ordered: dict[Path, R] = {}
@@ -84,8 +96,8 @@ def teachers_first(runs: Sequence[R]) -> list[R]:
         for need in run.needs:
             if need not in by_folder:
                 raise UserError(
-                    f"variant {run.variant!r}, seed {run.seed}: its teacher would be {need}, which is no run of this "
-                    "study; name a variant that is trained with the same seeds"
+                    f"variant {run.variant!r}: its teacher would be {need}, which is no run of this study; name "
+                    "one of its variants"
                 )
             place(by_folder[need], (*students, run.variant))
         ordered.setdefault(run.folder, run)

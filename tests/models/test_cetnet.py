@@ -44,6 +44,7 @@ class Batch(NamedTuple):
     weight: Tensor
     row: Tensor
     teachers: Tensor | None = None
+    peers: Tensor | None = None
 
 
 def batch() -> Batch:

@@ -70,30 +70,44 @@ def test_teachers_come_first_and_are_of_the_same_seed(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("variants", "more", "message"),
+    ("variants", "message"),
     [
         (
             {"a": {"training.teacher": "variant:b"}},
-            {},
-            "'a', seed 1: its teacher would be runs/small/b/seed1",
+            "'a': its teacher would be runs/small/b/seed1",
         ),
         (
             {"a": {"training.teacher": "variant:b"}, "b": {"training.teacher": ["variant:a"]}},
-            {},
             r"'a' is its own teacher \(a <- b <- a\)",
-        ),
-        (
-            {"a": {"training.teacher": "variant:b"}, "b": {}},
-            {"more_seeds": {"seeds": [3], "variants": ["a"]}},
-            "'a', seed 3: its teacher would be runs/small/b/seed3, which is no run of this study",
         ),
     ],
 )
-def test_students_without_a_teacher(
-    folder: Path, variants: dict[str, Any], more: dict[str, Any], message: str
-) -> None:
+def test_students_without_a_teacher(folder: Path, variants: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        runs(write(folder, {**variants, "single": {}}, **more))
+        runs(write(folder, {**variants, "single": {}}))
+
+
+def test_teachers_are_trained_with_the_further_seeds_of_their_students(folder: Path) -> None:
+    more = {"seeds": [3], "variants": ["pupil"]}
+    found = runs(write(folder, VARIANTS, more_seeds=more))
+    assert [run.variant for run in found if run.seed == 3] == ["pair", "student", "pupil"]
+    path = write(folder, VARIANTS, until={"max_seeds": 6})
+    further = runs_of(Study.load(path), path, {"student": 4})
+    assert [(run.variant, run.seed) for run in further[12:]] == [
+        ("pair", 3),
+        ("student", 3),
+        ("pair", 4),
+        ("student", 4),
+    ]
+
+
+def test_only_a_run_whose_teachers_are_finished_is_ready(folder: Path) -> None:
+    found = {run.variant: run for run in runs(write(folder, VARIANTS)) if run.seed == 1}
+    assert [name for name, run in found.items() if run.ready] == ["pair", "single", "of_another"]
+    for variant in ("pair", "single"):
+        found[variant].folder.mkdir(parents=True)
+        (found[variant].folder / "result.json").write_text("{}", encoding="utf-8")
+    assert [name for name, run in found.items() if not run.ready] == ["pupil"]
 
 
 def test_teachers_that_are_still_to_be_trained_are_none_to_be_checked(folder: Path) -> None:
