@@ -33,12 +33,17 @@ Floats = NDArray[np.float64]
 
 class Gains(NamedTuple):
     """Gains of one model over another: NE and calibrated NE in percent (negative is better), AUC and gAUC in
-    percentage points."""
+    percentage points.
+
+    `shared`: of the variance that the choice of units gives to a single seed's NE gain, the part that is common to
+    all seeds; 1 with a single seed.
+    """
 
     ne: Estimate
     calibrated: Estimate
     auc: Estimate
     gauc: Estimate
+    shared: float
 
 
 class Baseline:
@@ -153,19 +158,20 @@ def estimates(
     resampled = bootstrap(mean, _gains, resamples=resamples, seed=seed)  # [4, R]
     low, high = np.percentile(resampled, [2.5, 97.5], axis=1)
     below, above = np.maximum(point - low, 0), np.maximum(high - point, 0)
+    common = 1.0
     if len(sums) > 1:
         # [4]: the part of the bootstrap's deviation that the seeds share
         of_mean, of_seeds = _variance(mean), np.mean([_variance(of_seed) for of_seed in sums], axis=0)
         shared = (len(sums) * of_mean - of_seeds) / (len(sums) - 1)
         share = np.sqrt(np.maximum(shared, 0) / np.where(of_mean == 0, 1, of_mean))
+        common = float(max(shared[0], 0) / of_seeds[0]) if of_seeds[0] > 0 else 1.0
         below, above = below * share, above * share
     each = _gains(sums.sum(axis=2).T)  # [4, seeds]
-    return Gains(
-        *(
-            Estimate(float(point[i]), each[i], float(below[i]), float(above[i]), looks)
-            for i in range(len(point))
-        )
-    )
+    found = [
+        Estimate(float(point[i]), each[i], float(below[i]), float(above[i]), looks) for i in range(len(point))
+    ]
+    ne, fitted, area, grouped = found
+    return Gains(ne, fitted, area, grouped, common)
 
 
 def _variance(sums: Floats) -> Floats:

@@ -72,10 +72,11 @@ def _bias_of(path: Path, column: str) -> float | None:
         table = pq.read_table(path, columns=["label", "weight", column])
     except (OSError, ValueError):  # pyarrow's errors are ValueErrors
         return None
-    label, weight, probability = (
-        table[name].to_numpy().astype(np.float64) for name in ("label", "weight", column)
-    )
-    if column not in table.column_names or np.isnan(probability).any():
+    names = ("label", "weight", column)
+    if not {*names} <= {*table.column_names}:
+        return None
+    label, weight, probability = (table[name].to_numpy().astype(np.float64) for name in names)
+    if np.isnan(probability).any():
         return None
     return fit_bias(label, _logit(probability), weight)
 

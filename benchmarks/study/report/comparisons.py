@@ -11,7 +11,13 @@ from cetnet.benchmarks.study.definition import Run, Study, Until
 from cetnet.benchmarks.study.report.bootstrap import Baseline
 from cetnet.benchmarks.study.report.intervals import FEWEST, LEVEL, Estimate, Gain, holm
 from cetnet.benchmarks.study.report.progressive import Progressive, progressive_gain, read_stream
-from cetnet.benchmarks.study.report.run_files import folders_of, predictions, read_config
+from cetnet.benchmarks.study.report.run_files import (
+    Folders,
+    folders_of,
+    predictions,
+    read_config,
+    read_result,
+)
 
 EFFECT = 0.05
 """A gain, in percent of NE, that people act on."""
@@ -49,39 +55,79 @@ def undecided(study: Study, runs: Sequence[Run]) -> dict[str, float]:
 
     Returns:
         By variant, half of its gain's interval, in percent of NE; infinite if it shares fewer than three seeds with
-        its baseline. Without those that no number of seeds would decide, as the rows are too few: of a gain of NE
-        the evaluated ones.
+        its baseline. Without those that no number of seeds would decide, since the rows alone leave more than that.
+        With `scaling`, gains over the first method at the same size count as well, and both variants are undecided.
 
     Raises:
         UserError: files of a run cannot be read or compared.
     """
     assert study.until
-    folders, found = folders_of(runs), {}
-    for baseline, variants in study.sections.items():
-        of_baseline = folders.get(baseline, {})
-        base = Baseline(predictions(of_baseline, study.split), study.looks) if of_baseline else None
-        for variant in variants:
-            if variant == baseline:
-                continue
-            estimate = None
-            if study.until.monitor == "progressive":
-                progressive = compare_streams(folders.get(variant, {}), of_baseline, study.looks)
-                estimate = progressive and progressive.estimate
-            elif base and (gains := base.gains(predictions(folders.get(variant, {}), study.split))):
-                estimate = gains.ne
-            if estimate is None or len(estimate.seeds) < FEWEST:
-                found[variant] = math.inf
-                continue
+    folders = folders_of(runs)
+    bases: dict[str, Baseline] = {}
+    found: dict[str, float] = {}
+    pairs = [
+        (variant, baseline)
+        for baseline, variants in study.sections.items()
+        for variant in variants
+        if variant != baseline
+    ]
+    for new, base in [*pairs, *_same_size(study, folders)]:
+        if base not in bases and base in folders:
+            bases[base] = Baseline(predictions(folders[base], study.split), study.looks)
+        of_new, of_base = folders.get(new, {}), folders.get(base, {})
+        estimate = _monitored(study, of_new, of_base, bases[base]) if of_new.keys() & of_base.keys() else None
+        if estimate is None or len(estimate.seeds) < FEWEST:
+            half = math.inf
+        else:
             half, wide = estimate.interval.half, study.until.wide_enough(estimate.point)
-            if half > wide and math.isfinite(estimate.seeds_until(wide)):
-                found[variant] = half
+            if not half > wide or math.isinf(estimate.seeds_until(wide)):
+                continue
+        for variant in (new, base) if (new, base) not in pairs else (new,):
+            found[variant] = max(half, found.get(variant, 0.0))
     return found
 
 
+def _monitored(
+    study: Study, new: Mapping[int, Path], base: Mapping[int, Path], baseline: Baseline
+) -> Estimate | None:
+    """The gain that is judged, of finished runs by seed, of which they have some in common."""
+    gains = baseline.gains(predictions(new, study.split))
+    assert gains
+    if study.monitored == "NE":
+        return gains.ne
+    progressive = compare_streams(new, base, study.looks, gains.shared)
+    return progressive.estimate if progressive else None
+
+
+def _same_size(study: Study, folders: Folders) -> list[tuple[str, str]]:
+    """With `scaling`: variants of its methods, and those of the first one with as many embedding parameters."""
+    if not study.scaling:
+        return []
+    first = next(iter(study.scaling))
+    sizes = {
+        variant: read_result(next(iter(of_variant.values())))["parameters"]["tables"]
+        for variant, of_variant in folders.items()
+    }
+    return [
+        (new, base)
+        for baseline, variants in study.sections.items()
+        for base in variants
+        for new in variants
+        if study.method_of(base) == first != study.method_of(new)
+        and study.method_of(new)
+        and baseline not in (base, new)
+        and base in sizes
+        and sizes[base] == sizes.get(new)
+    ]
+
+
 def compare_streams(
-    new: Mapping[int, Path], base: Mapping[int, Path], looks: tuple[int, ...]
+    new: Mapping[int, Path], base: Mapping[int, Path], looks: tuple[int, ...], shared: float
 ) -> Progressive | None:
-    """Gain of progressive NE of runs over others, of their folders by seed; None if they have no common records."""
+    """Gain of progressive NE of runs over others, of their folders by seed; None if they have no common records.
+
+    `shared`: the part of the variance of a seed's gain over rows that all seeds have, `Gains.shared`.
+    """
     seeds = new.keys() & base.keys()
     if not seeds:
         return None
@@ -90,7 +136,7 @@ def compare_streams(
         for folders in (new, base)
     )
     order = read_config(base[min(seeds)]).get("data", {}).get("order", "shuffled")
-    return progressive_gain(after, before, looks, shuffled=order == "shuffled")
+    return progressive_gain(after, before, looks, shared if order == "shuffled" else None)
 
 
 def pairing(losses: Mapping[int, float], base: Mapping[int, float]) -> Pairing | None:

@@ -80,8 +80,8 @@ def write_report(study: Study, command: str, runs: Sequence[Run], console: Conso
     spectra = _read_all_spectra(study, finished, console)
 
     rows = [row for section in sections.values() for row in section]
-    _print(study, rows + ([bayes] if bayes else []), console)
     written = [row for section in sections.values() for row in _with_itself(study, section)]
+    _print(study, rows + ([bayes] if bayes else []), written, console)
     write_csv(written + ([bayes] if bayes else []), out / TABLE)
     if spectra:
         _write_spectra(spectra, out / "embeddings.csv")
@@ -108,11 +108,11 @@ def _table(rows: Sequence[Row], columns: Sequence[Column]) -> Table:
     return Table("variant", [row.name for row in rows], columns)
 
 
-def _print(study: Study, rows: Sequence[Row], console: Console) -> None:
+def _print(study: Study, rows: Sequence[Row], gaining: Sequence[Row], console: Console) -> None:
     title = f"{study.title or study.name} ({study.split})"
     print_table(_table(rows, metric_columns(rows, rows)), title, console, give_way=SIZES)
     several = len(study.sections) > 1  # then each baseline heads its own
-    compared = [row for row in rows if has_gains(row) or (several and row.is_baseline)]
+    compared = [row for row in gaining if has_gains(row) or (several and row.is_baseline)]
     if any(map(has_gains, rows)):
         against = "the baseline above, a row of –" if several else next(iter(study.sections))
         gains = _table(compared, gain_columns(compared, rows))
@@ -152,7 +152,7 @@ def _results(
                 blocks += [
                     Text("How sure that is:"),
                     _table(judged, sureness_columns(judged, every)),
-                    Text(sureness(study)),
+                    Text(sureness(study, models)),
                 ]
         window = {row.variant: read_curve(folders[row.variant], "ne/window/fused") for row in models}
         panels = _panels(study, rows)

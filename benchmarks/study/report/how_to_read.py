@@ -8,7 +8,7 @@ from cetnet.benchmarks.study.report.comparisons import EFFECT
 from cetnet.benchmarks.study.report.document import Section, Text
 from cetnet.benchmarks.study.report.intervals import FEWEST, LEVEL, nominal_level
 from cetnet.benchmarks.study.report.progressive import LEFT_OUT
-from cetnet.benchmarks.study.report.rows import BAYES, Row
+from cetnet.benchmarks.study.report.rows import BAYES, Row, row_against_itself
 from cetnet.benchmarks.study.report.tables import most_paired
 
 
@@ -81,7 +81,7 @@ def _gains(study: Study, rows: Sequence[Row]) -> list[str]:
             f"is taken at a level of {100 * level:.2g} %: all looks together miss in 5 % of all studies (repeated "
             "confidence intervals, Jennison and Turnbull)."
         )
-    if any(row.comparison for row in rows):
+    if any(row.comparison and (row.paired_seeds or 0) >= FEWEST for row in rows):
         margin = (study.until or Until()).half_width
         sentences.append(
             f"The verdict is on the gain of {study.monitored}: *better* and *worse* by Holm's method over a "
@@ -89,7 +89,7 @@ def _gains(study: Study, rows: Sequence[Row]) -> list[str]:
             f"only; *equal within*: the farther end of an interval of no more than ±{margin:g} %; *undecided*: the "
             "seeds that an interval as narrow is likely to take."
         )
-    if any(row.comparison and row.seeds and row.seeds > 3 for row in rows):
+    if any(row.is_baseline and (row.seeds or 0) > 3 for row in rows):
         sentences.append(
             "*A/A* compares every second seed of the baseline with its other seeds: nothing with nothing."
         )
@@ -132,15 +132,23 @@ def _progressive(rows: Sequence[Row]) -> str:
     return text
 
 
-def sureness(study: Study) -> str:
-    """What the columns of `sureness_columns` mean."""
-    return (
+def sureness(study: Study, rows: Sequence[Row]) -> str:
+    """What the columns of `sureness_columns` mean, and how many models of these rows are told from themselves."""
+    text = (
         f"All but the last two columns are of {study.monitored}. *p (Holm)*: the level at which the verdict turns. "
         "*Smallest effect seen*: what would have been told from 0 in 80 % of such studies. "
-        f"*Seeds to see {EFFECT} %*: as many as that takes for {EFFECT} % with the spread of these seeds, looking "
-        "once; ∞ if even endless seeds leave too much to the choice of the rows, which is *rows alone*. "
+        f"*Seeds to see {EFFECT} %*: as many as that takes for {EFFECT} % on these very rows, looking once, with the "
+        "spread of these seeds; *rows alone*: the interval that endless seeds would leave, as others might come. "
         "*Seeds correlate*: a variant's NE with the baseline's over the seeds that both have; *pairing saves*: by so "
         "much the variance of the difference is smaller than without pairs. *Calibrated*: the bias of the logits is "
         "fitted on the run's predictions of the validation split, if it has them, else on the other half of the "
         "groups."
     )
+    own = [own.against_itself for row in rows if (own := row_against_itself(row, study.looks))]
+    if known := [gain for gain in own if gain]:
+        told = sum(gain.excludes_zero for gain in known)
+        text += (
+            f" *A/A*: every second seed is told from the others of {told} of {len(known)} models with four seeds or "
+            "more, whose truth is that there is no difference; 1 in 20 would be by chance."
+        )
+    return text

@@ -5,7 +5,7 @@ its interval is Student's t. That of the *data*, which groups were drawn for eva
 the same for all seeds and stays. Their intervals are squared and added (Zou and Donner, "Construction of confidence
 limits about effect measures", Statistics in Medicine 27, 2008), which is exact where either part is nothing.
 Between, few degrees of freedom make it too wide (three seeds: 97.6 % instead of 95 %); an exponent of
-2 + 8 / (degrees of freedom)^2 instead of 2 brings that back to 94.5 to 96 % from three seeds on.
+2 + 8 / (degrees of freedom)^2 instead of 2 brings that back to 95 or 96 % from three seeds on.
 
 Who looks after each pair of seeds, and stops when he likes what he sees, would be wrong more often than 5 times in
 100. With `looks` the intervals are repeated confidence intervals: with 95 % probability *all* of them hold what they
@@ -109,9 +109,11 @@ class Estimate:
         return self._smallest(len(self.seeds))
 
     def seeds_to_see(self, effect: float) -> float:
-        """Seeds with which an effect would be told from 0 in `POWER` of all cases, if one looks once; infinite if the
-        data is too little for that, NaN with a single seed."""
-        once = Estimate(self.point, self.seeds, self.below, self.above)
+        """Seeds with which an effect on this very data would be told from 0 in `POWER` of all cases, looking once.
+
+        NaN with a single seed.
+        """
+        once = Estimate(self.point, self.seeds)
         return self._fewest(lambda n: once._smallest(n) <= effect)
 
     def seeds_until(self, half_width: float) -> float:

@@ -5,8 +5,9 @@ first epoch, when all rows are new, without its first tenth, which tells more of
 
 The stream is cut into blocks of equal numbers of records, and the chance in which rows it had is told by how much
 these differ. Neighbours are alike, so blocks are doubled until their correlation isn't told from none, while there
-are enough (Fishman, "Grouping observations in digital simulation", Management Science 24, 1978). What falls or rises
-steadily along the stream is learning, not chance: a line is taken out.
+are enough (Fishman, "Grouping observations in digital simulation", Management Science 24, 1978); what is left of it
+counts, r between neighbours as 1 + 2 r times the variance. What falls or rises steadily along the stream is learning,
+not chance: a line is taken out.
 """
 
 import json
@@ -80,7 +81,7 @@ def progressive_ne(stream: Stream) -> float:
 
 
 def progressive_gain(
-    new: Mapping[int, Stream], base: Mapping[int, Stream], looks: tuple[int, ...], *, shuffled: bool
+    new: Mapping[int, Stream], base: Mapping[int, Stream], looks: tuple[int, ...], shared: float | None = None
 ) -> Progressive | None:
     """Gain in percent over the baseline's streams, on the seeds and at the examples that both have; None without any.
 
@@ -88,9 +89,9 @@ def progressive_gain(
         new: By training seed.
         base: By training seed.
         looks: As for `Estimate`.
-        shuffled: Whether each seed has an order of its own. Then their blocks have no rows in common, but the
-            stream has: the chance of these is that of one seed's blocks. Otherwise it is what all seeds' blocks
-            share, as in `bootstrap.py`.
+        shared: If each seed has an order of its own, so that only the whole streams have rows in common: the part
+            of the variance of a seed's blocks that is due to rows and not to the seed, `Gains.shared`. If all seeds
+            have one order, it is what their blocks share, as in `bootstrap.py`.
     """
     seeds = [seed for seed in new if seed in base]
     streams = [stream for seed in seeds for stream in (base[seed], new[seed])]
@@ -106,17 +107,22 @@ def progressive_gain(
     point = 100 * (after.sum() / before.sum() - 1)
     # What each record adds to the error of its seed's gain, [seeds, T].
     error = 100 * (after - before * (1 + each[:, None] / 100)) / before.sum(axis=1, keepdims=True)
-    length, correlated = _block_length(error if shuffled else error.mean(axis=0, keepdims=True))
+    length, correlation, correlated = _block_length(
+        error.mean(axis=0, keepdims=True) if shared is None else error
+    )
     blocks = parts.shape[1] // length
     half = 0.0 if len(seeds) > 1 else math.nan
     if blocks >= FEWEST_BLOCKS:
         of_seeds = np.mean([_variance(_blocks(of_seed, length)) for of_seed in error])
-        if shuffled or len(seeds) == 1:
-            shared = of_seeds
-        else:
+        if len(seeds) == 1:
+            of_rows = of_seeds
+        elif shared is None:
             of_mean = _variance(_blocks(error.mean(axis=0), length))
-            shared = (len(seeds) * of_mean - of_seeds) / (len(seeds) - 1)
-        half = student_t(blocks - 2) * max(float(shared), 0) ** 0.5
+            of_rows = (len(seeds) * of_mean - of_seeds) / (len(seeds) - 1)
+        else:
+            of_rows = shared * of_seeds
+        of_rows *= 1 + 2 * max(correlation, 0)
+        half = student_t(blocks - 2) * max(float(of_rows), 0) ** 0.5
     return Progressive(
         Estimate(float(point), each, half, half, looks),
         int(points[0]),
@@ -142,19 +148,21 @@ def _parts(stream: Stream, points: Floats) -> Floats:
     return loss / (weight * entropy) if entropy else np.full(len(loss), math.nan)
 
 
-def _block_length(errors: Floats) -> tuple[int, bool]:
-    """Records of a block, from errors of one or several seeds, `[seeds, T]`; and whether blocks still correlate."""
+def _block_length(errors: Floats) -> tuple[int, float, bool]:
+    """From errors of one or several seeds, `[seeds, T]`: records of a block, correlation of neighbouring blocks, and
+    whether that is more than chance."""
     length = 1
     while True:
         each = [_without_line(_blocks(error, length)) for error in errors]
         blocks = len(each[0])
         if blocks < 3:
-            return length, False
+            return length, 0.0, False
         products = sum(float(of_seed[1:] @ of_seed[:-1]) for of_seed in each)
         squares = sum(float(of_seed @ of_seed) for of_seed in each)
-        correlated = products > 1.645 * squares / (blocks * len(each)) ** 0.5
+        correlation = products / squares if squares else 0.0
+        correlated = correlation > 1.645 / (blocks * len(each)) ** 0.5
         if not correlated or blocks // 2 < FEWEST_BLOCKS:
-            return length, correlated
+            return length, correlation, correlated
         length *= 2
 
 

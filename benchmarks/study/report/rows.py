@@ -41,7 +41,6 @@ CALIBRATED, PROGRESSIVE, WINDOW = FURTHER = ("calibrated NE", "progressive NE", 
 GAINS = {"NE gain (%)": "ne", "AUC gain (pp)": "auc", "gAUC gain (pp)": "gauc"}
 """Gains of the first table, and their names in `Gains`."""
 
-
 SIZES = ("embedding parameters", "dense parameters", "multiply-adds a row", "seconds a million rows")
 """The costs that the first table has too."""
 
@@ -163,11 +162,10 @@ def _variant_rows(
             window=_known(window),
         )
         if base and not itself:
-            estimates = _estimates(base.gains(paths, output))
-            progressive = None if component else compare_streams(folders, of_baseline, study.looks)
-            if progressive:
-                estimates[gain_of(PROGRESSIVE)] = progressive.estimate
-            row = replace(row, estimates=estimates, progressive=progressive)
+            gains = base.gains(paths, output)
+            row = replace(row, estimates=_estimates(gains))
+            if gains and not component:
+                row = _with_progressive(row, compare_streams(folders, of_baseline, study.looks, gains.shared))
         rows.append(row)
     return rows
 
@@ -178,6 +176,13 @@ def _estimates(gains: Gains | None) -> dict[str, Estimate]:
         return {}
     found = {title: getattr(gains, name) for title, name in GAINS.items()}
     return found | {gain_of(CALIBRATED): gains.calibrated}
+
+
+def _with_progressive(row: Row, progressive: Progressive | None) -> Row:
+    if progressive is None:
+        return row
+    estimates = row.estimates | {gain_of(PROGRESSIVE): progressive.estimate}
+    return replace(row, estimates=estimates, progressive=progressive)
 
 
 def _concluded(rows: Sequence[Row], study: Study) -> list[Row]:
@@ -244,19 +249,20 @@ def same_size_rows(study: Study, runs: Folders, pairs: Sequence[tuple[Row, Row]]
     for variant, group in groupby(pairs, lambda pair: pair[1].variant):
         base = Baseline(predictions(runs[variant], study.split), study.looks)
         for row, _ in group:
-            estimates = _estimates(base.gains(predictions(runs[row.variant], study.split)))
-            progressive = compare_streams(runs[row.variant], runs[variant], study.looks)
-            if progressive:
-                estimates[gain_of(PROGRESSIVE)] = progressive.estimate
-            rows.append(
-                replace(
-                    row,
-                    estimates=estimates,
-                    progressive=progressive,
-                    paired_seeds=len(runs[row.variant].keys() & runs[variant].keys()),
-                    published_gains=_published(paper, row.variant, None, variant)[1],
-                )
+            folders = runs[row.variant]
+            gains = base.gains(predictions(folders, study.split))
+            row = replace(
+                row,
+                estimates=_estimates(gains),
+                progressive=None,
+                paired_seeds=len(folders.keys() & runs[variant].keys()),
+                published_gains=_published(paper, row.variant, None, variant)[1],
             )
+            if gains:
+                row = _with_progressive(
+                    row, compare_streams(folders, runs[variant], study.looks, gains.shared)
+                )
+            rows.append(row)
     judged = {
         str(index): row.estimates[gain_of(study.monitored)]
         for index, row in enumerate(rows)

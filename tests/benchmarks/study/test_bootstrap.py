@@ -166,7 +166,7 @@ def test_identical_predictions_gain_exactly_nothing(tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
     columns = evaluation(rng, 1000, 70)
     path = write(tmp_path / "base.parquet", **columns, fused=rng.uniform(0.1, 0.9, 1000))
-    assert [gain.interval for gain in Baseline({1: path}).gains({1: path})] == [(0, 0, 0)] * 4
+    assert [gain.interval for gain in Baseline({1: path}).gains({1: path})[:4]] == [(0, 0, 0)] * 4
 
 
 def test_certain_predictions_have_a_finite_gain(tmp_path: Path) -> None:
@@ -267,7 +267,7 @@ def test_a_row_without_a_group_is_a_unit_of_its_own(tmp_path: Path) -> None:
             for output, fused in (("base", base), ("new", new))
         ]
         gains.append(Baseline({1: paths[0]}).gains({1: paths[1]}, resamples=50))
-    assert [gain.interval for gain in gains[0]] == [gain.interval for gain in gains[1]]
+    assert [gain.interval for gain in gains[0][:4]] == [gain.interval for gain in gains[1][:4]]
     known = ~missing
     weight = columns["weight"].astype(np.float64)
     gaucs = [grouped_auc(columns["label"][known], p[known], weight[known], apart[known]) for p in (new, base)]
@@ -284,4 +284,4 @@ def test_rows_of_a_single_class_or_without_weight_have_no_gains(tmp_path: Path, 
     )
     gains = Baseline({1: base}).gains({1: new})
     assert gains is not None
-    assert all(np.isnan(bound) for gain in gains for bound in gain.interval)
+    assert all(np.isnan(bound) for gain in gains[:4] for bound in gain.interval)

@@ -58,7 +58,7 @@ def test_bad_base_files(make: Make, base: str, message: str) -> None:
             {"until": {}, "more_seeds": {"seeds": [3], "variants": ["pair"]}},
             "until and more_seeds both say which variants have further seeds",
         ),
-        ({"seeds": [1, 2, 3], "until": {"max_seeds": 2}}, "until.max_seeds is 2, but there are 3 seeds"),
+        ({"seeds": [1, 2, 3, 4], "until": {"max_seeds": 3}}, "until.max_seeds is 3, but there are 4 seeds"),
         ({"until": {"half_width": 0}}, "until.half_width: Input should be greater than 0"),
         ({"until": {"monitor": "auc"}}, "until.monitor: Input should be 'ne' or 'progressive'"),
         ({"nproc": 0}, "nproc: Input should be greater than 0"),
