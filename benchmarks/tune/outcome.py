@@ -67,8 +67,9 @@ def write_variants(study: Study, path: Path, searches: Sequence[Search], out: Pa
     )
     tune = study.tune
     lines = [
-        f"Chosen by `cetnet tune` of {path.name} on {datetime.now(UTC):%Y-%m-%d}: {tune.trials} trials of each variant",
-        f"({tune.sampling}), seeds {_listed(tune.seeds)}, by NE on split {tune.split}; split {study.split} was not read.",
+        f"Chosen by `cetnet tune` of {path.name} on {datetime.now(UTC):%Y-%m-%d}: {tune.trials} trials of each",
+        f"variant ({tune.sampling}), seeds {_listed(tune.seeds)}, by NE on split {tune.split}; {study.split} was not "
+        "read.",
         f"Spent: {rows:,} rows, {seconds:,.0f} seconds of training. sha256 of the study file: {_digest(path)}",
     ]
     content = {variant: dict(trial.overrides) for variant, trial in chosen.items() if trial}
