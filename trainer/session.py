@@ -17,8 +17,10 @@ from torchrec.optim.keyed import KeyedOptimizer
 
 from cetnet.models.batch import Batch
 from cetnet.models.cetnet import CETNet, Member, Predictions
+from cetnet.models.config import Codistillation
 from cetnet.models.rules import managed_lanes_refused
 from cetnet.models.schema import Schema
+from cetnet.models.teaching import SoftLabels
 from cetnet.sharding.parallel import shard
 from cetnet.sharding.planner import NoPlan, Plan, make_plan, topology
 from cetnet.trainer.config import RunConfig
@@ -130,6 +132,8 @@ def build_model(config: RunConfig, schema: Schema, device: torch.device | str) -
     def is_dense(table: str) -> bool:
         return any(fnmatchcase(table, pattern) for pattern in config.sharding.dense_tables)
 
+    teacher, collaboration = config.training.teacher, config.model.collaboration
+    stale_steps = collaboration.every_steps if isinstance(collaboration, Codistillation) else 0
     try:
         model = CETNet(
             schema,
@@ -140,6 +144,8 @@ def build_model(config: RunConfig, schema: Schema, device: torch.device | str) -
             bf16=config.training.precision == "bf16",
             table_type=DataType[config.training.table_precision.upper()],
             buckets=config.data.lanes,
+            stale_rows=stale_steps * config.data.batch_size,
+            soft_labels=SoftLabels(teacher, len(teacher.runs)) if teacher else None,
         )
     except (ValueError, RuntimeError, OverflowError) as error:
         # A RuntimeError is torch's, of sizes that can't be; a bug in an own component keeps its traceback.

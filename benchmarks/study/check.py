@@ -45,7 +45,7 @@ def check_study(path: Path) -> None:
             continue
         checked.add(parts)
         with _named(run, path):
-            check_settings(config, run.nproc, resume=run.folder.exists())
+            check_settings(_with_made_teachers(config, run), run.nproc, resume=run.folder.exists())
             reported = Dataset(config.data.path, study.split)
         if (label := only_value(reported, reported.schema.label)) is not None:
             console.print(
@@ -53,6 +53,13 @@ def check_study(path: Path) -> None:
                 "neither NE, AUC nor gains",
                 style="bold red",
             )
+
+
+def _with_made_teachers(config: RunConfig, run: Run) -> RunConfig:
+    """The configuration, without teachers if they are runs of this study that aren't finished."""
+    if run.ready:
+        return config
+    return config.model_copy(update={"training": config.training.model_copy(update={"teacher": None})})
 
 
 def check_configurations(study: Study, runs: Sequence[Run], path: Path) -> list[tuple[Run, RunConfig]]:

@@ -11,6 +11,12 @@ from typing import Any, Literal, NamedTuple
 import yaml
 from pydantic import Field, model_validator
 
+from cetnet.benchmarks.study.teachers import (
+    teacher_folders,
+    teachers_first,
+    with_folders,
+    with_seeds_of_students,
+)
 from cetnet.benchmarks.tune.space import Tune, check_tune
 from cetnet.models.names import SplitName, VariantName
 from cetnet.models.strict import Strict
@@ -54,12 +60,18 @@ class Until(Strict):
     """When a study has seeds enough."""
 
     half_width: float = Field(
-        0.2, gt=0, description="Widest half of a gain's 95 % interval that decides, in percent of NE."
+        0.2,
+        gt=0,
+        description="Widest half of a gain's 95 % interval that decides, in percent of NE; of larger gains a fifth.",
     )
     monitor: Literal["ne", "progressive"] = Field(
         "ne", description="NE of the study's split, or of every training batch before it is learned from."
     )
-    max_seeds: int = Field(20, ge=2, le=1000, description="Most seeds of a variant, decided or not.")
+    max_seeds: int = Field(20, ge=3, le=200, description="Most seeds of a variant, decided or not.")
+
+    def wide_enough(self, gain: float) -> float:
+        """The widest half of the interval that decides a gain; both in percent."""
+        return max(self.half_width, abs(gain) / 5)
 
 
 class Study(Strict):
@@ -115,7 +127,7 @@ class Study(Strict):
     variants: dict[VariantName, dict[str, Any]] = Field(
         min_length=1,
         description="Dotted configuration keys of each variant and their values; or a YAML file with that, "
-        "relative to the study file.",
+        "relative to the study file. `training.teacher: variant:NAME` is the run of that variant of the same seed.",
     )
 
     @model_validator(mode="after")
@@ -161,6 +173,19 @@ class Study(Strict):
         """The seeds that `until` may add, in their order."""
         first = max(self.seeds) + 1
         return range(first, first + (self.until.max_seeds - len(self.seeds) if self.until else 0))
+
+    @property
+    def monitored(self) -> str:
+        """The metric whose gains are judged: `NE` of the split, or `progressive NE`."""
+        return "progressive NE" if self.until and self.until.monitor == "progressive" else "NE"
+
+    @property
+    def looks(self) -> tuple[int, ...]:
+        """Numbers of seeds at which a study with `until` looks at its gains; two seeds tell nothing. Else none."""
+        if not self.until:
+            return ()
+        numbers = range(len(self.seeds), self.until.max_seeds, 2)
+        return (*(number for number in numbers if number > 2), self.until.max_seeds)
 
     def method_of(self, variant: str) -> str | None:
         """Which method of `scaling` a variant belongs to; the first, if several."""
@@ -230,6 +255,16 @@ class Run(NamedTuple):
         return self.settings.get("overrides", {}).get("checkpoint.path")
 
     @property
+    def needs(self) -> list[Path]:
+        """The folders of the study's runs that must be finished before this one starts: its teachers."""
+        return teacher_folders(self.settings.get("overrides", {}), self.folder)
+
+    @property
+    def ready(self) -> bool:
+        """Whether all that it needs is finished."""
+        return all((folder / "result.json").exists() for folder in self.needs)
+
+    @property
     def settings_file(self) -> Path:
         """Beside the run folder."""
         return settings_file(self.folder)
@@ -258,7 +293,10 @@ def runs_of(study: Study, path: Path, seeds: Mapping[str, int] | None = None) ->
     runs = []
     # Seed by seed: a study stopped half way has compared every variant at least once.
     more = study.more_seeds.seeds if study.more_seeds else study.further_seeds
-    wanted = {variant: _seeds_of(study, variant, (seeds or {}).get(variant, 0)) for variant in study.variants}
+    wanted = with_seeds_of_students(
+        {variant: _seeds_of(study, variant, (seeds or {}).get(variant, 0)) for variant in study.variants},
+        {variant: {**study.common, **overrides} for variant, overrides in study.variants.items()},
+    )
     for seed in [*study.seeds, *more]:
         for variant, overrides in study.variants.items():
             if seed not in wanted[variant]:
@@ -271,12 +309,13 @@ def runs_of(study: Study, path: Path, seeds: Mapping[str, int] | None = None) ->
                 changes.pop("checkpoint.path", None)
                 changes["checkpoint.path"] = place and f"{place}/{variant}/seed{seed}"
             flags = [
-                f"{key}={_flow_yaml(value)}" for key, value in {**changes, "run_dir": str(folder)}.items()
+                f"{key}={_flow_yaml(value)}"
+                for key, value in {**with_folders(changes, folder), "run_dir": str(folder)}.items()
             ]
             # As it will be read back from JSON; nproc and run_dir may change, they don't change the numbers.
             settings = json.loads(json.dumps({"base": base_settings, "overrides": changes}, default=str))
             runs.append(Run(variant, seed, folder, base, flags, study.nproc, settings))
-    return runs
+    return teachers_first(runs)
 
 
 def _seeds_of(study: Study, variant: str, count: int) -> tuple[int, ...]:

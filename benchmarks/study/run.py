@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -143,9 +143,10 @@ def _train_side_by_side(
     labels: dict[Path, str] = {}
     failed: list[str] = []
     with Jobs(train, console) as pool:
-        while pool.under_way or (waiting and not pool.told):
-            while waiting and not pool.told and len(pool.under_way) < jobs:
-                label, run = waiting.popleft()
+        while pool.under_way or (_first_ready(waiting) and not pool.told):
+            while (ready := _first_ready(waiting)) and not pool.told and len(pool.under_way) < jobs:
+                waiting.remove(ready)
+                label, run = ready
                 refuse_changed([run], path)  # again: somebody else may have begun it since
                 if run.finished:
                     console.print(f"{label}: finished before")
@@ -166,6 +167,11 @@ def _train_side_by_side(
         raise UserError(
             f"study {study.name}: {failed[0]}{more}; fix it and start the study again, which goes on from here"
         )
+
+
+def _first_ready(waiting: Iterable[tuple[str, Run]]) -> tuple[str, Run] | None:
+    """The first whose teachers, if it has any, are finished; none of one that failed ever is."""
+    return next((each for each in waiting if each[1].ready), None)
 
 
 def _mistake(job: Job) -> str | None:

@@ -43,6 +43,8 @@ class Batch(NamedTuple):
     label: Tensor
     weight: Tensor
     row: Tensor
+    teachers: Tensor | None = None
+    peers: Tensor | None = None
 
 
 def batch() -> Batch:
@@ -207,6 +209,30 @@ def test_bf16_is_for_the_components_only() -> None:
     loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
     assert not torch.equal(loss, exact_loss)
+
+
+def test_averaged_models_learn_as_if_alone() -> None:
+    model = build(
+        components={"net": {**DHEN, "copies": 2}},
+        fusion={"mode": "average"},
+        collaboration={"kind": "none"},
+    )
+    _, predictions = model(batch())
+    torch.testing.assert_close(predictions.logits[0], predictions.logits[1:].mean(0))
+    model(batch())[0].backward()
+    for name in ("net_1", "net_2"):
+        alone = build(components={name: DHEN})
+        alone.load_state_dict({key: model.state_dict()[key] for key in alone.state_dict()})
+        alone(batch())[0].backward()
+        for key, parameter in alone.named_parameters():
+            torch.testing.assert_close(model.get_parameter(key).grad, parameter.grad)
+
+
+def test_an_average_that_nothing_would_teach_is_refused() -> None:
+    settings = {"components": {"a": DHEN, "b": DHEN}, "component_weight": 0}
+    with pytest.raises(ValidationError, match="no loss by the label reaches a component"):
+        CETNetConfig.model_validate({**settings, "fusion": {"mode": "average"}})
+    CETNetConfig.model_validate({**settings, "fusion": {"mode": "average", "stop_gradient": False}})
 
 
 def test_with_neither_fusion_nor_collaboration_components_learn_as_if_alone() -> None:

@@ -80,6 +80,24 @@ def test_the_others_train_though_one_fails(make: Make) -> None:
     assert [("--resume" in call, "fail=true" in call) for call in calls()] == [(True, True)] * 2
 
 
+def need_a_teacher(arguments: list[str]) -> None:
+    of_student = [each for each in arguments if each.startswith("training.teacher=")]
+    assert all(Path(each.partition("[")[2].rstrip("]"), "result.json").exists() for each in of_student)
+    fake_trainer.train(arguments)
+
+
+def test_students_wait_for_their_teachers(make: Make) -> None:
+    student = {"training.teacher": "variant:teacher"}
+    variants = {"student": student, "single": {}, "teacher": {}}
+    run_beside(make(variants=variants), need_a_teacher)
+    assert len(calls()) == 6
+    path = make(variants={**variants, "teacher": {"fail": True}}, out="again")
+    with pytest.raises(UserError, match=r"run teacher, seed \d failed .* \(and 1 more"):
+        run_beside(path, need_a_teacher)
+    assert len(calls()) == 4
+    assert not Path("again/student/seed1").exists()
+
+
 STUDY = """
 import signal, sys
 from pathlib import Path
