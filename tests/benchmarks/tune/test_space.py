@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from cetnet.benchmarks.study.definition import Study
+from cetnet.benchmarks.tune.check import trials_of
 from cetnet.benchmarks.tune.space import Setting, expanded, representatives
 from cetnet.benchmarks.tune.trials import Trials
 from cetnet.trainer.errors import UserError
@@ -120,6 +121,12 @@ def test_a_trial_is_the_variant_with_values_on_validation_alone(tmp_path: Path) 
         yaml.safe_dump({"one": {}, "two": dict(trial.overrides)}, sort_keys=False)
     )
     assert Study.load(write(tmp_path, tune, variants="chosen.yaml")).variants["two"] == trial.overrides
+
+
+def test_students_of_the_study_are_not_tuned(tmp_path: Path) -> None:
+    variants = {"one": {}, "student": {"training.teacher": "variant:one"}}
+    path = write(tmp_path, {"shared": LR}, variants=variants)
+    assert [trials.variant for trials in trials_of(Study.load(path), path)] == ["one"]
 
 
 def test_a_trial_that_would_read_the_study_split_is_refused(tmp_path: Path) -> None:
