@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from rich.console import Console
 
 from cetnet.benchmarks.study.definition import PAGE, Study
@@ -24,7 +25,6 @@ from cetnet.benchmarks.study.report.document import (
 )
 from cetnet.benchmarks.study.report.render.html import write_html
 from cetnet.benchmarks.study.report.render.markdown import write_markdown
-from cetnet.benchmarks.study.report.render.terminal import print_table
 from cetnet.benchmarks.tune.halving import expected_best
 from cetnet.benchmarks.tune.journal import importances
 from cetnet.benchmarks.tune.outcome import (
@@ -78,7 +78,13 @@ def write_results(study: Study, path: Path, searches: Sequence[Search], console:
     )
     write_markdown(document, out)
     write_html(document, out)
-    print_table(chosen, f"{study.name}: chosen on {searches[0].tune.split}", console)
+    for variant, of in found.items():
+        for best in (each for each in of if each.state == "chosen"):
+            settings = " ".join(f"{key}={shown(value)}" for key, value in best.trial.changes.items())
+            console.print(
+                f"{variant}: chosen on {searches[0].tune.split}: trial {best.trial.number}, NE {best.ne[-1]:.5f}: "
+                f"{settings or 'as it stands'}"
+            )
     if warning := document.warning:
         console.print(warning)
     console.print(f"settings: {out / VARIANTS}; report: {out / PAGE}")
@@ -204,6 +210,7 @@ def _draw(curves: Mapping[str, Sequence[float]], where: str) -> Figure:
         )
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("trials")
     axes.set_ylabel(f"expected best {where}, lower is better")
     label_ends(axes, ends, figure.get_figheight())

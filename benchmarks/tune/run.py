@@ -98,6 +98,9 @@ def _train_all(
     if pool.told:
         console.print(f"{study.name}: told to stop; started again, it goes on from the checkpoints")
         sys.exit(os.EX_TEMPFAIL)
+    for search in searches:
+        for trial in search.known:
+            trial.drop_checkpoints()  # also what a run wrote that was told to stop, its trial having failed
 
 
 def _mistake(job: Job) -> str | None:

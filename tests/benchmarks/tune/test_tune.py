@@ -34,11 +34,8 @@ STUDY = {
     "base": "base.yaml",
     "nproc": 1,
     "seeds": [1, 2],
-    "baseline": "dcnv2",
-    "variants": {
-        "dcnv2": {},
-        "finalmlp": {"model.components": {"finalmlp": FINALMLP}},
-    },
+    "baseline": "finalmlp",
+    "variants": {"finalmlp": {"model.components": {"finalmlp": FINALMLP}}},
     "tune": {
         "trials": 4,
         "eta": 2,
@@ -47,7 +44,7 @@ STUDY = {
             "optimizer.dense.lr": {"low": 1e-3, "high": 1e-1, "log": True},
             "model.components.*.hidden_units2": {"choices": [[8], [16]]},  # FinalMLP's alone
         },
-        "variants": {"dcnv2": {"data.batch_size": {"choices": [64, 32]}}},
+        "variants": {"final*": {"data.batch_size": {"choices": [64, 32]}}},
     },
 }
 
@@ -99,7 +96,7 @@ def test_killed_in_the_middle_and_begun_again_it_chooses_as_if_unbroken(folder: 
     shown = tune(jobs=2)
     resumed = table(Path("runs/small/tune"))
     chosen = yaml.safe_load(Path("runs/small/tune/variants.yaml").read_text(encoding="utf-8"))
-    assert "dcnv2: after 448 rows 2 of 4 trials go on" in shown
+    assert "finalmlp: after 448 rows 2 of 4 trials go on" in shown
     Path("runs").rename("broken")
 
     tune(jobs=2)
@@ -107,31 +104,21 @@ def test_killed_in_the_middle_and_begun_again_it_chooses_as_if_unbroken(folder: 
     assert yaml.safe_load(Path("runs/small/tune/variants.yaml").read_text(encoding="utf-8")) == chosen
     assert not list(Path("runs").glob("**/step-*"))  # checkpoints of trials that aren't gone on with
 
-    of = {variant: [row for row in resumed if row["variant"] == variant] for variant in STUDY["variants"]}
-    for variant, rows in of.items():
-        assert [row["trial"] for row in rows] == ["0", "1", "2", "3"]
-        assert sum(row["state"] == "stopped at rung 1" for row in rows) == 2
-        # The best half at the rung came to the end, and of them the best on validation is chosen.
-        at_rung = sorted(rows, key=lambda row: float(row["NE at rung 1"]))
-        finished = {row["trial"] for row in rows if row["NE of validation"]}
-        assert finished == {row["trial"] for row in at_rung[:2]}
-        best = min(
-            (row for row in rows if row["trial"] in finished), key=lambda row: float(row["NE of validation"])
-        )
-        assert [row["trial"] for row in rows if row["state"] == "chosen"] == [best["trial"]]
-        if best["optimizer.dense.lr"]:
-            assert chosen[variant]["optimizer.dense.lr"] == float(best["optimizer.dense.lr"])
-    assert [row["optimizer.dense.lr"] for row in of["dcnv2"]] == [
-        row["optimizer.dense.lr"] for row in of["finalmlp"]
-    ]
-    assert {row["model.components.*.hidden_units2"] for row in of["dcnv2"]} == {""}
-    assert {row["model.components.*.hidden_units2"] for row in of["finalmlp"]} == {"", "[8]", "[16]"}
+    assert [row["trial"] for row in resumed] == ["0", "1", "2", "3"]
+    # The best half at the rung came to the end, and of them the best on validation is chosen.
+    at_rung = sorted(resumed, key=lambda row: float(row["NE at rung 1"]))
+    assert [row["state"] for row in at_rung[2:]] == ["stopped at rung 1"] * 2
+    by_validation = sorted(at_rung[:2], key=lambda row: float(row["NE of validation"]))
+    assert [row["state"] for row in by_validation] == ["chosen", "finished"]
+    assert {row["model.components.*.hidden_units2"] for row in resumed} == {"", "[8]", "[16]"}
+    if best := by_validation[0]["optimizer.dense.lr"]:
+        assert chosen["finalmlp"]["optimizer.dense.lr"] == float(best)
 
     # Begun once more there is nothing to do; a study takes the chosen settings.
     shutil.copy("runs/small/tune/variants.yaml", "chosen.yaml")
-    assert "chosen on validation" in tune()
+    assert "finalmlp: chosen on validation: trial " in tune()
     study = write({key: value for key, value in STUDY.items() if key != "tune"} | {"variants": "chosen.yaml"})
-    assert len(runs_of(Study.load(study), study)) == 4
+    assert len(runs_of(Study.load(study), study)) == 2
     report = Path("runs/small/tune/report.md").read_text(encoding="utf-8")
     assert "Expected best NE at the first rung after k trials" in report
     assert str(folder) not in report + Path("runs/small/tune/tune.json").read_text(encoding="utf-8")
@@ -139,9 +126,13 @@ def test_killed_in_the_middle_and_begun_again_it_chooses_as_if_unbroken(folder: 
 
 def test_a_trial_whose_settings_fail_is_left_out(folder: Path) -> None:  # noqa: ARG001
     choices = {"optimizer.dense.lr": {"choices": [0.01, 1e6]}}
-    one = {"variants": {"dcnv2": {}}, "tune": {"trials": 6, "rungs": 1, "shared": choices}}
+    one = {
+        "variants": {"dcnv2": {}},
+        "baseline": "dcnv2",
+        "tune": {"trials": 4, "rungs": 1, "shared": choices},
+    }
     path = write(STUDY | one)
-    shown = tune(path, jobs=3)
+    shown = tune(path, jobs=2)
     rows = table(Path("runs/small/tune"))
     assert "failed, and is left out (exit code 2: cetnet: " in shown
     for row in rows:
@@ -158,7 +149,7 @@ def test_a_trial_whose_settings_fail_is_left_out(folder: Path) -> None:  # noqa:
 
 def test_values_that_no_run_takes_are_found_before_one_trains(folder: Path) -> None:  # noqa: ARG001
     wrong = {"trials": 3, "shared": {"optimizer.dense.lr": {"low": -1, "high": 1.0}}}
-    with pytest.raises(UserError, match=r"study\.yaml, tune, variant 'dcnv2': optimizer\.dense\.lr"):
+    with pytest.raises(UserError, match=r"study\.yaml, tune, variant 'finalmlp': optimizer\.dense\.lr"):
         check_tuning(write(STUDY | {"tune": wrong}))
     with pytest.raises(UserError, match="there is no `tune` section"):
         check_tuning(write({key: value for key, value in STUDY.items() if key != "tune"}))
