@@ -19,13 +19,16 @@ from rich.console import Console
 from rich.progress import Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from cetnet.benchmarks.study.definition import Run
-from cetnet.trainer.errors import printable
+from cetnet.trainer.errors import UserError, printable
+from cetnet.trainer.files import locked
 from cetnet.trainer.processes.fork_server import start
 from cetnet.trainer.processes.signals import SIGNALS
+from cetnet.trainer.run_folder import LOCK
 
 Train = Callable[[list[str]], object]
 """Trains a run, in a process of its own, from the arguments of `cetnet`; it ends with their exit code."""
 
+_PATIENCE = 60.0  # seconds
 _TAIL = 4096  # bytes at the end of a log in which its last line is looked for
 
 
@@ -101,6 +104,8 @@ class Jobs(AbstractContextManager["Jobs"]):
     def start(self, run: Run, label: str) -> None:
         """Begin a run, or go on with it. Raises SystemExit if a signal ends the wait for the fork server."""
         resume = ["--resume"] if run.folder.exists() else []
+        if resume:
+            _wait_for_what_is_left(run.folder)
         run.write_settings()
         reader, lifeline = Pipe(duplex=False)
         argument = (self._train, ["train", *run.arguments, *resume], log_file(run), reader)
@@ -164,6 +169,15 @@ def _end_with(lifeline: Connection, process: int) -> None:
     with suppress(EOFError, OSError):
         lifeline.recv_bytes()
     os.kill(process, signal.SIGTERM)
+
+
+def _wait_for_what_is_left(folder: Path) -> None:
+    """Wait for a run whose study was killed, and which writes its checkpoint; not for one that goes on."""
+    deadline = time.monotonic() + _PATIENCE
+    while time.monotonic() < deadline:
+        with suppress(UserError), locked(folder, LOCK, "taken"):
+            return
+        time.sleep(0.5)
 
 
 def log_file(run: Run) -> Path:

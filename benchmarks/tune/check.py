@@ -10,6 +10,7 @@ from pathlib import Path
 
 from cetnet.benchmarks.study.definition import Study
 from cetnet.benchmarks.study.jobs import failure
+from cetnet.benchmarks.study.teachers import teacher_variants
 from cetnet.benchmarks.tune.space import Space, asks_components, representatives
 from cetnet.benchmarks.tune.trials import Trials
 from cetnet.models.registry import COMPONENTS, component_class
@@ -39,10 +40,17 @@ def check_tuning(path: Path) -> None:
 
 
 def trials_of(study: Study, path: Path, fields: Mapping[str, frozenset[str]] | None = None) -> list[Trials]:
-    """What makes the trials of each variant; raises UserError if the study says nothing of tuning."""
+    """What makes the trials of each variant but those that another one teaches: a trial has no such teacher.
+
+    Raises UserError if the study says nothing of tuning.
+    """
     if study.tune is None:
         raise UserError(f"{path}: there is no `tune` section, which says what to tune")
-    return [Trials(study, path, variant, fields) for variant in study.variants]
+    return [
+        Trials(study, path, variant, fields)
+        for variant, overrides in study.variants.items()
+        if not teacher_variants(study.common | overrides)
+    ]
 
 
 def spaces_of(study: Study, path: Path, fields: Fields) -> list[tuple[Trials, Space]]:

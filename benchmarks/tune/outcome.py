@@ -67,11 +67,16 @@ def write_variants(study: Study, path: Path, searches: Sequence[Search], out: Pa
     )
     tune = study.tune
     lines = [
-        f"Chosen by `cetnet tune` of {path.name} on {datetime.now(UTC):%Y-%m-%d}: {tune.trials} trials of each variant",
-        f"({tune.sampling}), seeds {_listed(tune.seeds)}, by NE on split {tune.split}; split {study.split} was not read.",
+        f"Chosen by `cetnet tune` of {path.name} on {datetime.now(UTC):%Y-%m-%d}: {tune.trials} trials of each",
+        f"variant ({tune.sampling}), seeds {_listed(tune.seeds)}, by NE on split {tune.split}; {study.split} was not "
+        "read.",
         f"Spent: {rows:,} rows, {seconds:,.0f} seconds of training. sha256 of the study file: {_digest(path)}",
     ]
-    content = {variant: dict(trial.overrides) for variant, trial in chosen.items() if trial}
+    content = {
+        variant: dict(trial.overrides) if (trial := chosen.get(variant)) else overrides
+        for variant, overrides in study.variants.items()
+        if variant not in chosen or chosen[variant]  # not tuned, or to the end
+    }
     text = "".join(f"# {line}\n" for line in lines)
     write_text(out / VARIANTS, text + yaml.safe_dump(content, sort_keys=False, width=100))
 

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from rich.console import Console
 
 from cetnet.benchmarks.study.definition import PAGE, Study
@@ -24,7 +25,6 @@ from cetnet.benchmarks.study.report.document import (
 )
 from cetnet.benchmarks.study.report.render.html import write_html
 from cetnet.benchmarks.study.report.render.markdown import write_markdown
-from cetnet.benchmarks.study.report.render.terminal import print_table
 from cetnet.benchmarks.tune.halving import expected_best
 from cetnet.benchmarks.tune.journal import importances
 from cetnet.benchmarks.tune.outcome import (
@@ -42,13 +42,13 @@ from cetnet.benchmarks.tune.trials import TUNE
 from cetnet.trainer.plan.plot_style import COLORS, LINES, MARKERS, SIGNS, label_ends
 
 HOW_TO_READ = """\
-- **Every variant has the same** trials, rungs, seeds and space of the shared keys; further keys of a variant are inside
-  the same number of trials (Dodge et al. 2019, arXiv 1909.03004). Equal trials are not equal work: see *Spent*.
-- **Trial 0 is the variant as it stands** (not in a grid). Trials of the same number share the values of the shared keys,
-  where they are drawn at random.
+- **Every variant has the same** trials, rungs, seeds and space of the shared keys; further keys of a variant are
+  inside the same number of trials (Dodge et al. 2019, arXiv 1909.03004). Equal trials aren't equal work: see *Spent*.
+- **Trial 0 is the variant as it stands** (not in a grid). Trials of the same number share the values of the shared
+  keys, where they are drawn at random.
 - **Rungs** compare NE over the same rows of the training stream, each scored before it is learned from, without the
-  first part, in which a model finds its feet; one of eta trials goes on (successive halving: Jamieson & Talwalkar 2016,
-  arXiv 1502.07943; on click logs: arXiv 2508.14818). The last one is decided by NE on the tuning's split.
+  first part, in which a model finds its feet; one of eta trials goes on (successive halving: Jamieson & Talwalkar
+  2016, arXiv 1502.07943; on click logs: arXiv 2508.14818). The last one is decided by NE on the tuning's split.
 - **No number here is a result**: the best of many trials is better than it will be again. Train what was chosen with
   fresh seeds, five or more (Bouthillier et al. 2021, arXiv 2103.03098), and report the test split of those.
 """
@@ -78,7 +78,13 @@ def write_results(study: Study, path: Path, searches: Sequence[Search], console:
     )
     write_markdown(document, out)
     write_html(document, out)
-    print_table(chosen, f"{study.name}: chosen on {searches[0].tune.split}", console)
+    for variant, of in found.items():
+        for best in (each for each in of if each.state == "chosen"):
+            settings = " ".join(f"{key}={shown(value)}" for key, value in best.trial.changes.items())
+            console.print(
+                f"{variant}: chosen on {searches[0].tune.split}: trial {best.trial.number}, NE {best.ne[-1]:.5f}: "
+                f"{settings or 'as it stands'}"
+            )
     if warning := document.warning:
         console.print(warning)
     console.print(f"settings: {out / VARIANTS}; report: {out / PAGE}")
@@ -166,9 +172,9 @@ def _expected(searches: Sequence[Search], found: Mapping[str, Sequence[Outcome]]
         for k in numbers
     ]
     text = (
-        f"The lowest {where} that one may expect of k trials, were they drawn again (Dodge et al. 2019). A curve that "
-        "is flat at its end says that more trials would bring little; of two variants whose curves cross, which is better "
-        "depends on how much one tunes."
+        f"The lowest {where} that one may expect of k trials, were they drawn again (Dodge et al. 2019). A curve "
+        "that is flat at its end says that more trials would bring little; of two variants whose curves cross, which "
+        "is better depends on how much one tunes."
     )
     if len(searches[0].windows) > 1:
         text += " The first rung is where all trials have a value; it is early in training."
@@ -204,6 +210,7 @@ def _draw(curves: Mapping[str, Sequence[float]], where: str) -> Figure:
         )
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("trials")
     axes.set_ylabel(f"expected best {where}, lower is better")
     label_ends(axes, ends, figure.get_figheight())
@@ -224,8 +231,8 @@ def _importances(searches: Sequence[Search], found: Mapping[str, Sequence[Outcom
         for key in keys
     ]
     text = (
-        "How much each setting has to do with being among the best trials at the first rung (PED-ANOVA, Watanabe et al. "
-        "2023, arXiv 2304.10255). Of few trials this is a hint, no more."
+        "How much each setting has to do with being among the best trials at the first rung (PED-ANOVA, Watanabe et "
+        "al. 2023, arXiv 2304.10255). Of few trials this is a hint, no more."
     )
     return [Section("Importance of each setting", [_table_of(shares, columns), Text(text)])]
 

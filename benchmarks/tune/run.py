@@ -58,6 +58,8 @@ def tune_study(
     taken = f"another process tunes in it; wait for it, end it, or give {path} another `out`"
     with locked(folder, LOCK, taken):
         searches = [Search(trials, space, folder) for trials, space in spaces_of(study, path, fields)]
+        if others := study.variants.keys() - {search.variant for search in searches}:
+            console.print(f"{', '.join(sorted(others))}: taught by other variants, and not tuned")
         if not report_only:
             if check and not any(search.known for search in searches):
                 runs = [run for search in searches for run in search.representative_runs()]
@@ -96,6 +98,9 @@ def _train_all(
     if pool.told:
         console.print(f"{study.name}: told to stop; started again, it goes on from the checkpoints")
         sys.exit(os.EX_TEMPFAIL)
+    for search in searches:
+        for trial in search.known:
+            trial.drop_checkpoints()  # also what a run wrote that was told to stop, its trial having failed
 
 
 def _mistake(job: Job) -> str | None:

@@ -138,8 +138,10 @@ class Search:
 
     def chosen(self) -> Trial | None:
         """The finished trial with the lowest NE on the tuning's split, mean of its seeds; None if there is none."""
-        ne = {
-            trial.number: trial.final_ne(self.tune.split) for trial in self.known if not trial.missing(None)
-        }
-        defined = {number: value for number, value in ne.items() if not math.isnan(value)}
-        return self._made[min(defined, key=lambda n: (defined[n], n))] if defined else None
+        out = (
+            self.stopped.keys() | self.failures.keys()
+        )  # which may have come to the end before they were told
+        finished = [trial for trial in self.known if trial.number not in out and not trial.missing(None)]
+        ne = {trial.number: trial.final_ne(self.tune.split) for trial in finished}
+        defined = [number for number in ne if not math.isnan(ne[number])]
+        return self._made[min(defined, key=lambda number: (ne[number], number))] if defined else None
