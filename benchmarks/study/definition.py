@@ -17,6 +17,7 @@ from cetnet.benchmarks.study.teachers import (
     with_folders,
     with_seeds_of_students,
 )
+from cetnet.benchmarks.tune.space import Tune, check_tune
 from cetnet.models.names import SplitName, VariantName
 from cetnet.models.strict import Strict
 from cetnet.trainer.errors import UserError
@@ -59,12 +60,18 @@ class Until(Strict):
     """When a study has seeds enough."""
 
     half_width: float = Field(
-        0.2, gt=0, description="Widest half of a gain's 95 % interval that decides, in percent of NE."
+        0.2,
+        gt=0,
+        description="Widest half of a gain's 95 % interval that decides, in percent of NE; of larger gains a fifth.",
     )
     monitor: Literal["ne", "progressive"] = Field(
         "ne", description="NE of the study's split, or of every training batch before it is learned from."
     )
-    max_seeds: int = Field(20, ge=2, le=1000, description="Most seeds of a variant, decided or not.")
+    max_seeds: int = Field(20, ge=3, le=200, description="Most seeds of a variant, decided or not.")
+
+    def wide_enough(self, gain: float) -> float:
+        """The widest half of the interval that decides a gain; both in percent."""
+        return max(self.half_width, abs(gain) / 5)
 
 
 class Study(Strict):
@@ -91,6 +98,10 @@ class Study(Strict):
     until: Until | None = Field(
         None,
         description="Further seeds, in pairs, of variants whose gains are undecided, and of their baselines.",
+    )
+    tune: Tune | None = Field(
+        None,
+        description="How `cetnet tune` chooses settings for the variants, which `cetnet study` passes over.",
     )
     split: SplitName = Field("test", description="The split that the table reports.")
     baseline: str | tuple[str, ...] = Field(
@@ -128,6 +139,8 @@ class Study(Strict):
             raise ValueError("until and more_seeds both say which variants have further seeds; leave one out")
         if self.until and self.until.max_seeds < len(seeds):
             raise ValueError(f"until.max_seeds is {self.until.max_seeds}, but there are {len(seeds)} seeds")
+        if self.tune:
+            check_tune(self.tune, list(self.variants), [*seeds, *self.further_seeds], self.split)
         patterns = [("scaling", pattern) for pattern in self.scaling.values()]
         if self.more_seeds:
             patterns += [("more_seeds.variants", pattern) for pattern in self.more_seeds.variants]
@@ -160,6 +173,19 @@ class Study(Strict):
         """The seeds that `until` may add, in their order."""
         first = max(self.seeds) + 1
         return range(first, first + (self.until.max_seeds - len(self.seeds) if self.until else 0))
+
+    @property
+    def monitored(self) -> str:
+        """The metric whose gains are judged: `NE` of the split, or `progressive NE`."""
+        return "progressive NE" if self.until and self.until.monitor == "progressive" else "NE"
+
+    @property
+    def looks(self) -> tuple[int, ...]:
+        """Numbers of seeds at which a study with `until` looks at its gains; two seeds tell nothing. Else none."""
+        if not self.until:
+            return ()
+        numbers = range(len(self.seeds), self.until.max_seeds, 2)
+        return (*(number for number in numbers if number > 2), self.until.max_seeds)
 
     def method_of(self, variant: str) -> str | None:
         """Which method of `scaling` a variant belongs to; the first, if several."""

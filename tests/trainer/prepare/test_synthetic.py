@@ -1,17 +1,26 @@
 from dataclasses import replace
-from itertools import pairwise
+from itertools import combinations, pairwise, permutations
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from sklearn.linear_model import LogisticRegression
 
 from cetnet.trainer.data.dataset import read_schema
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.prepare.engine.layout import SPLITS
-from cetnet.trainer.prepare.sources import synthetic
 from cetnet.trainer.prepare.sources.drawn import draw_chunk
-from cetnet.trainer.prepare.sources.synthetic import TERM_SCALES, World, prepare_synthetic
+from cetnet.trainer.prepare.sources.synthetic import (
+    CROSSES,
+    GROUPS,
+    HISTORY_LENGTH,
+    RANK,
+    RECENCY,
+    TERM_SCALES,
+    World,
+    prepare_synthetic,
+)
 
 ROWS = 100_000
 
@@ -25,7 +34,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def world() -> World:
-    return World(seed=1, rows=ROWS, users=3_000, items=1_000, categories=20).calibrated()
+    return World(seed=1, rows=ROWS, users=2_000, items=500, categories=20).calibrated()
 
 
 def normalized_entropy(label: np.ndarray, p: np.ndarray) -> float:
@@ -58,33 +67,85 @@ def test_click_rate_is_the_true_probability(out: Path) -> None:
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_bayes_ne_and_that_every_term_matters(seed: int) -> None:
-    world = World(seed, rows=60_000, users=3_000, items=1_000, categories=20).calibrated()
+def test_worth_of_every_term(seed: int) -> None:
+    """As a logistic regression finds it that is given all other terms; crosses and order are worth alike."""
+    world = World(seed, rows=60_000, users=2_000, items=500, categories=20).calibrated()
     row = np.arange(60_000)
     terms = world.scaled_terms(world.draw(row))
-    label = (world.uniform("click", row) < world.probability(terms)).astype(float)
-    best = normalized_entropy(label, world.probability(terms))
-    assert 0.75 < best < 0.85
-    for i, name in enumerate(TERM_SCALES):
-        without = terms.copy()
-        without[:, i] = 0
-        assert normalized_entropy(label, world.probability(without)) > best + 0.01, name
+    truth = world.probability(terms)
+    label = world.uniform("click", row) < truth
+    best = normalized_entropy(truth, truth)
+    assert 0.7 < best < 0.8
+    worths = world.worths()
+    assert list(worths) == [*TERM_SCALES, *GROUPS]
+    for name, worth in worths.items():
+        others = [term not in GROUPS.get(name, (name,)) for term in TERM_SCALES]
+        without = LogisticRegression().fit(terms[:, others], label)
+        loss = normalized_entropy(truth, without.predict_proba(terms[:, others])[:, 1]) - best
+        assert worth > 0.01, name
+        assert worth == pytest.approx(loss, rel=0.2), name
+    crosses, order = (worths[name] for name in GROUPS)
+    assert 0.8 < crosses / order < 1.25
 
 
-@pytest.mark.parametrize("order", [2, 3, 4])
-def test_crosses_are_no_sums_of_lower_orders(world: World, order: int) -> None:
-    """On independent fields a cross is uncorrelated with anything one field alone can say."""
+def independent_ids(world: World, rows: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
-    for cross in synthetic.CROSSES[f"order_{order}"]:
-        assert len(cross) == order
-        columns = {name: rng.integers(1, world.sizes[name] + 1, 200_000) for name in cross}
-        term = world.cross_term([cross], columns)
-        explained = 0.0
-        for name in cross:
-            sums = np.bincount(columns[name], term - term.mean())
-            counts = np.maximum(np.bincount(columns[name]), 1)
-            explained += float((sums**2 / counts).sum() / len(term) / term.var())
-        assert explained < 0.01, cross
+    return {name: rng.integers(1, size + 1, rows) for name, size in world.sizes.items()}
+
+
+def test_the_parts_of_crosses_add_up_to_products(world: World) -> None:
+    columns = independent_ids(world, 50)
+    parts = sum(world.cross_part(order, columns) for order in (1, 2, 3))
+    for row in range(50):
+        expected = 0.0
+        for cross in CROSSES:
+            for r in range(RANK):
+                product = 1.0
+                for name in cross:
+                    product *= 1 + world.latent((*cross, str(r)), name, columns[name][[row]])[0]
+                expected += product - 1
+        assert parts[row] == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("order", [2, 3])
+def test_crosses_are_no_sums_of_lower_orders(world: World, order: int) -> None:
+    """On independent fields, pairs are uncorrelated with anything that one field says, triples with pairs' cells."""
+    columns = independent_ids(world, 400_000)
+    part = world.cross_part(order, columns)
+    part = (part - part.mean()) / part.std()
+    of_order = {names for cross in CROSSES for names in combinations(cross, order)}
+    for fields in {names for longer in of_order for names in combinations(longer, order - 1)}:
+        cell = np.ravel_multi_index(
+            [columns[name] for name in fields], [world.sizes[name] + 1 for name in fields]
+        )
+        counts = np.bincount(cell)
+        means = np.bincount(cell, part) / np.maximum(counts, 1)
+        by_chance = (counts > 0).sum() / len(part)
+        assert (means**2 * counts).sum() / len(part) == pytest.approx(by_chance, abs=2e-3), fields
+
+
+def test_order_is_of_the_order_alone(world: World) -> None:
+    """All orders of a history have the same taste; what each adds, one loop, is 0 on average."""
+    read = [3, 3, 11, 17, 5]
+    orders = np.array([(*[0] * (HISTORY_LENGTH - 5), *events) for events in permutations(read)])
+    taste, order = world.taste_and_order(np.full(len(orders), 7), orders)
+    appeal = world.appeal()
+    mean = sum(appeal[event, 7] for event in read) / 5
+    np.testing.assert_allclose(taste, mean)
+    assert order.mean() == pytest.approx(0, abs=1e-9)
+    for events, value in zip(permutations(read), order, strict=True):
+        expected = sum(RECENCY ** (4 - i) * (appeal[event, 7] - mean) for i, event in enumerate(events))
+        assert value == pytest.approx(expected, abs=1e-9)
+    assert order.std() > 0.1
+    nothing = world.taste_and_order(np.array([7]), np.zeros((1, HISTORY_LENGTH), int))
+    assert [part.item() for part in nothing] == [0, 0]
+
+
+def test_appeal_has_a_direction_and_no_sums(world: World) -> None:
+    appeal = world.appeal()[1:, 1:]
+    np.testing.assert_allclose(appeal.mean(axis=0), 0, atol=1e-9)
+    np.testing.assert_allclose(appeal.mean(axis=1), 0, atol=1e-9)
+    assert np.abs(appeal - appeal.T).std() > 0.5 * appeal.std()
 
 
 def test_history_is_a_sliding_window(world: World) -> None:
@@ -99,7 +160,7 @@ def test_history_is_a_sliding_window(world: World) -> None:
 
 
 def test_history_depends_on_user_and_day_alone(world: World) -> None:
-    users, days = np.array([3, 9, 3, 2_900]), np.array([1.0, 5.0, 9.0, 13.5])
+    users, days = np.array([3, 9, 3, 1_900]), np.array([1.0, 5.0, 9.0, 13.5])
     together = world.histories(users, days)
     for i in range(4):
         np.testing.assert_array_equal(together[i : i + 1], world.histories(users[i : i + 1], days[i : i + 1]))
@@ -143,5 +204,7 @@ def test_seeds_differ(world: World) -> None:
 def test_impossible(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot draw 10 rows"):
         prepare_synthetic(tmp_path / "out", rows=10)
+    with pytest.raises(UserError, match="500 items in 1 categories"):
+        prepare_synthetic(tmp_path / "out", rows=2_000, categories=1)
     with pytest.raises(UserError, match="add up to 1"):
         prepare_synthetic(tmp_path / "out", fractions=(0.5, 0.1, 0.1))

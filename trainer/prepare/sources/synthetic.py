@@ -1,20 +1,16 @@
-"""A click log drawn from a known model: feature crosses of orders 2, 3 and 4, and drifting interests.
+"""A click log drawn from a known model, in which crosses of features and the order of histories matter alike.
 
-The log-odds of a click are
+MODEL says how, for people, too: it stands in the data card. By TERM_SCALES, what pairs and triples hold beyond sums
+is worth as much NE to the best predictor as what histories hold beyond their means. Interests drift: what was
+read last is not what was read on average. The fields of pairs and triples have few ids, met often: one epoch is
+enough to learn them.
 
-    bias + order_1 + order_2 + order_3 + order_4 + sequence + dense
-
-- order_n: products of latent numbers of n categorical fields, one number an id and cross (see CROSSES);
-- sequence: attention of the shown item over the reader's last events, the recent ones weighing more;
-- dense: a line in price, a parabola in relevance.
-
-Each term is scaled to the standard deviation in TERM_SCALES and `bias` to POSITIVE_RATE, on a pilot
-sample. Every number is a hash of (seed, what it is, ids): the log has no state, so any row can be drawn
-anywhere, and the result does not depend on the number of workers.
+Every number is a hash of (seed, what it is, ids): the log has no state, so any row can be drawn anywhere, and the
+result does not depend on the number of workers.
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
+from itertools import combinations
 from pathlib import Path
 from typing import ClassVar
 
@@ -32,25 +28,40 @@ INTERESTS = 3  # categories a user is interested in at a time
 INTEREST_DAYS = 4.0  # after which a user's interests are drawn anew
 EVENTS_PER_DAY = 4.0
 INTEREST_SHARE_OF_EVENTS, INTEREST_SHARE_OF_SHOWN = 0.85, 0.5
-ITEM_DIM = 8
-SHARPNESS, DECAY = 3.0, 0.15  # of the attention: softmax(SHARPNESS * cosine - DECAY * events since)
+RECENCY, APPEAL_DIM = 0.5, 4
 
 # The sizes of user, item and category are arguments.
 FIELD_SIZES = {"country": 20, "age": 8, "device": 4, "site": 50, "slot": 4, "hour": 24, "tags": 20}
-CROSSES: dict[str, tuple[tuple[str, ...], ...]] = {
-    "order_1": (("user",), ("item",), ("category",), ("site",), ("hour",), ("tags",)),
-    "order_2": (("category", "age"), ("site", "country"), ("tags", "category"), ("device", "hour")),
-    "order_3": (("country", "age", "slot"), ("category", "device", "slot")),
-    "order_4": (("age", "device", "slot", "country"),),
-}
+CROSSES = (
+    *(("user",), ("item",), ("category",), ("site",), ("hour",), ("tags",)),
+    *(("category", "age"), ("site", "country"), ("tags", "category"), ("device", "hour")),
+    *(("country", "age", "slot"), ("category", "device", "slot")),
+)
+RANK = 2
 TERM_SCALES = {
-    "order_1": 0.5,
-    "order_2": 0.6,
-    "order_3": 0.6,
-    "order_4": 0.6,
-    "sequence": 0.8,
-    "dense": 0.5,
+    "sums": 0.7,
+    "pairs": 0.7,
+    "triples": 0.5,
+    "taste": 0.5,
+    "order": 0.7,
+    "familiar": 0.5,
+    "dense": 0.4,
 }
+GROUPS = {"pairs and triples": ("pairs", "triples"), "order and familiar": ("order", "familiar")}
+MODEL = (
+    "The log-odds of a click are bias + sums + pairs + triples + taste + order + familiar + dense.",
+    "sums, pairs and triples are the parts of crosses of fields. A cross of fields f, g, ... is the sum over "
+    f"r = 1 to {RANK} of (1 + x_rf)(1 + x_rg)..., where x_rf is a number that the row's id in field f has in this "
+    "cross: of mean 0 and variance 1 over the ids, of `tags` the mean over the list. Multiplied out, the products of "
+    "one, two and three such numbers are its part in sums, pairs and triples. So pairs and triples come with effects "
+    "of their members, from which a model can begin, but hold nothing that sums could say.",
+    f"The crosses: {', '.join(' x '.join(cross) for cross in CROSSES)}.",
+    "taste is the mean over the history of A[category read, category shown], A a random matrix of rank "
+    f"{APPEAL_DIM}, not symmetric, whose rows and columns have mean 0; 0 without a history.",
+    f"order is the sum over the history of {RECENCY}^(events since) (A[category read, category shown] - taste): the "
+    "last events draw more than the others. Over all orders of the same events its mean is 0.",
+    "familiar is 1 where the history holds the shown category at all. dense is -price - 0.7 relevance^2.",
+)
 
 
 @dataclass(frozen=True)
@@ -58,6 +69,7 @@ class World(Drawn):
     """The known model: a pure function of its fields."""
 
     term_scales: ClassVar = TERM_SCALES
+    groups: ClassVar = GROUPS
 
     users: int
     items: int
@@ -151,37 +163,49 @@ class World(Drawn):
 
     # ------------------------------------------------------------------------------------------ the model
 
-    def attention(self, item: np.ndarray, history: np.ndarray) -> np.ndarray:
-        """Mean cosine of the shown item with the history under softmax weights; 0 for no history."""
-        vectors = _item_vectors(self)
-        cosine = np.einsum("rk,rhk->rh", vectors[item], vectors[history])
-        events_since = np.arange(HISTORY_LENGTH - 1, -1, -1)
-        weights = np.where(history > 0, np.exp(SHARPNESS * cosine - DECAY * events_since), 0)
-        return (weights * cosine).sum(axis=1) / np.maximum(weights.sum(axis=1), 1e-9)
+    def cross_part(self, order: int, columns: Columns) -> np.ndarray:
+        """The part of all crosses that is products of `order` latent numbers, one number for each row."""
+        total = np.zeros(len(columns["user"]))
+        for cross in CROSSES:
+            for r in range(RANK):
+                latents = [self.latent((*cross, str(r)), name, columns[name]) for name in cross]
+                for chosen in combinations(latents, order):
+                    total += np.prod(chosen, axis=0)
+        return total
+
+    def appeal(self) -> np.ndarray:
+        """What having read a category (row) adds to the draw of another (column); 0 for id 0. [categories + 1] twice.
+
+        Rows and columns have mean 0. A category draws to its like, and on to others.
+        """
+        category, axis = np.arange(1, self.categories + 1)[:, None], np.arange(APPEAL_DIM)
+        read = self.normal("read", category, axis)
+        shown = read + self.normal("shown", category, axis)
+        return np.pad((read - read.mean(axis=0)) @ (shown - shown.mean(axis=0)).T, ((1, 0), (1, 0)))
+
+    def taste_and_order(self, category: np.ndarray, read: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of shown categories [rows] after those read [rows, HISTORY_LENGTH]; 0 for no history."""
+        appeal = self.appeal()[read, category[:, None]]
+        taste = appeal.sum(axis=1) / np.maximum((read > 0).sum(axis=1), 1)
+        weights = (read > 0) * RECENCY ** np.arange(HISTORY_LENGTH - 1, -1, -1)
+        return taste, (weights * (appeal - taste[:, None])).sum(axis=1)
 
     def terms(self, columns: Columns) -> list[np.ndarray]:  # noqa: D102
+        category, read = columns["category"], columns["history_category"]
         return [
-            *(self.cross_term(crosses, columns) for crosses in CROSSES.values()),
-            self.attention(columns["item"], columns["history"]),
+            *(self.cross_part(order, columns) for order in (1, 2, 3)),
+            *self.taste_and_order(category, read),
+            (read == category[:, None]).any(axis=1).astype(float),
             -columns["price"] - 0.7 * columns["relevance"] ** 2,
         ]
-
-
-@lru_cache(maxsize=2)
-def _item_vectors(world: World) -> np.ndarray:
-    """Unit vectors [items + 1, ITEM_DIM]: mostly the category's, partly the item's own."""
-    item, axis = np.arange(world.items + 1)[:, None], np.arange(ITEM_DIM)
-    vectors = 0.8 * world.normal("category vector", world.category_of(item), axis)
-    vectors += 0.6 * world.normal("item vector", item, axis)
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
 def prepare_synthetic(
     out: Path,
     rows: int = 300_000,
     seed: int = 1,
-    users: int = 3_000,
-    items: int = 1_000,
+    users: int = 2_000,
+    items: int = 500,
     categories: int = 20,
     fractions: Fractions = DEFAULT_FRACTIONS,
     workers: int = 1,
@@ -195,13 +219,13 @@ def prepare_synthetic(
     aligned with it, `history_category` (table of `category`); dense `price`, `relevance` (about standard
     normal). Splits by time.
 
-    Memory: two chunks of CHUNK_ROWS rows a worker, and the vectors of `items`, whatever `rows`. Raises
+    Memory: two chunks of CHUNK_ROWS rows a worker, whatever `rows`. Raises
     UserError for impossible sizes or fractions and for an existing `out`.
     """
-    if rows < 1_000 or workers < 1 or users < 1 or not 1 <= categories <= items:
+    if rows < 1_000 or workers < 1 or users < 1 or not 2 <= categories <= items:
         raise UserError(
             f"cannot draw {rows} rows of {users} users and {items} items in {categories} categories with "
-            f"{workers} workers: at least 1000 --rows, one of each other, no more categories than items"
+            f"{workers} workers: at least 1000 --rows, 2 categories and as many items, one of each other"
         )
     world = World(seed, rows, users, items, categories)
     features = (
@@ -219,6 +243,7 @@ def prepare_synthetic(
         or f"prepare_synthetic(out={str(out)!r}, rows={rows}, seed={seed}, users={users}, "
         f"items={items}, categories={categories}, fractions={fractions})",
         notes=(
+            *MODEL,
             f"Rows are independent given user, item and time; interests change every {INTEREST_DAYS:g} days.",
         ),
     )
