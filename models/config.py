@@ -126,7 +126,8 @@ class Codistillation(Strict):
         50,
         gt=0,
         le=10_000,
-        description="Steps between exchanges; so many batches are scored beforehand, and held in memory.",
+        description="Steps between exchanges; so many batches are scored beforehand, and held in memory. With "
+        "data.prefetch as large, reading goes on meanwhile.",
     )
     warm_up_steps: int = Field(0, ge=0, description="Steps before the first exchange.")
     temperature: float = Field(

@@ -209,8 +209,15 @@ def plan_model(
 
 
 def count_parameters(model: CETNet) -> dict[str, int]:
-    """Number of trained parameters in tables and in everything else; pretrained vectors are not counted."""
-    trained = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
+    """Number of trained parameters in tables and in everything else; pretrained vectors are not counted.
+
+    Nor is what weighs a student's teachers, which is no part of the student.
+    """
+    trained = {
+        name: p.numel()
+        for name, p in model.named_parameters()
+        if p.requires_grad and not name.startswith("objective.soft_labels.")
+    }
     tables = sum(numel for name, numel in trained.items() if name.startswith("tables."))
     return {"tables": tables, "dense": sum(trained.values()) - tables}
 

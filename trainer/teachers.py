@@ -15,7 +15,7 @@ from cetnet.trainer.checkpoint.manifest import MANIFEST
 from cetnet.trainer.checkpoint.object_path import Place
 from cetnet.trainer.checkpoint.trainer_state import identity
 from cetnet.trainer.config import RunConfig
-from cetnet.trainer.console import console
+from cetnet.trainer.console import console, shown
 from cetnet.trainer.data.dataset import Dataset
 from cetnet.trainer.data.reader import Reader
 from cetnet.trainer.errors import UserError
@@ -58,10 +58,16 @@ def _check_kept(files: TeacherFiles, run: Path, dataset: Dataset) -> None:
     """Raise UserError if there are logits of another model, or of other data."""
     if not files.record.exists():
         return
-    kept = json.loads(files.record.read_text(encoding="utf-8"))
-    changed = "of other data than there is now" if kept["data"] != _digest_of_data(dataset) else None
+    try:
+        kept = json.loads(files.record.read_text(encoding="utf-8"))
+        of_model, of_data = kept["teacher"], kept["data"]
+    except (ValueError, LookupError, TypeError):
+        raise UserError(
+            f"{files.record}: cannot be read; remove it, and the teacher is asked again"
+        ) from None
+    changed = "of other data than there is now" if of_data != _digest_of_data(dataset) else None
     # One that is gone is not missed: it has said what it had to say.
-    if run.exists() and kept["teacher"] != _digest_of_model(load_trained(run)[1]):
+    if run.exists() and of_model != _digest_of_model(load_trained(run)[1]):
         changed = f"of another model than {run} has now"
     if changed:
         raise UserError(
@@ -98,17 +104,16 @@ def _score(run: Path, dataset: Dataset, files: TeacherFiles, processes: Processe
             with written_aside(files.logits) as aside, aside.open("wb") as file:
                 np.save(file, logits, allow_pickle=False)
             write_json(files.record, record)  # last: it says that the logits are there
-        console.print(f"{run}: NE {ne:.5f} on the rows that it teaches{_held_out(run)}")
+        console.print(f"{run}: NE {shown(ne)} on the rows that it teaches{_held_out(run)}")
 
     on_main(write, processes.cpu_group)
 
 
 def _held_out(run: Path) -> str:
     """What the teacher's NE is where it hasn't learned, in words: soft labels of rows known by heart teach little."""
-    splits = json.loads((run / RESULT).read_text(encoding="utf-8"))["splits"]
-    known = [
-        f"{of_split['ne/fused']:.5f} on {name}" for name, of_split in splits.items() if of_split["ne/fused"]
-    ]
+    splits = json.loads((run / RESULT).read_text(encoding="utf-8")).get("splits", {})
+    measured = {split: metrics.get("ne/fused") for split, metrics in splits.items()}
+    known = [f"{ne:.5f} on {split}" for split, ne in measured.items() if ne is not None]
     return f" ({', '.join(known)})" if known else ""
 
 

@@ -134,7 +134,9 @@ def test_codistillation_is_towards_the_mean_of_the_peers_stale_copies(n: int, te
     gradient, to_stale = torch.autograd.grad(loss.sum(), (logits, stale), allow_unused=True)
     torch.testing.assert_close(gradient, 0.5 * torch.autograd.grad(expected.sum(), logits)[0])
     assert to_stale is None
-    assert codistillation(torch.tensor([[1e4, -1e4]]), torch.tensor([[-1e4, 1e4]])).item() == 2e4
+    extreme = torch.tensor([[1e4, -1e4]])
+    assert codistillation(extreme, extreme).item() == 2e4  # each learns from the other, who says the contrary
+    assert codistillation(extreme, -extreme).item() == 0
     assert collaboration_loss(config, logits, torch.zeros(20)) is None  # before the first exchange
 
 

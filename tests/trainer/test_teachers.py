@@ -125,7 +125,13 @@ def test_a_student_that_was_cut_short_ends_as_if_it_had_not_been(made: Path) -> 
     with process_group("cpu") as processes:
         for run in ("one", "two"):
             (made / run).rename(made / f"{run}-away")
+        record = teacher_files(cut, 1).record
+        kept = record.read_text()
         try:
+            record.write_text(json.dumps(json.loads(kept) | {"teacher": "of another"}))
+            with pytest.raises(UserError, match=r"its teachers were other models.*cut/teachers; restore"):
+                train_all(processes, [student_of(made, "cut")], resume=True)
+            record.write_text(kept)
             train_all(processes, [student_of(made, "cut")], resume=True)
         finally:
             for run in ("one", "two"):
@@ -138,6 +144,8 @@ def test_a_student_that_was_cut_short_ends_as_if_it_had_not_been(made: Path) -> 
 
 def test_it_learns_something_else_than_alone(made: Path) -> None:
     alone, taught = (json.loads((made / run / "result.json").read_text()) for run in ("one", "student"))
+    assert alone["parameters"] == taught["parameters"]
+    assert alone["multiply_adds"] == taught["multiply_adds"] > 0
     assert alone["splits"]["test"]["ne/fused"] != taught["splits"]["test"]["ne/fused"]
     first, lone = (
         json.loads((made / run / "metrics.jsonl").read_text().splitlines()[0]) for run in ("student", "one")

@@ -1,5 +1,6 @@
 """What `trainer.json` of a checkpoint holds beside parameters and optimizers, and whether a run can go on from it."""
 
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from cetnet.trainer.config import RunConfig, parse_config
 from cetnet.trainer.data.dataset import Dataset
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.progressive_ne import ProgressiveNE
-from cetnet.trainer.run_folder import check_same_run, first_difference
+from cetnet.trainer.run_folder import check_same_run, first_difference, teacher_files
 
 _DIGESTS = {"vocabularies", "encoding"}
 
@@ -42,6 +43,7 @@ def trainer_state(
         "progress": vars(train_state).copy(),
         "ne": ne.state_dict(),
         "config": config.model_dump(mode="json"),
+        "teachers": _teachers(config),
         **identity(dataset),
     }
 
@@ -56,6 +58,11 @@ def read_train_state(
     """
     check_same_run(_read_config(state, config, checkpoint), config, checkpoint)
     _check_same_data(state, dataset, checkpoint, config.run_dir)
+    if state.get("teachers", []) != _teachers(config):
+        raise UserError(
+            f"{checkpoint}: cannot resume, its teachers were other models than those that have written "
+            f"{config.run_dir}/teachers; restore them, or choose another run_dir=..."
+        )
     try:
         return _decided_by_numbers(TrainState(**state["progress"]))
     except TypeError as error:
@@ -63,6 +70,13 @@ def read_train_state(
             f"{checkpoint}: its trainer.json is of another version of this program ({error}); use that version or "
             "choose another run_dir=..."
         ) from None
+
+
+def _teachers(config: RunConfig) -> list[str]:
+    """The digests of the models that teach the run."""
+    runs = config.training.teacher.runs if config.training.teacher else ()
+    records = (teacher_files(config.run_dir, number).record for number in range(1, len(runs) + 1))
+    return [json.loads(record.read_text(encoding="utf-8"))["teacher"] for record in records]
 
 
 def _decided_by_numbers(state: TrainState) -> TrainState:
