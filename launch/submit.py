@@ -69,6 +69,9 @@ def submit_study(path: Path, scheduler: str, options: str, resources: Resources,
             if state := _under_way(runner, run):
                 output.print(f"{label}: {state}")
                 continue
+            if not (run.ready or dryrun):
+                output.print(f"{label}: waits for its teacher; submit the study again when that is finished")
+                continue
             try:
                 app = _app(study, run, resources, port=29500 + number % 1000)
                 request = runner.dryrun(app, scheduler, scheduler_options)

@@ -1,6 +1,7 @@
 """One batch of rows, on its way from the reader through the train pipeline to the model."""
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ class Batch(Pipelineable):
         label: `[B]` float32, 0 or 1.
         weight: `[B]` float32; 0 for the rows that pad the tail of an epoch, and for bad rows.
         row: `[B]` int64, the row's number in the split's files; -1 for padding and bad rows.
+        teachers: `[B, teachers]` float32, their logits, 0 where `row` is -1; None without teachers.
+        peers: `[B, N]` float32, logits of stale copies of the components; None without codistillation.
     """
 
     sparse: KeyedJaggedTensor
@@ -25,16 +28,22 @@ class Batch(Pipelineable):
     label: Tensor
     weight: Tensor
     row: Tensor
+    teachers: Tensor | None = None
+    peers: Tensor | None = None
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "Batch":
         """Copy to a device."""
-        return Batch(*(getattr(self, f.name).to(device, non_blocking=non_blocking) for f in fields(self)))
+        return Batch(**{name: value.to(device, non_blocking=non_blocking) for name, value in self._present()})
 
     def pin_memory(self) -> "Batch":
         """Copy to page-locked memory, so that the copy to a GPU can overlap with computing."""
-        return Batch(*(getattr(self, f.name).pin_memory() for f in fields(self)))
+        return Batch(**{name: value.pin_memory() for name, value in self._present()})
 
     def record_stream(self, stream: torch.Stream) -> None:
         """Tell the allocator that a stream uses every tensor of the batch."""
-        for field in fields(self):
-            getattr(self, field.name).record_stream(stream)
+        for _, value in self._present():
+            value.record_stream(stream)
+
+    def _present(self) -> list[tuple[str, Any]]:
+        values = [(field.name, getattr(self, field.name)) for field in fields(self)]
+        return [(name, value) for name, value in values if value is not None]

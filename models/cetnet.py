@@ -1,5 +1,6 @@
 """CETNet (arXiv 2411.13700): N different CTR models, each with its own tables, trained to work together."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, cast
 
@@ -10,15 +11,17 @@ from torchrec.modules.embedding_configs import DataType
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from cetnet.models.batch import Batch
-from cetnet.models.collaboration import collaboration_loss
+from cetnet.models.collaboration import StalePredictions, collaboration_loss
 from cetnet.models.component import Component, Inputs, Output
 from cetnet.models.component_config import ComponentConfig
 from cetnet.models.config import CETNetConfig
 from cetnet.models.embeddings import InputAssembly, TableOptions, Tables
-from cetnet.models.fusion import Fusion
+from cetnet.models.fusion import make_fusion
+from cetnet.models.layers.mlp import start_at
 from cetnet.models.layers.sequences import rows_by_length
 from cetnet.models.registry import component_class
 from cetnet.models.schema import Schema
+from cetnet.models.teaching import SoftLabels
 
 
 class Predictions(NamedTuple):
@@ -51,6 +54,8 @@ class CETNet(nn.Module):
         bf16: run the components (not fusion and losses) under bfloat16 autocast.
         table_type: data type of the tables that will be sharded; dense and pretrained ones are float32.
         buckets: parts that tables with managed collision are cut into: a multiple of every world size.
+        stale_rows: rows that codistillation scores at a time, over all processes.
+        soft_labels: the loss of a student, whose batches have their teachers' logits; None without teachers.
 
     Attributes:
         tables: sets of tables: each component's, or `shared`; and `pretrained`, which all read and none trains.
@@ -58,6 +63,7 @@ class CETNet(nn.Module):
         sources: names of the sets of tables that each member reads.
         outputs: names of the outputs, `CETNetConfig.outputs`.
         table_std: standard deviation of the initial values of each table, by its full name.
+        stale: what codistillation goes on with after a resumption; None without it.
 
     Raises:
         ValueError: the components or the fusion can't be built for these features.
@@ -74,6 +80,8 @@ class CETNet(nn.Module):
         bf16: bool = False,
         table_type: DataType = DataType.FP32,
         buckets: int = 1,
+        stale_rows: int = 0,
+        soft_labels: SoftLabels | None = None,
     ) -> None:
         super().__init__()
         device = torch.device(device)
@@ -93,9 +101,14 @@ class CETNet(nn.Module):
                 members[name] = Member(cls, component, assembly, bf16)
             self.towers = Members(members, self.sources)  # the name is part of the keys of checkpoints
             self.tables = nn.ModuleDict(tables)
-            self.objective = Objective([member.component.output_dim for member in members.values()], config)
+            dims = [member.component.output_dim for member in members.values()]
+            self.objective = Objective(dims, config, soft_labels)
         self.towers.to(device)
         self.objective.to(device)
+        several = len(config.components) > 1
+        self.stale = (
+            StalePredictions(stale_rows, len(config.components), device) if several and stale_rows else None
+        )
         self.table_std = {
             table: owned.std
             for owner, owned in tables.items()
@@ -103,6 +116,17 @@ class CETNet(nn.Module):
             for table in owned.names
         }
         self.outputs = config.outputs
+
+    def start_at(self, probability: float) -> None:
+        """Have the untrained predictions of all outputs lie around a probability, by the biases of their heads.
+
+        From zero biases, the first hundred steps and the first update of every row would say little but that clicks
+        are rare. What is set are parameters, which learn as ever.
+        """
+        logit = math.log(probability) - math.log1p(-probability)
+        for member in self.towers.values():
+            cast(Member, member).component.start_at(logit)
+        start_at(self.objective, logit)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Predictions]:
         """Loss (scalar) and predictions of a batch.
@@ -112,7 +136,7 @@ class CETNet(nn.Module):
         """
         looked_up = {name: tables(batch.sparse) for name, tables in self.tables.items()}
         outputs = self.towers(looked_up, batch.sparse, batch.dense)
-        return self.objective(outputs, batch.label, batch.weight, batch.row)
+        return self.objective(outputs, batch.label, batch.weight, batch.row, batch.teachers, batch.peers)
 
 
 def _tables(schema: Schema, config: CETNetConfig, options: TableOptions) -> dict[str, Tables]:
@@ -224,25 +248,38 @@ class Member(nn.Module):
 
 
 class Objective(nn.Module):
-    """Fusion and losses, in float32: L = BCE(fused) + w sum_m BCE(m) + collaboration (paper, section 3.4.4)."""
+    """Fusion and losses, in float32: L = BCE(fused) + w sum_m BCE(m) + collaboration (paper, section 3.4.4).
 
-    def __init__(self, dims: Sequence[int], config: CETNetConfig) -> None:
+    Students have each BCE mixed with that of `SoftLabels`.
+    """
+
+    def __init__(
+        self, dims: Sequence[int], config: CETNetConfig, soft_labels: SoftLabels | None = None
+    ) -> None:
         super().__init__()
-        self.fusion = Fusion(dims, config.fusion) if len(dims) > 1 else None
+        self.fusion = make_fusion(dims, config.fusion) if len(dims) > 1 else None
         self._component_weight, self._collaboration = config.component_weight, config.collaboration
+        self.soft_labels = soft_labels
 
     def forward(
-        self, outputs: list[Output], label: Tensor, weight: Tensor, row: Tensor
+        self,
+        outputs: list[Output],
+        label: Tensor,
+        weight: Tensor,
+        row: Tensor,
+        teachers: Tensor | None = None,
+        peers: Tensor | None = None,
     ) -> tuple[Tensor, Predictions]:
-        """Outputs of the components, label, weight, row -> loss and predictions."""
+        """Outputs of the components and the rest of `Batch` -> loss and predictions."""
         logits = torch.stack([output.logit.float() for output in outputs])  # [N, B]
         if self.fusion is None:
-            per_row = bce = _bce(logits, label).sum(0)
+            bce, of_gate = self._losses(logits, label, teachers)
+            per_row = bce.sum(0)
         else:
             fused = self.fusion([output.embedding for output in outputs], logits.T)
-            collaboration = collaboration_loss(self._collaboration, logits.T, fused)
+            collaboration = collaboration_loss(self._collaboration, logits.T, fused, peers)
             logits = torch.cat([fused[None], logits])
-            bce = _bce(logits, label)
+            bce, of_gate = self._losses(logits, label, teachers)
             # A weight of 0 still gives the components' heads a gradient, zero, which DDP waits for.
             per_row = bce[0] + self._component_weight * bce[1:].sum(0)
             if collaboration is not None:
@@ -252,9 +289,15 @@ class Objective(nn.Module):
         for output in outputs:
             if output.auxiliary is not None:
                 per_row = per_row + output.auxiliary.float()
+        if of_gate is not None:
+            per_row = per_row + of_gate
         loss = (per_row * weight).sum() / len(label)
         return loss, Predictions(logits.detach(), label, weight, row, loss.detach())
 
-
-def _bce(logits: Tensor, label: Tensor) -> Tensor:
-    return F.binary_cross_entropy_with_logits(logits, label.expand_as(logits), reduction="none")
+    def _losses(self, logits: Tensor, label: Tensor, teachers: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The loss of each output and row, `[outputs, B]`, and that of the gate between several teachers, `[B]`."""
+        bce = F.binary_cross_entropy_with_logits(logits, label.expand_as(logits), reduction="none")
+        if self.soft_labels is None or not self.training:
+            return bce, None
+        assert teachers is not None, "a student's batches have its teachers' logits"
+        return self.soft_labels(logits, bce, label, teachers)

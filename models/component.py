@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 from torch import Tensor, nn
 
 from cetnet.models.component_config import ComponentConfig
+from cetnet.models.layers.mlp import start_at
 from cetnet.models.schema import Feature, Schema
 
 
@@ -104,6 +105,11 @@ class Component(nn.Module):
     def extra_tables(cls, config: Any, features: Sequence[Feature]) -> list[ExtraTable]:  # noqa: ARG003
         """Tables that the component has beside its embeddings; `features` are the schema's, of every kind."""
         return []
+
+    def start_at(self, logit: float) -> None:
+        """Have the untrained predictions lie around `logit`: the bias of the first of its `LogitLinear`s, which are
+        added up. A component that has none, and doesn't override this, starts around 0."""
+        start_at(self, logit)
 
     def forward(self, inputs: Inputs) -> Output:
         """Return the output embedding `[B, D]`, the logit `[B]`, and an auxiliary loss if there is one."""

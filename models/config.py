@@ -20,7 +20,16 @@ from cetnet.models.names import ComponentName, component_name
 from cetnet.models.registry import component_class, component_path
 from cetnet.models.strict import Strict
 
-FusionMode = Literal["confidence_concat", "confidence_sum", "gate_concat", "gate_sum", "concat", "mean"]
+FusionMode = Literal[
+    "confidence_concat",
+    "confidence_sum",
+    "gate_concat",
+    "gate_sum",
+    "concat",
+    "mean",
+    "average",
+    "confidence_average",
+]
 
 _MOST_COPIES = 1000
 
@@ -31,9 +40,14 @@ class FusionConfig(Strict):
     mode: FusionMode = Field(
         "confidence_concat",
         description="Output embeddings are concatenated or summed; weighted by each sample's confidence "
-        "(`confidence_*`, the paper's), by a learned softmax gate (`gate_*`), or not (`concat`, `mean`).",
+        "(`confidence_*`, the paper's), by a learned softmax gate (`gate_*`), or not (`concat`, `mean`). `average`, "
+        "`confidence_average`: the mean of the components' logits; nothing is learned.",
     )
-    stop_gradient: bool = Field(True, description="Treat the confidence weights as constants (paper, 3.4).")
+    stop_gradient: bool = Field(
+        True,
+        description="Keep the fused loss from the components' logits: the confidence weights are constants (paper, "
+        "3.4) and, in modes `*average`, the logits too, so that components learn as if alone.",
+    )
     temperature: float = Field(
         1.0, gt=0, description="Of the softmax over components; above 1 the weights become more equal."
     )
@@ -47,9 +61,19 @@ class FusionConfig(Strict):
     batch_norm: bool = Field(False, description="BatchNorm in the hidden layers of head `mlp`.")
     num_heads: int = Field(1, gt=0, description="Heads of head `bilinear`.")
 
+    @property
+    def averages(self) -> bool:
+        """Whether logits are averaged, and nothing is learned."""
+        return self.mode.endswith("average")
+
     @model_validator(mode="after")
     def _check(self) -> "FusionConfig":
         check_sizes(self)
+        if self.averages and (self.hidden_units or self.head != "mlp"):
+            raise ValueError(
+                f"mode {self.mode} is a mean of logits, without a head; leave head and hidden_units out, or use mode "
+                "mean"
+            )
         if self.head == "bilinear" and self.mode.endswith("concat"):
             raise ValueError(
                 f"head bilinear halves a sum or mean into two streams, which mode {self.mode} does not have"
@@ -93,9 +117,41 @@ class Distillation(Strict):
     )
 
 
+class Codistillation(Strict):
+    """Each component towards the mean prediction of its peers as they were some steps ago (Anil et al.)."""
+
+    kind: Literal["codistillation"]
+    weight: float = Field(1.0, ge=0, description="Of the sum over components; the paper has 1.")
+    every_steps: int = Field(
+        50,
+        gt=0,
+        le=10_000,
+        description="Steps between exchanges; so many batches are scored beforehand, and held in memory.",
+    )
+    warm_up_steps: int = Field(0, ge=0, description="Steps before the first exchange.")
+    temperature: float = Field(
+        1.0, gt=0, description="Divides all logits; the loss is multiplied by its square."
+    )
+
+
 Collaboration = Annotated[
-    NoCollaboration | SymmetricKL | MutualLearning | Distillation, Field(discriminator="kind")
+    NoCollaboration | SymmetricKL | MutualLearning | Distillation | Codistillation,
+    Field(discriminator="kind"),
 ]
+
+
+class Teaching(Strict):
+    """How a model learns from the predictions of trained ones, beside the labels."""
+
+    weight: float = Field(0.5, ge=0, le=1, description="Of the soft labels; the labels have the rest.")
+    temperature: float = Field(
+        1.0, gt=0, description="Divides all logits of that loss, which is multiplied by its square."
+    )
+    weighting: Literal["mean", "adaptive"] = Field(
+        "mean",
+        description="Of several teachers: equal, or for each row by a gate that reads their logits and learns from "
+        "the labels.",
+    )
 
 
 def _of_kind(settings: Any, handler: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
@@ -164,6 +220,15 @@ class CETNetConfig(Strict):
             raise ValueError(
                 f"fusion.mode {fusion.mode} weighs components by predictions that component_weight 0, collaboration "
                 "none and stop_gradient leave untrained; change one of these"
+            )
+        if not self.component_weight and fusion.averages and fusion.stop_gradient:
+            raise ValueError(
+                f"with component_weight 0, and fusion.mode {fusion.mode} under stop_gradient, no loss by the label "
+                "reaches a component; change one of these"
+            )
+        if not self.component_weight and isinstance(self.collaboration, Codistillation):
+            raise ValueError(
+                "collaboration codistillation is of components that learn by themselves; set component_weight"
             )
         resolved = [c for c in self.components.values() if isinstance(c, ComponentConfig)]
         sizes = {(c.embedding_dim, c.embedding_std) for c in resolved}

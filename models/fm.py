@@ -45,6 +45,10 @@ class FM(ComponentWithLinearPart):
         self.interaction = PairwiseInteraction()
         self.output_dim = shape.embedding_dim
 
+    def start_at(self, logit: float) -> None:
+        """Have its untrained predictions lie around `logit`."""
+        nn.init.constant_(self.bias, logit)
+
     def forward(self, inputs: Inputs) -> Output:
         """Return the pairwise interaction `[B, d]` and the logit `[B]`."""
         interaction = self.interaction(self.inputs(inputs.tokens, inputs.dense))

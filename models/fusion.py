@@ -28,6 +28,31 @@ def confidence_weights(logits: Tensor, temperature: float = 1.0) -> Tensor:
     return (-binary_entropy(logits) / temperature).softmax(dim=1)
 
 
+def make_fusion(dims: Sequence[int], config: FusionConfig) -> nn.Module:
+    """What makes one logit `[B]` of the components' embeddings and logits; see `Average` and `Fusion`."""
+    return Average(config) if config.averages else Fusion(dims, config)
+
+
+class Average(nn.Module):
+    """The mean of the components' logits, or by their confidence: nothing is learned here.
+
+    With `stop_gradient` the logits are constants for autograd, so that nothing of the fused loss reaches the
+    components: they learn by losses of their own alone, as models that are trained apart and averaged afterwards.
+    """
+
+    def __init__(self, config: FusionConfig) -> None:
+        super().__init__()
+        self.by_confidence = config.mode == "confidence_average"
+        self.stop_gradient, self.temperature = config.stop_gradient, config.temperature
+
+    def forward(self, _: Sequence[Tensor], logits: Tensor) -> Tensor:
+        """N embeddings, which are not read, and the components' logits `[B, N]` -> the fused logit `[B]`."""
+        logits = logits.detach() if self.stop_gradient else logits
+        if self.by_confidence:
+            return (confidence_weights(logits, self.temperature) * logits).sum(1)
+        return logits.mean(1)
+
+
 class Fusion(nn.Module):
     """A head on the joined output embeddings of N components: the fused logit.
 

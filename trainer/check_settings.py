@@ -6,11 +6,11 @@ from pathlib import Path
 
 from cetnet.models.rules import indivisible
 from cetnet.trainer.check_data import check_same_meaning
-from cetnet.trainer.config import RunConfig
+from cetnet.trainer.config import RunConfig, TeacherConfig
 from cetnet.trainer.data.dataset import Dataset, load_schema
 from cetnet.trainer.data.statistics import check_values, is_null, only_value
 from cetnet.trainer.errors import UserError
-from cetnet.trainer.run_folder import check_free, load_run
+from cetnet.trainer.run_folder import RESULT, check_free, load_run, teacher_files
 
 
 def check_settings(config: RunConfig, world_size: int, resume: bool) -> Dataset:
@@ -30,7 +30,26 @@ def check_settings(config: RunConfig, world_size: int, resume: bool) -> Dataset:
         world_size=world_size,
     ):
         raise UserError(complaint)
-    return _check_splits(config)
+    train = _check_splits(config)
+    if config.training.teacher:
+        _check_teachers(config, config.training.teacher, train, resume)
+    return train
+
+
+def _check_teachers(config: RunConfig, teacher: TeacherConfig, train: Dataset, resume: bool) -> None:
+    """Raise UserError for a teacher that is no finished run, or takes the rows for others."""
+    for number, run in enumerate(teacher.runs, 1):
+        if resume and teacher_files(config.run_dir, number).record.exists() and not run.exists():
+            continue
+        try:
+            _, schema = load_run(run, resolve=False)
+        except UserError as error:
+            raise UserError(f"training.teacher: {error}") from None
+        if not (run / RESULT).exists():
+            raise UserError(
+                f"training.teacher: {run} is not finished; finish it with `cetnet train ... --resume`"
+            )
+        check_same_meaning(run, schema, config.data.path, train.schema)
 
 
 def _check_splits(config: RunConfig) -> Dataset:

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from signal import SIGHUP
 from typing import Annotated, Any, Literal
@@ -60,6 +61,15 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[KEY=VALUE]...", help="Replace keys of the file, e.g. training.seed=7 (value: YAML)."
+    ),
+]
+Jobs = Annotated[
+    int,
+    typer.Option(
+        "--jobs",
+        min=1,
+        help="Runs to train side by side on this machine: they share its cores, and each needs memory of its own. "
+        "What a run prints goes to a log beside its folder.",
     ),
 ]
 NumProcesses = Annotated[int, typer.Option("--nproc", min=1, help="Processes to start on this machine.")]
@@ -259,10 +269,13 @@ def study(
             "--smoke", help="Train each variant for 2 steps on random rows, into runs/smoke/<name>."
         ),
     ] = False,
+    jobs: Jobs = 1,
 ) -> None:
     """Train variants x seeds (only what is missing) and write their report."""
     if smoke and report_only:
         raise UserError("--smoke and --report-only exclude each other")
+    if jobs > 1 and (smoke or report_only):
+        raise UserError("--jobs is for training: it goes neither with --smoke nor with --report-only")
     if smoke:
         from cetnet.benchmarks.study.smoke import smoke_study
 
@@ -280,7 +293,36 @@ def study(
             from cetnet.benchmarks.study.check import check_runs, check_study
 
             check_study(file)
-            run_study(file, run_in_fork, check_runs)
+            run_study(file, run_in_fork, check_runs, jobs=jobs)
+
+
+@app.command()
+def tune(
+    file: Annotated[Path, typer.Argument(help="Study file (YAML) with a `tune` section.")],
+    report_only: Annotated[
+        bool, typer.Option("--report-only", help="Report how far it is; train nothing.")
+    ] = False,
+    jobs: Jobs = 1,
+) -> None:
+    """Choose settings for each variant of a study, on validation, with an equal budget.
+
+    Trials are stopped early, one of three goes on (`tune.eta`). Ended or
+    killed, the command goes on where it was when it is started again. Settings
+    go to <study folder>/tune/variants.yaml, for a study's `variants`.
+    """
+    from cetnet.benchmarks.tune.check import check_tuning, component_fields
+    from cetnet.trainer.processes.signals import pass_on_signals
+
+    if find_spec("optuna") is None:
+        raise UserError("cetnet tune draws its trials with Optuna; install it: pip install 'cetnet[tune]'")
+    pass_on_signals(SIGHUP)
+    with cleaning_up():
+        if not report_only:
+            check_tuning(file)
+        from cetnet.benchmarks.study.check import check_runs
+        from cetnet.benchmarks.tune.run import tune_study
+
+        tune_study(file, run_in_fork, component_fields, check_runs, jobs=jobs, report_only=report_only)
 
 
 @app.command()

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, model_validator
 
-from cetnet.models.config import CETNetConfig
+from cetnet.models.config import CETNetConfig, Teaching
 from cetnet.models.names import SplitName
 from cetnet.models.rules import indivisible
 from cetnet.models.strict import Strict
@@ -99,12 +99,44 @@ class OptimizerConfig(Strict):
     )
 
 
+class TeacherConfig(Teaching):
+    """Finished runs that teach this one; a folder, or a list of them, stands for `runs` alone."""
+
+    runs: tuple[UsablePath, ...] = Field(
+        min_length=1,
+        description="Their folders. Before the run starts they score its training split, once, into `teachers/` of "
+        "run_dir.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _runs_alone(cls, content: Any) -> Any:
+        if isinstance(content, str | Path | list):
+            content = {"runs": content}
+        if isinstance(content, dict) and isinstance(content.get("runs"), str | Path):
+            content = {**content, "runs": [content["runs"]]}
+        return content
+
+    @model_validator(mode="after")
+    def _check(self) -> "TeacherConfig":
+        if self.weighting == "adaptive" and len(self.runs) < 2:
+            raise ValueError(
+                "weighting adaptive chooses between several runs, and there is one; name more, or use mean"
+            )
+        return self
+
+
 class TrainingConfig(Strict):
     """The loop."""
 
     epochs: int = Field(1, gt=0)
     max_steps: int | None = Field(None, gt=0, description="Stop after so many steps.")
     seed: int = Field(42, ge=0)
+    start_at_base_rate: bool = Field(
+        True,
+        description="The biases of all heads start at the logit of the positives' share of the split that is trained "
+        "on; otherwise at 0, and the first steps and updates say little but that clicks are rare.",
+    )
     precision: Literal["fp32", "bf16"] = Field(
         "fp32",
         description="Of the components; losses are always fp32. On CPUs `bf16` pays for wide layers, in processors "
@@ -134,6 +166,11 @@ class TrainingConfig(Strict):
     )
     ne_window_steps: int = Field(
         100, gt=0, le=1 << 20, description="Steps in the window of the progressive NE."
+    )
+    teacher: TeacherConfig | None = Field(
+        None,
+        description="Distillation: the folder of a finished run, or several, whose predictions every output learns "
+        "beside the labels.",
     )
 
 

@@ -46,6 +46,9 @@ def _fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str
                         yield f"  {key}", value, meaning
         else:
             yield f"{prefix}{name}", _show(field.default), field.description or ""
+            for section in typing.get_args(field.annotation):
+                if isinstance(section, type) and issubclass(section, BaseModel):
+                    yield from _fields(section, f"{prefix}{name}.")
 
 
 def _show(default: Any) -> str:

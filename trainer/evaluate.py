@@ -135,36 +135,46 @@ class Trained(NamedTuple):
 def trained_session(run: Path, schema: Schema) -> Iterator[Trained]:
     """The model of a run, on whatever there is here: one trained on GPUs can be scored with without one."""
     config, checkpoint = load_trained(run)
-    training = config.training.model_copy(update={"compile": False})  # it would take longer than it saves
-    config = config.model_copy(update={"training": training})
     with process_group("auto", config.training.timeout_minutes) as processes:
-        session = build_session(config, schema, processes)
-        with processes.hang_detector.while_doing(LOADING):
-            verify_checkpoint(checkpoint)
-            load_checkpoint(checkpoint, session.model)
+        session = load_session(config, checkpoint, schema, processes)
         yield Trained(config, checkpoint, session, processes)
+
+
+def load_session(config: RunConfig, checkpoint: Place, schema: Schema, processes: Processes) -> Session:
+    """The model of a checkpoint on these processes, to score with; every rank calls it."""
+    training = config.training.model_copy(update={"compile": False})  # it would take longer than it saves
+    session = build_session(config.model_copy(update={"training": training}), schema, processes)
+    with processes.hang_detector.while_doing(LOADING):
+        verify_checkpoint(checkpoint)
+        load_checkpoint(checkpoint, session.model)
+    return session
 
 
 def _score_run(run: Path, dataset: Dataset) -> Scores | None:
     with trained_session(run, dataset.schema) as trained:
-        session, processes, batch_size = trained.session, trained.processes, trained.batch_size
-        if not processes.is_main:
-            scores = score(session, dataset, batch_size, processes)
-            _warn_of_new_values(dataset, processes)
-            return scores
-        start = time.monotonic()
-        with progress_bar() as progress:
-            task = progress.add_task("scoring (rows)", total=dataset.num_rows)
-
-            def advance(_: list[BadRow]) -> None:
-                progress.advance(task, batch_size)
-
-            scores = score(session, dataset, batch_size, processes, advance)
-        seconds = time.monotonic() - start
-        rate = f"{dataset.num_rows / seconds:,.0f} rows/s on {processes.world_size} processes"
-        console.print(f"scored {dataset.num_rows:,} rows in {seconds:.1f} s: {rate}")
-        _warn_of_new_values(dataset, processes)
+        scores = score_with_progress(trained.session, dataset, trained.batch_size, trained.processes)
+        _warn_of_new_values(dataset, trained.processes)
         return scores
+
+
+def score_with_progress(
+    session: Session, dataset: Dataset, batch_size: int, processes: Processes
+) -> Scores | None:
+    """`score`, with a bar and the rate in the end."""
+    if not processes.is_main:
+        return score(session, dataset, batch_size, processes)
+    start = time.monotonic()
+    with progress_bar() as progress:
+        task = progress.add_task("scoring (rows)", total=dataset.num_rows)
+
+        def advance(_: list[BadRow]) -> None:
+            progress.advance(task, batch_size)
+
+        scores = score(session, dataset, batch_size, processes, advance)
+    seconds = time.monotonic() - start
+    rate = f"{dataset.num_rows / seconds:,.0f} rows/s on {processes.world_size} processes"
+    console.print(f"scored {dataset.num_rows:,} rows in {seconds:.1f} s: {rate}")
+    return scores
 
 
 def _warn_of_new_values(dataset: Dataset, processes: Processes) -> None:

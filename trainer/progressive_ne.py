@@ -1,7 +1,7 @@
 """Progressive-validation Normalized Entropy: every batch is scored before it is learned from."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -9,6 +9,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cetnet.trainer.metrics import binary_entropy, why_undefined
+
+
+class Progress(NamedTuple):
+    """How far the learning is, over all ranks.
+
+    Attributes:
+        ne: `ne/lifetime/<output>` and `ne/window/<output>`, NaN where undefined.
+        sums: since the start of training: `weight` of the rows, `positive`, that of the positives, and `loss`, of
+            each output the weighted cross entropy in nats. The difference of two is that of the rows in between.
+    """
+
+    ne: dict[str, float]
+    sums: dict[str, Any]
 
 
 class ProgressiveNE:
@@ -41,17 +54,23 @@ class ProgressiveNE:
         self._window[self._steps % len(self._window)] = sums
         self._steps += 1
 
-    def compute(self) -> dict[str, float]:
-        """`ne/window/<output>` and `ne/lifetime/<output>` over all ranks; a collective."""
-        sums = torch.stack([self._lifetime, self._window.sum(0)])
-        dist.all_reduce(sums)
+    def compute(self) -> Progress:
+        """NE and sums over all ranks; a collective."""
+        both = torch.stack([self._lifetime, self._window.sum(0)])
+        dist.all_reduce(both)
         result = {}
-        for kind, (*losses, negative, positive) in zip(("lifetime", "window"), sums.tolist(), strict=True):
+        for kind, (*losses, negative, positive) in zip(("lifetime", "window"), both.tolist(), strict=True):
             weight = negative + positive
             entropy = binary_entropy(positive / weight) if weight else 0.0
             for output, loss in zip(self._outputs, losses, strict=True):
                 result[f"ne/{kind}/{output}"] = loss / weight / entropy if entropy else float("nan")
-        return result
+        *losses, negative, positive = both[0].tolist()
+        sums = {
+            "weight": negative + positive,
+            "positive": positive,
+            "loss": dict(zip(self._outputs, losses, strict=True)),
+        }
+        return Progress(result, sums)
 
     def why_undefined(self) -> str | None:
         """Why the lifetime's NE doesn't exist, in words; None if it does. A collective."""

@@ -5,7 +5,7 @@ import os
 from contextlib import AbstractContextManager
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any
+from typing import Any, NamedTuple
 
 from cetnet.models.schema import Schema
 from cetnet.trainer.config import RunConfig, load_config
@@ -15,6 +15,7 @@ from cetnet.trainer.errors import UserError
 from cetnet.trainer.files import locked
 
 RESULT = "result.json"
+_TEACHERS = "teachers"
 LOCK = ".lock"
 
 TORCHRUN_JOB = "TORCHELASTIC_RUN_ID"
@@ -72,6 +73,18 @@ def locked_run(folder: Path) -> AbstractContextManager[None]:
     """Keep other processes out of a folder that a run writes to; see `locked`."""
     taken = "another process trains in it, here or on another host; wait for it, end it, or use another run_dir=..."
     return locked(folder, LOCK, taken)
+
+
+class TeacherFiles(NamedTuple):
+    """What a run keeps of a teacher: its logits by row number, and of what model and data they are, if complete."""
+
+    logits: Path
+    record: Path
+
+
+def teacher_files(folder: Path, number: int) -> TeacherFiles:
+    """Those of the run in a folder of its teacher of a number, from 1."""
+    return TeacherFiles(*(folder / _TEACHERS / f"{number}.{kind}" for kind in ("npy", "json")))
 
 
 def restarted(folder: Path) -> bool:

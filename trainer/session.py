@@ -17,12 +17,15 @@ from torchrec.optim.keyed import KeyedOptimizer
 
 from cetnet.models.batch import Batch
 from cetnet.models.cetnet import CETNet, Member, Predictions
+from cetnet.models.config import Codistillation
 from cetnet.models.rules import managed_lanes_refused
 from cetnet.models.schema import Schema
+from cetnet.models.teaching import SoftLabels
 from cetnet.sharding.parallel import shard
 from cetnet.sharding.planner import NoPlan, Plan, make_plan, topology
 from cetnet.trainer.config import RunConfig
 from cetnet.trainer.errors import DoesNotFit, UserError
+from cetnet.trainer.flops import flops_per_row
 from cetnet.trainer.nonfinite import GuardedOptimizer
 from cetnet.trainer.optimizers import combine_optimizers, dense_factory, fuse_sparse_optimizer
 from cetnet.trainer.processes.distributed import Processes
@@ -41,6 +44,7 @@ class Session:
     plan: Plan
     outputs: list[str]
     num_parameters: dict[str, int]
+    multiply_adds: float | None  # of a row, forward, by the dense part; None if it can't be counted
     table_bytes: int
 
 
@@ -49,6 +53,7 @@ def build_session(config: RunConfig, schema: Schema, processes: Processes) -> Se
     torch.manual_seed(config.training.seed)
     model = build_model(config, schema, processes.device)
     num_parameters, table_bytes = count_parameters(model), count_table_bytes(model)
+    flops, uncounted = flops_per_row(model, schema)
     plan = plan_model(
         model, config, schema, processes.device.type, processes.world_size, processes.local_world_size
     )
@@ -67,7 +72,17 @@ def build_session(config: RunConfig, schema: Schema, processes: Processes) -> Se
     pipeline_class = TrainPipelineSparseDist if plan.placements else TrainPipelineBase
     guard = GuardedOptimizer(optimizer, parallel)
     pipeline = pipeline_class(parallel, guard, processes.device)
-    return Session(parallel, optimizer, guard, pipeline, plan, outputs, num_parameters, table_bytes)
+    return Session(
+        parallel,
+        optimizer,
+        guard,
+        pipeline,
+        plan,
+        outputs,
+        num_parameters,
+        multiply_adds=None if uncounted else flops / 2,
+        table_bytes=table_bytes,
+    )
 
 
 def run_pipeline(session: Session, batches: Iterable[Batch]) -> Iterator[Predictions]:
@@ -117,6 +132,8 @@ def build_model(config: RunConfig, schema: Schema, device: torch.device | str) -
     def is_dense(table: str) -> bool:
         return any(fnmatchcase(table, pattern) for pattern in config.sharding.dense_tables)
 
+    teacher, collaboration = config.training.teacher, config.model.collaboration
+    stale_steps = collaboration.every_steps if isinstance(collaboration, Codistillation) else 0
     try:
         model = CETNet(
             schema,
@@ -127,6 +144,8 @@ def build_model(config: RunConfig, schema: Schema, device: torch.device | str) -
             bf16=config.training.precision == "bf16",
             table_type=DataType[config.training.table_precision.upper()],
             buckets=config.data.lanes,
+            stale_rows=stale_steps * config.data.batch_size,
+            soft_labels=SoftLabels(teacher, len(teacher.runs)) if teacher else None,
         )
     except (ValueError, RuntimeError, OverflowError) as error:
         # A RuntimeError is torch's, of sizes that can't be; a bug in an own component keeps its traceback.

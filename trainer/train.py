@@ -5,6 +5,7 @@ import os
 import sys
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from resource import RUSAGE_SELF, getrusage
 from typing import Any, NoReturn
 
@@ -13,6 +14,7 @@ import torch.distributed as dist
 
 from cetnet.sharding.plan_table import plan_table
 from cetnet.trainer.agreement import Agreement
+from cetnet.trainer.base_rate import start_at_base_rate
 from cetnet.trainer.check_run import CheckedRun
 from cetnet.trainer.checkpoint.checkpoints import (
     Checkpoints,
@@ -25,6 +27,7 @@ from cetnet.trainer.checkpoint.object_path import Place
 from cetnet.trainer.checkpoint.store import folders_of
 from cetnet.trainer.checkpoint.trainer_state import TrainState, read_train_state, trainer_state
 from cetnet.trainer.clock import Clock, TimedBatches
+from cetnet.trainer.codistillation import taught_by_peers
 from cetnet.trainer.config import RunConfig
 from cetnet.trainer.console import TrainingProgress, console, shown
 from cetnet.trainer.data.bad_rows import BadRow
@@ -48,6 +51,7 @@ from cetnet.trainer.run_writer import RunWriter
 from cetnet.trainer.schedule import LearningRate
 from cetnet.trainer.scoring import score
 from cetnet.trainer.session import Session, build_session, load_pretrained, run_pipeline
+from cetnet.trainer.teachers import taught_reader
 
 
 @dataclass
@@ -82,12 +86,13 @@ def train(run: CheckedRun, processes: Processes) -> dict[str, Any] | None:
         SystemExit: a rank was told to stop (SIGTERM, SIGUSR1), and a checkpoint is written: code 75.
     """
     with StopSignals() as signals, ExitStack() as locks:
-        session = build_session(run.config, run.dataset.schema, processes)
         if processes.is_main:
             for folder in folders_of(run.config):
                 locks.enter_context(locked_run(folder))
             check_free(run.config.run_dir, run.resume)  # again: another process may have trained in it since
-        trainer = _start(run, processes, session, signals)
+        reader = taught_reader(run, processes)  # before the tables take the memory that the teachers' need
+        session = build_session(run.config, run.dataset.schema, processes)
+        trainer = _start(run, processes, session, reader, signals)
         try:
             with trainer.display:
                 return _run(trainer)
@@ -107,10 +112,11 @@ def _run(trainer: Trainer) -> dict[str, Any] | None:
     return _finish(trainer)
 
 
-def _start(run: CheckedRun, processes: Processes, session: Session, signals: StopSignals) -> Trainer:
+def _start(
+    run: CheckedRun, processes: Processes, session: Session, reader: Reader, signals: StopSignals
+) -> Trainer:
     config, dataset = run.config, run.dataset
     data, training = config.data, config.training
-    reader = Reader.of(data, dataset, training.seed, processes.rank, processes.world_size)
     total_steps = min(training.epochs * reader.steps_per_epoch, training.max_steps or math.inf)
     ne = ProgressiveNE(session.outputs, training.ne_window_steps, processes.device)
     lr = LearningRate(session.optimizer, config.optimizer, int(total_steps))
@@ -129,6 +135,8 @@ def _start(run: CheckedRun, processes: Processes, session: Session, signals: Sto
         lr.plateau = state.plateau
     else:
         load_pretrained(session.model, dataset.schema, data.path)
+        if training.start_at_base_rate:
+            start_at_base_rate(session.model.module, dataset, processes)
     checkpoints.check_room(session.model, session.optimizer)
     writer = None
     if processes.is_main:
@@ -195,7 +203,8 @@ def train_segment(trainer: Trainer) -> None:
     trainer.lr.set(state.step)
     hang_detector.report(TRAINING, state.step)
     loss = torch.zeros(2, dtype=torch.float64, device=trainer.processes.device)  # sum, steps
-    for predictions in run_pipeline(trainer.session, batches):
+    parts = taught_by_peers(trainer.session, batches, state.step, config, trainer.processes)
+    for predictions in chain.from_iterable(run_pipeline(trainer.session, part) for part in parts):
         bad_rows = reader.bad_rows.pop(state.step % reader.steps_per_epoch, [])
         state.step += 1
         hang_detector.report(TRAINING, state.step)
@@ -290,7 +299,9 @@ def _finish(trainer: Trainer) -> dict[str, Any] | None:
         "parameters": trainer.session.num_parameters,
         "table_bytes": trainer.session.table_bytes,
         "peak_memory": int(peak_memory),
-        "train": progressive,
+        "multiply_adds": trainer.session.multiply_adds,
+        "train": progressive.ne,
+        "progressive": progressive.sums,
         "splits": splits,
     }
     trainer.writer.finish(result)
@@ -353,7 +364,7 @@ def _say_once(trainer: Trainer, line: str) -> None:
 
 def _log(trainer: Trainer, clock: Clock, loss: torch.Tensor) -> None:
     step = trainer.state.step
-    ne = trainer.ne.compute()
+    ne, sums = trainer.ne.compute()
     timing = clock.lap(step)
     dist.all_reduce(loss)
     mean_loss = float(loss[0] / loss[1])
@@ -367,7 +378,9 @@ def _log(trainer: Trainer, clock: Clock, loss: torch.Tensor) -> None:
         "skipped_rows": trainer.state.skipped_rows,
         "loss": mean_loss,
         "lr_scale": trainer.lr.scale,
+        "epoch": -(-step // trainer.reader.steps_per_epoch),  # the first is 1
         **ne,
+        "progressive": sums,
         **timing,
         "rows_per_second": trainer.config.data.batch_size / timing["seconds_per_step"],
     }

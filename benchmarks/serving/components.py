@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import torch
 import typer
@@ -21,7 +21,7 @@ from cetnet.benchmarks.command import run_command
 from cetnet.benchmarks.measured import machine
 from cetnet.models.batch import Batch
 from cetnet.models.cetnet import CETNet
-from cetnet.models.config import CETNetConfig
+from cetnet.models.config import CETNetConfig, FusionMode
 from cetnet.models.registry import COMPONENTS
 from cetnet.models.schema import Feature, Schema
 from cetnet.models.served import Served, inputs_of
@@ -53,11 +53,10 @@ def ensembles() -> dict[str, dict[str, Any]]:
     """Settings of the models: every component alone, then CETNet in each mode of fusion."""
     settings = {kind: {"kind": kind, "embedding_dim": 16} for kind in sorted(COMPONENTS)}
     pair = {kind: settings[kind] for kind in ("interformer", "dhen")}
-    modes = ("confidence_concat", "confidence_sum", "gate_concat", "gate_sum", "concat", "mean")
     found = {kind: {"components": {kind: of_kind}} for kind, of_kind in settings.items()}
     return found | {
         f"CETNet of interformer and dhen, {mode}": {"components": pair, "fusion": {"mode": mode}}
-        for mode in modes
+        for mode in get_args(FusionMode)
     }
 
 

@@ -10,7 +10,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from cetnet.benchmarks.study.definition import REPORT_FILES, Run, Study, refuse_changed, runs_of
-from cetnet.benchmarks.study.run import failure
+from cetnet.benchmarks.study.jobs import failure
 from cetnet.trainer.check_settings import check_settings
 from cetnet.trainer.config import RunConfig, parse_config, read_settings
 from cetnet.trainer.console import console, quieten
@@ -45,7 +45,7 @@ def check_study(path: Path) -> None:
             continue
         checked.add(parts)
         with _named(run, path):
-            check_settings(config, run.nproc, resume=run.folder.exists())
+            check_settings(_with_made_teachers(config, run), run.nproc, resume=run.folder.exists())
             reported = Dataset(config.data.path, study.split)
         if (label := only_value(reported, reported.schema.label)) is not None:
             console.print(
@@ -53,6 +53,13 @@ def check_study(path: Path) -> None:
                 "neither NE, AUC nor gains",
                 style="bold red",
             )
+
+
+def _with_made_teachers(config: RunConfig, run: Run) -> RunConfig:
+    """The configuration, without teachers if they are runs of this study that aren't finished."""
+    if run.ready:
+        return config
+    return config.model_copy(update={"training": config.training.model_copy(update={"teacher": None})})
 
 
 def check_configurations(study: Study, runs: Sequence[Run], path: Path) -> list[tuple[Run, RunConfig]]:

@@ -3,14 +3,21 @@
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import yaml
 from pydantic import Field, model_validator
 
+from cetnet.benchmarks.study.teachers import (
+    teacher_folders,
+    teachers_first,
+    with_folders,
+    with_seeds_of_students,
+)
+from cetnet.benchmarks.tune.space import Tune, check_tune
 from cetnet.models.names import SplitName, VariantName
 from cetnet.models.strict import Strict
 from cetnet.trainer.errors import UserError
@@ -49,6 +56,24 @@ class MoreSeeds(Strict):
     )
 
 
+class Until(Strict):
+    """When a study has seeds enough."""
+
+    half_width: float = Field(
+        0.2,
+        gt=0,
+        description="Widest half of a gain's 95 % interval that decides, in percent of NE; of larger gains a fifth.",
+    )
+    monitor: Literal["ne", "progressive"] = Field(
+        "ne", description="NE of the study's split, or of every training batch before it is learned from."
+    )
+    max_seeds: int = Field(20, ge=3, le=200, description="Most seeds of a variant, decided or not.")
+
+    def wide_enough(self, gain: float) -> float:
+        """The widest half of the interval that decides a gain; both in percent."""
+        return max(self.half_width, abs(gain) / 5)
+
+
 class Study(Strict):
     """A study file: what to train, and what to compare it with."""
 
@@ -70,6 +95,14 @@ class Study(Strict):
     nproc: int = Field(gt=0, le=1024, description="Processes of each run.")
     seeds: tuple[int, ...] = Field(min_length=1, description="Of every variant.")
     more_seeds: MoreSeeds | None = Field(None, description="Further seeds of some variants.")
+    until: Until | None = Field(
+        None,
+        description="Further seeds, in pairs, of variants whose gains are undecided, and of their baselines.",
+    )
+    tune: Tune | None = Field(
+        None,
+        description="How `cetnet tune` chooses settings for the variants, which `cetnet study` passes over.",
+    )
     split: SplitName = Field("test", description="The split that the table reports.")
     baseline: str | tuple[str, ...] = Field(
         description="The variant that gains are over. Several: each is the baseline of the variants from it to "
@@ -94,7 +127,7 @@ class Study(Strict):
     variants: dict[VariantName, dict[str, Any]] = Field(
         min_length=1,
         description="Dotted configuration keys of each variant and their values; or a YAML file with that, "
-        "relative to the study file.",
+        "relative to the study file. `training.teacher: variant:NAME` is the run of that variant of the same seed.",
     )
 
     @model_validator(mode="after")
@@ -102,6 +135,12 @@ class Study(Strict):
         seeds = [*self.seeds, *(self.more_seeds.seeds if self.more_seeds else ())]
         if len(set(seeds)) < len(seeds):
             raise ValueError(f"seeds {seeds} has a seed twice")
+        if self.until and self.more_seeds:
+            raise ValueError("until and more_seeds both say which variants have further seeds; leave one out")
+        if self.until and self.until.max_seeds < len(seeds):
+            raise ValueError(f"until.max_seeds is {self.until.max_seeds}, but there are {len(seeds)} seeds")
+        if self.tune:
+            check_tune(self.tune, list(self.variants), [*seeds, *self.further_seeds], self.split)
         patterns = [("scaling", pattern) for pattern in self.scaling.values()]
         if self.more_seeds:
             patterns += [("more_seeds.variants", pattern) for pattern in self.more_seeds.variants]
@@ -128,6 +167,25 @@ class Study(Strict):
         if more and any(fnmatchcase(variant, pattern) for pattern in more.variants):
             return self.seeds + more.seeds
         return self.seeds
+
+    @property
+    def further_seeds(self) -> range:
+        """The seeds that `until` may add, in their order."""
+        first = max(self.seeds) + 1
+        return range(first, first + (self.until.max_seeds - len(self.seeds) if self.until else 0))
+
+    @property
+    def monitored(self) -> str:
+        """The metric whose gains are judged: `NE` of the split, or `progressive NE`."""
+        return "progressive NE" if self.until and self.until.monitor == "progressive" else "NE"
+
+    @property
+    def looks(self) -> tuple[int, ...]:
+        """Numbers of seeds at which a study with `until` looks at its gains; two seeds tell nothing. Else none."""
+        if not self.until:
+            return ()
+        numbers = range(len(self.seeds), self.until.max_seeds, 2)
+        return (*(number for number in numbers if number > 2), self.until.max_seeds)
 
     def method_of(self, variant: str) -> str | None:
         """Which method of `scaling` a variant belongs to; the first, if several."""
@@ -197,9 +255,19 @@ class Run(NamedTuple):
         return self.settings.get("overrides", {}).get("checkpoint.path")
 
     @property
+    def needs(self) -> list[Path]:
+        """The folders of the study's runs that must be finished before this one starts: its teachers."""
+        return teacher_folders(self.settings.get("overrides", {}), self.folder)
+
+    @property
+    def ready(self) -> bool:
+        """Whether all that it needs is finished."""
+        return all((folder / "result.json").exists() for folder in self.needs)
+
+    @property
     def settings_file(self) -> Path:
-        """Beside the run folder, which belongs to the trainer."""
-        return self.folder.with_name(f"{self.folder.name}.settings.json")
+        """Beside the run folder."""
+        return settings_file(self.folder)
 
     def write_settings(self) -> None:
         """Record what the run is made with; to be called before it starts."""
@@ -212,17 +280,28 @@ class Run(NamedTuple):
         return (self.folder / "result.json").exists()
 
 
-def runs_of(study: Study, path: Path) -> list[Run]:
-    """Every run of the study, all variants of a seed before the next seed."""
+def runs_of(study: Study, path: Path, seeds: Mapping[str, int] | None = None) -> list[Run]:
+    """Every run of the study, all variants of a seed before the next seed.
+
+    Args:
+        study: What is in the file.
+        path: The study file.
+        seeds: With `until`, how many seeds variants are to have; beside the first ones, all that were begun count.
+    """
     base = Path(os.path.normpath(path.parent / study.base))
     base_settings = _read(path, "base", base)
     runs = []
     # Seed by seed: a study stopped half way has compared every variant at least once.
-    for seed in [*study.seeds, *(study.more_seeds.seeds if study.more_seeds else ())]:
+    more = study.more_seeds.seeds if study.more_seeds else study.further_seeds
+    wanted = with_seeds_of_students(
+        {variant: _seeds_of(study, variant, (seeds or {}).get(variant, 0)) for variant in study.variants},
+        {variant: {**study.common, **overrides} for variant, overrides in study.variants.items()},
+    )
+    for seed in [*study.seeds, *more]:
         for variant, overrides in study.variants.items():
-            if seed not in study.seeds_of(variant):
+            if seed not in wanted[variant]:
                 continue
-            folder = study.folder / variant / f"seed{seed}"
+            folder = _run_folder(study, variant, seed)
             changes = {**study.common, **overrides, "training.seed": seed}
             place = _checkpoint_path(base, base_settings, changes)
             if place is not None or "checkpoint.path" in changes:
@@ -230,12 +309,34 @@ def runs_of(study: Study, path: Path) -> list[Run]:
                 changes.pop("checkpoint.path", None)
                 changes["checkpoint.path"] = place and f"{place}/{variant}/seed{seed}"
             flags = [
-                f"{key}={_flow_yaml(value)}" for key, value in {**changes, "run_dir": str(folder)}.items()
+                f"{key}={_flow_yaml(value)}"
+                for key, value in {**with_folders(changes, folder), "run_dir": str(folder)}.items()
             ]
             # As it will be read back from JSON; nproc and run_dir may change, they don't change the numbers.
             settings = json.loads(json.dumps({"base": base_settings, "overrides": changes}, default=str))
             runs.append(Run(variant, seed, folder, base, flags, study.nproc, settings))
-    return runs
+    return teachers_first(runs)
+
+
+def _seeds_of(study: Study, variant: str, count: int) -> tuple[int, ...]:
+    """The seeds of a variant: its own, and of the further ones so many that there are `count`, and all begun."""
+    further = study.further_seeds
+    begun = [
+        number
+        for number, seed in enumerate(further, 1)
+        if settings_file(_run_folder(study, variant, seed)).exists()
+    ]
+    number = max(count - len(study.seeds), *begun, 0)
+    return study.seeds_of(variant) + tuple(further[:number])
+
+
+def _run_folder(study: Study, variant: str, seed: int) -> Path:
+    return study.folder / variant / f"seed{seed}"
+
+
+def settings_file(folder: Path) -> Path:
+    """What a run was begun with: beside its folder, which belongs to the trainer."""
+    return folder.with_name(f"{folder.name}.settings.json")
 
 
 def _checkpoint_path(base: Path, base_settings: Any, changes: dict[str, Any]) -> str | None:

@@ -15,7 +15,9 @@ from rich.console import Console
 
 from cetnet.benchmarks.study.definition import Run, Study, runs_of
 from cetnet.benchmarks.study.report.compose import write_report
+from cetnet.benchmarks.study.teachers import waves
 from cetnet.trainer.check_run import check_run
+from cetnet.trainer.checkpoint.store import CHECKPOINTS
 from cetnet.trainer.console import output
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.files import locked
@@ -69,21 +71,25 @@ def _train_all(study: Study, path: Path, folder: Path, console: Console) -> None
     )
     runs = runs_of(study, path)
     workers = min(MAX_WORKERS, len(os.sched_getaffinity(0)), len(runs))
+    taught_by = {folder for run in runs for folder in run.needs}
+    done = 0
     with _pool(workers) as pool:
-        with signals_blocked():  # until all workers are known, which are killed if one comes
-            futures = {pool.submit(_train, run): run for run in runs}
-        try:
-            for number, future in enumerate(as_completed(futures), 1):
-                console.print(
-                    f"{number}/{len(runs)} {futures[future].variant}: {future.result():.1f} s",
-                )
-        except (KeyboardInterrupt, SystemExit):
-            for worker in active_children():
-                worker.kill()
-            raise
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        for wave in waves(runs):
+            with signals_blocked():  # until all workers are known, which are killed if one comes
+                futures = {pool.submit(_train, run, run.folder in taught_by): run for run in wave}
+            try:
+                for future in as_completed(futures):
+                    done += 1
+                    console.print(f"{done}/{len(runs)} {futures[future].variant}: {future.result():.1f} s")
+            except (KeyboardInterrupt, SystemExit):
+                for worker in active_children():
+                    worker.kill()
+                raise
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+    for folder in taught_by:
+        shutil.rmtree(folder / CHECKPOINTS)
     write_report(study, f"cetnet study {path} --smoke", runs, console)
 
 
@@ -117,9 +123,8 @@ def _start_worker(workers: int) -> None:
     torch.set_printoptions(threshold=0, edgeitems=1)
 
 
-def _train(run: Run) -> float:
-    """Train one variant; the seconds that it took."""
-    from cetnet.trainer.checkpoint.store import CHECKPOINTS
+def _train(run: Run, teaches: bool) -> float:
+    """Train one variant, and keep its checkpoints if it is to teach others; the seconds that it took."""
     from cetnet.trainer.config import load_config
     from cetnet.trainer.processes.distributed import process_group
     from cetnet.trainer.train import train
@@ -131,5 +136,6 @@ def _train(run: Run) -> float:
             train(check_run(config, processes.world_size), processes)
     except UserError as error:
         raise UserError(f"{run.variant}: {error}") from None
-    shutil.rmtree(run.folder / CHECKPOINTS)
+    if not teaches:
+        shutil.rmtree(run.folder / CHECKPOINTS)
     return time.monotonic() - start

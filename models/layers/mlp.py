@@ -113,6 +113,13 @@ class LogitLinear(nn.Linear):
             return super().forward(x.to(self.weight.dtype)).squeeze(-1)
 
 
+def start_at(module: nn.Module, logit: float) -> None:
+    """Set the bias of the first `LogitLinear` inside a module, if there is one."""
+    heads = (part for part in module.modules() if isinstance(part, LogitLinear))
+    if (head := next(heads, None)) is not None:
+        nn.init.constant_(head.bias, logit)
+
+
 class BilinearFusion(nn.Module):
     """w_x x + w_y y + sum_h x_h^T W_h y_h on `[x, y]`, `[B, x_dim + y_dim]` -> logit `[B]`.
 

@@ -13,6 +13,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from cetnet.models.cetnet import CETNet
 from cetnet.models.component import Output
 from cetnet.models.config import CETNetConfig
+from cetnet.models.registry import COMPONENTS
 from cetnet.models.schema import Feature, Schema
 
 SCHEMA = Schema(
@@ -42,6 +43,8 @@ class Batch(NamedTuple):
     label: Tensor
     weight: Tensor
     row: Tensor
+    teachers: Tensor | None = None
+    peers: Tensor | None = None
 
 
 def batch() -> Batch:
@@ -208,6 +211,30 @@ def test_bf16_is_for_the_components_only() -> None:
     assert not torch.equal(loss, exact_loss)
 
 
+def test_averaged_models_learn_as_if_alone() -> None:
+    model = build(
+        components={"net": {**DHEN, "copies": 2}},
+        fusion={"mode": "average"},
+        collaboration={"kind": "none"},
+    )
+    _, predictions = model(batch())
+    torch.testing.assert_close(predictions.logits[0], predictions.logits[1:].mean(0))
+    model(batch())[0].backward()
+    for name in ("net_1", "net_2"):
+        alone = build(components={name: DHEN})
+        alone.load_state_dict({key: model.state_dict()[key] for key in alone.state_dict()})
+        alone(batch())[0].backward()
+        for key, parameter in alone.named_parameters():
+            torch.testing.assert_close(model.get_parameter(key).grad, parameter.grad)
+
+
+def test_an_average_that_nothing_would_teach_is_refused() -> None:
+    settings = {"components": {"a": DHEN, "b": DHEN}, "component_weight": 0}
+    with pytest.raises(ValidationError, match="no loss by the label reaches a component"):
+        CETNetConfig.model_validate({**settings, "fusion": {"mode": "average"}})
+    CETNetConfig.model_validate({**settings, "fusion": {"mode": "average", "stop_gradient": False}})
+
+
 def test_with_neither_fusion_nor_collaboration_components_learn_as_if_alone() -> None:
     components = {"a": DHEN, "b": INTERFORMER}
     model = build(components=components, collaboration={"weight": 0})
@@ -294,3 +321,14 @@ def test_combinations_that_mean_nothing_are_refused(settings: dict[str, Any], me
 def test_a_sharded_table_of_odd_size_is_refused() -> None:
     with pytest.raises(ValueError, match=r"embedding_dim 10.*multiple of 4.*dense_tables"):
         build(components={"net": {**DHEN, "embedding_dim": 10}})
+
+
+@pytest.mark.parametrize("kind", COMPONENTS)
+def test_untrained_predictions_lie_around_a_rate(kind: str) -> None:
+    model = build(components={"one": {"kind": kind, "embedding_dim": 8, "copies": 2}})
+    model.start_at(0.02)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            nn.init.zeros_(parameter)
+    probability = model(batch())[1].logits.sigmoid()
+    assert probability.numpy() == pytest.approx(0.02, rel=1e-3)

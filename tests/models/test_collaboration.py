@@ -4,8 +4,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from cetnet.models.collaboration import collaboration_loss, distillation, mutual_learning, symmetric_kl
+from cetnet.models.collaboration import (
+    StalePredictions,
+    codistillation,
+    collaboration_loss,
+    distillation,
+    mutual_learning,
+    symmetric_kl,
+)
 from cetnet.models.config import (
+    Codistillation,
     Collaboration,
     Distillation,
     FusionConfig,
@@ -106,6 +114,41 @@ def test_the_mean_teacher_is_constant_too() -> None:
     target = torch.tensor(0.5, dtype=torch.float64)
     (gradient,) = torch.autograd.grad(loss.sum(), logits)
     torch.testing.assert_close(gradient[0], 0.5 * (logits[0].sigmoid() - target.sigmoid()))
+
+
+@pytest.mark.parametrize("n", [2, 4])
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_codistillation_is_towards_the_mean_of_the_peers_stale_copies(n: int, temperature: float) -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(20, n, dtype=torch.float64, requires_grad=True)
+    stale = torch.randn(20, n, dtype=torch.float64, requires_grad=True)
+    p, q = (logits / temperature).sigmoid(), (stale.detach() / temperature).sigmoid()
+    expected = torch.zeros(20, dtype=torch.float64)
+    for k in range(n):
+        target = torch.stack([q[:, peer] for peer in range(n) if peer != k]).mean(0)
+        expected = expected - temperature**2 * (target * p[:, k].log() + (1 - target) * (1 - p[:, k]).log())
+    config = Codistillation(kind="codistillation", weight=0.5, temperature=temperature)
+    loss = collaboration_loss(config, logits, torch.zeros(20), stale)
+    assert loss is not None
+    torch.testing.assert_close(loss, 0.5 * expected)
+    gradient, to_stale = torch.autograd.grad(loss.sum(), (logits, stale), allow_unused=True)
+    torch.testing.assert_close(gradient, 0.5 * torch.autograd.grad(expected.sum(), logits)[0])
+    assert to_stale is None
+    assert codistillation(torch.tensor([[1e4, -1e4]]), torch.tensor([[-1e4, 1e4]])).item() == 2e4
+    assert collaboration_loss(config, logits, torch.zeros(20)) is None  # before the first exchange
+
+
+def test_stale_predictions_are_found_by_row() -> None:
+    stale = StalePredictions(6, 2)
+    for rows in ([5, -1, 3, 9], [7, 5, -1, -1, 2]):  # the second replaces the first
+        logits = torch.randn(len(rows), 2)
+        stale.keep(torch.tensor(rows), logits, until=8)
+        wanted = [row for row in reversed(rows) if row >= 0]
+        found = stale.of(torch.tensor([-1, *wanted]))
+        torch.testing.assert_close(found[1:], torch.stack([logits[rows.index(row)] for row in wanted]))
+    with pytest.raises(AssertionError, match="a row that nothing was said of"):
+        stale.of(torch.tensor([3]))
+    assert int(stale.until) == 8
 
 
 @pytest.mark.parametrize(

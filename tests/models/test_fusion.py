@@ -1,11 +1,13 @@
 import math
+from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from cetnet.models.config import FusionConfig
-from cetnet.models.fusion import Fusion, binary_entropy, confidence_weights
+from cetnet.models.fusion import Average, Fusion, binary_entropy, confidence_weights, make_fusion
 
 
 def test_binary_entropy() -> None:
@@ -114,6 +116,37 @@ def test_gradcheck(mode: str) -> None:
     leaves = [torch.randn(4, n, dtype=torch.float64, requires_grad=True) for n in (3, 2, 3, 3)]
     used = leaves if mode.startswith("confidence") else [*leaves[:3], leaves[3].detach()]
     assert torch.autograd.gradcheck(lambda *x: fusion(x[:3], x[3]), tuple(used))
+
+
+@pytest.mark.parametrize("mode", ["average", "confidence_average"])
+@pytest.mark.parametrize("temperature", [1.0, 0.2])
+def test_averages_of_logits(mode: str, temperature: float) -> None:
+    config = FusionConfig(mode=mode, temperature=temperature)  # type: ignore[arg-type]
+    fusion = make_fusion([4, 2, 3], config)
+    assert not list(fusion.parameters())
+    logits = torch.randn(6, 3)
+    fused = fusion([torch.randn(6, n) for n in (4, 2, 3)], logits)
+    for row, values in enumerate(logits.tolist()):
+        w = [1.0] * 3
+        if mode == "confidence_average":
+            p = [1 / (1 + math.exp(-z)) for z in values]
+            w = [math.exp((q * math.log(q) + (1 - q) * math.log(1 - q)) / temperature) for q in p]
+        expected = sum(a * z for a, z in zip(w, values, strict=True)) / sum(w)
+        assert fused[row].item() == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["average", "confidence_average"])
+def test_an_average_is_measured_only_unless_gradients_may_pass(mode: str) -> None:
+    logits = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
+    assert not Average(FusionConfig(mode=mode))([], logits).requires_grad  # type: ignore[arg-type]
+    learned = Average(FusionConfig(mode=mode, stop_gradient=False))  # type: ignore[arg-type]
+    assert torch.autograd.gradcheck(lambda z: learned([], z), logits)
+
+
+@pytest.mark.parametrize("setting", [{"hidden_units": (4,)}, {"head": "bilinear"}])
+def test_an_average_has_no_head(setting: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="mode average is a mean of logits, without a head; leave head"):
+        FusionConfig(mode="average", **setting)
 
 
 def test_swapping_components_swaps_their_parts() -> None:

@@ -139,6 +139,7 @@ ENSEMBLES: dict[str, dict[str, Any]] = {
         mode: {"components": PAIR, "fusion": {"mode": mode, "hidden_units": [4]}}
         for mode in ("confidence_sum", "gate_concat", "gate_sum", "concat", "mean")
     },
+    **{mode: {"components": PAIR, "fusion": {"mode": mode}} for mode in ("average", "confidence_average")},
 }
 
 
@@ -168,8 +169,12 @@ def test_every_component_exports() -> None:
     assert_served(model, schema, program.module(), expected)
 
 
-def test_a_schema_of_one_short_list_exports() -> None:
-    model = build(IDS_ALONE, components={"dnn": CONFIGS["dnn"].model_dump()})
+@pytest.mark.parametrize(
+    "more", [{}, {"fusion": {"mode": "average"}}, {"fusion": {"mode": "confidence_average"}}]
+)
+def test_a_schema_of_one_short_list_exports(more: dict[str, Any]) -> None:
+    copies = 2 if more else 1
+    model = build(IDS_ALONE, components={"dnn": {**CONFIGS["dnn"].model_dump(), "copies": copies}}, **more)
     expected = [trained(model, each) for each in cases(IDS_ALONE)]
     program = export_program(Served(model, IDS_ALONE), IDS_ALONE)
     assert_served(model, IDS_ALONE, program.module(), expected)

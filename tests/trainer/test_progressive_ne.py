@@ -73,7 +73,7 @@ def direct_ne(steps: list[Step], output: int) -> float:
 @given(st.integers(0, 12), st.integers(1, 8), st.integers(1, 6), st.integers(0, 1000))
 def test_lifetime_and_window(count: int, rows: int, window: int, seed: int) -> None:
     steps = random_steps(count, rows, seed)
-    values = progressive(steps, window).compute()
+    values = progressive(steps, window).compute().ne
     assert list(values) == [f"ne/{kind}/{output}" for kind in ("lifetime", "window") for output in OUTPUTS]
     for index, output in enumerate(OUTPUTS):
         for kind, part in (("lifetime", steps), ("window", steps[-window:])):
@@ -81,17 +81,32 @@ def test_lifetime_and_window(count: int, rows: int, window: int, seed: int) -> N
             assert values[f"ne/{kind}/{output}"] == pytest.approx(expected, rel=1e-9, nan_ok=True)
 
 
+def test_differences_of_sums_are_those_of_the_rows_in_between() -> None:
+    steps = random_steps(9, 5)
+    before, after = (progressive(steps[:count], 4).compute().sums for count in (3, 9))
+    between = steps[3:]
+    weight = sum(float(step.weight.double().sum()) for step in between)
+    positive = sum(float((step.weight * step.label).double().sum()) for step in between)
+    assert after["weight"] - before["weight"] == pytest.approx(weight)
+    assert after["positive"] - before["positive"] == pytest.approx(positive)
+    base = positive / weight
+    entropy = -(base * math.log(base) + (1 - base) * math.log(1 - base))
+    for index, output in enumerate(OUTPUTS):
+        loss = after["loss"][output] - before["loss"][output]
+        assert loss / weight / entropy == pytest.approx(direct_ne(between, index), rel=1e-9)
+
+
 @pytest.mark.parametrize("label", [0.0, 1.0])
 def test_a_single_class_has_no_ne(label: float) -> None:
     steps = [step._replace(label=torch.full_like(step.label, label)) for step in random_steps(9, 37)]
     steps = [step._replace(weight=step.weight + 0.1) for step in steps]
-    assert all(map(math.isnan, progressive(steps, 5).compute().values()))
+    assert all(map(math.isnan, progressive(steps, 5).compute().ne.values()))
 
 
 def test_equals_torchrec() -> None:
     rows, window, count = 64, 5, 12
     steps = random_steps(count, rows)
-    values = progressive(steps, window).compute()
+    values = progressive(steps, window).compute().ne
     for index, output in enumerate(OUTPUTS):
         metric = NEMetric(
             world_size=1,
@@ -128,6 +143,6 @@ def test_a_state_of_json_continues_exactly(done: int) -> None:
 def test_padding_and_large_logits() -> None:
     step = Step(torch.tensor([[90.0, -90.0], [0.0, 50.0]]), torch.tensor([0.0, 1.0]), torch.ones(2))
     padded = Step(*(F.pad(tensor, (0, 3)) for tensor in step))
-    values = progressive([padded], 1).compute()
+    values = progressive([padded], 1).compute().ne
     assert values["ne/window/fused"] == pytest.approx(90 / math.log(2))
-    assert values == progressive([step], 1).compute()
+    assert values == progressive([step], 1).compute().ne

@@ -96,6 +96,10 @@ def test_evaluation_is_the_same_on_any_world_size(runs: Path) -> None:
     for result in results[1:]:
         assert result["splits"]["test"] == pytest.approx(results[0]["splits"]["test"], abs=1e-5)
         assert result["train"] == pytest.approx(results[0]["train"], abs=1e-6)
+        sums, expected = result["progressive"], results[0]["progressive"]
+        assert sums.pop("loss") == pytest.approx(expected["loss"], rel=1e-5)
+        assert sums == pytest.approx({key: expected[key] for key in ("weight", "positive")})
+        assert result["multiply_adds"] == results[0]["multiply_adds"] > 0
     predictions = [pq.read_table(runs / f"planned-{n}" / "predictions" / "test.parquet") for n in (1, 4)]
     assert predictions[0]["row"].to_pylist() == list(range(200))
     np.testing.assert_allclose(
@@ -125,6 +129,9 @@ def plain_losses(path: Path) -> list[float]:
     schema = dataset.schema
     torch.manual_seed(config.training.seed)
     model = CETNet(schema, config.model, table_device="meta")
+    rows = pq.read_table(path / "train").to_pylist()
+    clicks = sum(row[schema.weight] * row[schema.label] for row in rows)
+    model.start_at(clicks / sum(row[schema.weight] for row in rows))
     tables = {
         (name, table): nn.Embedding(
             rows,
@@ -144,7 +151,6 @@ def plain_losses(path: Path) -> list[float]:
     dense = [p for name, p in model.named_parameters() if not name.startswith("tables.")]
     optimizer = torch.optim.Adam(dense, lr=config.optimizer.dense.lr)
     moments = {key: torch.zeros(len(table.weight)) for key, table in tables.items()}
-    rows = pq.read_table(path / "train").to_pylist()
     reader = Reader(dataset, 64, lanes=4, shuffle_rows=100, seed=config.training.seed)
     losses = []
     for batch in reader.batches(0):

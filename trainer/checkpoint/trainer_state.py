@@ -42,7 +42,7 @@ def trainer_state(
         "progress": vars(train_state).copy(),
         "ne": ne.state_dict(),
         "config": config.model_dump(mode="json"),
-        **_identity(dataset),
+        **identity(dataset),
     }
 
 
@@ -95,7 +95,7 @@ def _kinds(settings: Any) -> Iterator[Any]:
             yield from _kinds(each)
 
 
-def _identity(dataset: Dataset) -> dict[str, Any]:
+def identity(dataset: Dataset) -> dict[str, Any]:
     """What a step means: the schema, and the rows of each row group in order."""
     schema = dataset.schema
     return {
@@ -117,7 +117,7 @@ def check_own_meaning(run: Path, schema: Schema, state: dict[str, Any]) -> None:
 
 
 def _check_same_data(state: dict[str, Any], dataset: Dataset, checkpoint: Place, run: Path) -> None:
-    now = _identity(dataset)
+    now = identity(dataset)
     before = {key: state.get(key) for key in now}
     for digest in _DIGESTS:  # data that an earlier version prepared has none
         if before[digest] is None or now[digest] is None:

@@ -231,6 +231,16 @@ class Dataset:
         column = pa.concat_arrays([part.cast(kind) for part in parts])
         return _integers(column) if self.raw and name == self.schema.group else column
 
+    def label_and_weight(self, group: RowGroup) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Of the rows of a row group, NaN where they are null; weights are 1 if there are none."""
+        label, weight = (
+            self._role(group, name).cast(pa.float64()).fill_null(np.nan).to_numpy()
+            if name and self._has(group.file, name)
+            else np.ones(group.num_rows)
+            for name in (self.schema.label, self.schema.weight)
+        )
+        return label, weight
+
     def given(self, group: RowGroup, names: Sequence[str]) -> pa.Table:
         """Columns of a row group as its file has them, of any type; texts where its directories name them."""
         stored, keys = [name for name in names if name not in self._keys[group.file]], self._keys[group.file]

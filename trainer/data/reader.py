@@ -10,7 +10,7 @@ the reader is the step.
 import math
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, cycle, groupby, islice
@@ -104,6 +104,7 @@ class Reader:
         threads: threads that decode.
         rank: this process's rank.
         world_size: number of processes.
+        teachers: of each teacher, its logits by row number, `[num_rows]` float32.
 
     Attributes:
         bad_rows: by step of the epoch, the rows that are skipped in this rank's batch: for who trains it to take out.
@@ -114,7 +115,13 @@ class Reader:
 
     @classmethod
     def of(
-        cls, config: DataConfig, dataset: Dataset, seed: int = 0, rank: int = 0, world_size: int = 1
+        cls,
+        config: DataConfig,
+        dataset: Dataset,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        teachers: Sequence[NDArray[np.float32]] = (),
     ) -> "Reader":
         """The reader of `data.*` of an experiment file: how training reads its split."""
         return cls(
@@ -128,6 +135,7 @@ class Reader:
             threads=config.threads,
             rank=rank,
             world_size=world_size,
+            teachers=teachers,
         )
 
     def __init__(
@@ -143,6 +151,7 @@ class Reader:
         threads: int = 2,
         rank: int = 0,
         world_size: int = 1,
+        teachers: Sequence[NDArray[np.float32]] = (),
     ) -> None:
         if complaint := indivisible(
             batch_size=batch_size, lanes=lanes if order == "shuffled" else None, world_size=world_size
@@ -151,7 +160,7 @@ class Reader:
         self.dataset, self.batch_size, self.order, self.seed = dataset, batch_size, order, seed
         self._lanes = lanes if order == "shuffled" else world_size
         self._shuffle_rows, self._prefetch, self._threads = shuffle_rows, prefetch, threads
-        self._rank, self._world_size = rank, world_size
+        self._rank, self._world_size, self._teachers = rank, world_size, teachers
         self.bad_rows: dict[int, list[BadRow]] = {}
         lane_rows = batch_size // self._lanes
         # Lanes differ by one row at most, so counting by the longest lane equals counting by rows.
@@ -212,7 +221,17 @@ class Reader:
             slices += stream.read(start, start + count)
         if bad := [row for rows in slices for row in rows.bad.values()]:
             self.bad_rows[step] = bad
-        return _to_batch(self.dataset.schema, slices, self.batch_size // self._world_size)
+        batch = _to_batch(self.dataset.schema, slices, self.batch_size // self._world_size)
+        if self._teachers:
+            batch.teachers = _logits_of(self._teachers, batch.row)
+        return batch
+
+
+def _logits_of(teachers: Sequence[NDArray[np.float32]], row: torch.Tensor) -> torch.Tensor:
+    """Their logits for rows `[B]`, `[B, teachers]`; 0 for padding and bad rows, which have none."""
+    known = row.clamp(min=0).numpy()
+    logits = torch.from_numpy(np.stack([logits[known] for logits in teachers], axis=1))
+    return torch.where(row.unsqueeze(1) >= 0, logits, 0)
 
 
 def _cut(pieces: list[Piece], start: int, stop: int) -> list[Piece]:

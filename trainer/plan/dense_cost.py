@@ -2,17 +2,11 @@
 
 from typing import NamedTuple
 
-import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.func import functional_call
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
-
-from cetnet.models.cetnet import CETNet, Member
-from cetnet.models.component import Inputs
+from cetnet.models.cetnet import CETNet
 from cetnet.models.schema import Schema
 from cetnet.sharding.cluster import Cluster
 from cetnet.trainer.config import RunConfig
+from cetnet.trainer.flops import flops_per_row
 from cetnet.trainer.optimizers import dense_table_parameters
 
 UTILISATION = 0.4
@@ -53,7 +47,7 @@ def dense_cost(model: CETNet, config: RunConfig, schema: Schema, cluster: Cluste
             reduced += own
             own *= 2 + _STATES[optimizer.kind]
         size += own
-    per_row, uncounted = _flops_per_row(model, schema)
+    per_row, uncounted = flops_per_row(model, schema)
     flops = 3 * per_row * config.data.batch_size / cluster.world_size  # backward: twice the forward
     peak = cluster.bf16_tflops if config.training.precision == "bf16" else cluster.fp32_tflops
     rate, n = _ring_rate(cluster), cluster.world_size
@@ -79,37 +73,3 @@ def _ring_rate(cluster: Cluster) -> float | None:
         return None
     across *= cluster.gpus_per_node
     return across if inside is None or cluster.gpus_per_node == 1 else min(inside, across)
-
-
-def _flops_per_row(model: CETNet, schema: Schema) -> tuple[float, tuple[str, ...]]:
-    """Multiplications and additions of the components' forward pass, histories at their longest; counted on
-    fake tensors. And the components that can't be counted: they look at their values, as recurrent ones do."""
-    rows, total, uncounted = 2, 0, []
-    for name, member in model.towers.items():
-        assert isinstance(member, Member)
-        shape = member.assembly.shape
-        # There is no formula for the fused attention of CPUs: count its matrix products one by one.
-        with (
-            torch.no_grad(),
-            sdpa_kernel(SDPBackend.MATH),
-            FakeTensorMode(),
-            FlopCounterMode(display=False) as counter,
-        ):
-            inputs = Inputs(
-                tokens=torch.empty(rows, shape.num_tokens, shape.embedding_dim),
-                sequences=torch.empty(
-                    rows, shape.num_sequences, max(shape.max_length, 1), shape.embedding_dim
-                ),
-                lengths=torch.empty(rows, shape.num_sequences, dtype=torch.int64),
-                dense=torch.empty(rows, len(schema.dense_features)),
-                extra=torch.empty(rows, shape.num_extra),
-            )
-            held = {**dict(member.component.named_parameters()), **dict(member.component.named_buffers())}
-            fake = {name: torch.empty(value.shape, dtype=value.dtype) for name, value in held.items()}
-            try:
-                functional_call(member.component, fake, (inputs,))
-            except (NotImplementedError, RuntimeError):
-                uncounted.append(name)
-                continue
-        total += counter.get_total_flops()
-    return total / rows, tuple(uncounted)

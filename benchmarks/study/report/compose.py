@@ -1,13 +1,12 @@
 """The report of a study: its numbers, tables and plots, from the runs that are finished."""
 
 import csv
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
 
-from cetnet.benchmarks.study.definition import PAGE, TABLE, Run, Study
+from cetnet.benchmarks.study.definition import PAGE, TABLE, Run, Study, Until
 from cetnet.benchmarks.study.report.curves import gain_curve, read_curve
 from cetnet.benchmarks.study.report.document import (
     Block,
@@ -20,6 +19,8 @@ from cetnet.benchmarks.study.report.document import (
     Table,
     Text,
 )
+from cetnet.benchmarks.study.report.forest import draw_forest
+from cetnet.benchmarks.study.report.how_to_read import has_gains, how_to_read, sureness
 from cetnet.benchmarks.study.report.plots import draw_gain, draw_ne
 from cetnet.benchmarks.study.report.render.html import write_html
 from cetnet.benchmarks.study.report.render.markdown import write_markdown
@@ -27,13 +28,14 @@ from cetnet.benchmarks.study.report.render.terminal import print_table
 from cetnet.benchmarks.study.report.rows import (
     BAYES,
     SIZES,
-    Folders,
     Row,
     bayes_row,
+    row_against_itself,
     same_size_rows,
     section_rows,
     undefined,
 )
+from cetnet.benchmarks.study.report.run_files import Folders, folders_of
 from cetnet.benchmarks.study.report.runs import facts, missing_runs, runs_section
 from cetnet.benchmarks.study.report.scaling import (
     draw_scaling,
@@ -46,11 +48,11 @@ from cetnet.benchmarks.study.report.scaling import (
 from cetnet.benchmarks.study.report.spectra import Spectra, read_spectra, summarize, wide_enough
 from cetnet.benchmarks.study.report.tables import (
     cost_columns,
+    further_columns,
     gain_columns,
     metric_columns,
-    most_paired,
-    progressive_columns,
     seeds_column,
+    sureness_columns,
     write_csv,
 )
 
@@ -69,18 +71,18 @@ def write_report(study: Study, command: str, runs: Sequence[Run], console: Conso
     """
     out = study.folder
     finished = [run for run in runs if run.finished]
-    folders: dict[str, dict[int, Path]] = {}
-    for variant in study.variants:
-        if of_variant := {run.seed: run.folder for run in finished if run.variant == variant}:
-            folders[variant] = of_variant
-    sections = section_rows(folders, study.sections, study.split, study.components, study.paper)
+    found = folders_of(finished)
+    folders = {variant: found[variant] for variant in study.variants if variant in found}
+    with console.status("comparing"):
+        sections = section_rows(study, folders)
     sections = {baseline: rows for baseline, rows in sections.items() if rows}
     bayes = bayes_row(folders, study.split)
     spectra = _read_all_spectra(study, finished, console)
 
     rows = [row for section in sections.values() for row in section]
     _print(study, rows + ([bayes] if bayes else []), console)
-    write_csv(rows + ([bayes] if bayes else []), out / TABLE)
+    written = [row for section in sections.values() for row in _with_itself(study, section)]
+    write_csv(written + ([bayes] if bayes else []), out / TABLE)
     if spectra:
         _write_spectra(spectra, out / "embeddings.csv")
     document = Document(
@@ -93,7 +95,7 @@ def write_report(study: Study, command: str, runs: Sequence[Run], console: Conso
             *_results(study, folders, sections, bayes),
             *_embeddings(study, sections, spectra),
             Section("Cost", [_table(rows, cost_columns(rows)), Text(COST_NOTE)]),
-            _how_to_read(study, rows, bayes, undefined(folders, study.split)),
+            how_to_read(study, rows, bayes, undefined(folders, study.split)),
             runs_section(finished, out),
         ],
     )
@@ -110,10 +112,11 @@ def _print(study: Study, rows: Sequence[Row], console: Console) -> None:
     title = f"{study.title or study.name} ({study.split})"
     print_table(_table(rows, metric_columns(rows, rows)), title, console, give_way=SIZES)
     several = len(study.sections) > 1  # then each baseline heads its own
-    compared = [row for row in rows if _has_gains(row) or (several and row.is_baseline)]
-    if any(map(_has_gains, rows)):
+    compared = [row for row in rows if has_gains(row) or (several and row.is_baseline)]
+    if any(map(has_gains, rows)):
         against = "the baseline above, a row of –" if several else next(iter(study.sections))
-        print_table(_table(compared, gain_columns(compared, rows)), f"Gains over {against}", console)
+        gains = _table(compared, gain_columns(compared, rows))
+        print_table(gains, f"Gains over {against}", console, give_way=("AUC gain (pp)", "gAUC gain (pp)"))
 
 
 # --- sections ------------------------------------------------------------------------------------------
@@ -132,30 +135,46 @@ def _results(
         suffix = f"_{baseline}" if several else ""
         with_bayes = [*rows, bayes] if bayes else rows
         blocks: list[Block] = [_table(with_bayes, metric_columns(with_bayes, every))]
-        if gaining := [row for row in rows if _has_gains(row)]:
-            blocks.append(_table(gaining, gain_columns(gaining, every)))
         models = [row for row in rows if not row.component]
+        gaining = [row for row in _with_itself(study, rows) if has_gains(row)]
+        if any(row.estimates for row in gaining):
+            margin = (study.until or Until()).half_width
+            if figure := draw_forest(
+                [row for row in gaining if not row.component],
+                baseline,
+                margin,
+                f"{title}: gains over {baseline}",
+            ):
+                blocks.append(Plot(f"forest{suffix}", f"Gains over {baseline} with 95 % intervals", figure))
+            blocks.append(_table(gaining, gain_columns(gaining, every)))
+            judged = [row for row in gaining if row.comparison and row.estimates]
+            if any((row.paired_seeds or 0) > 1 for row in judged):
+                blocks += [
+                    Text("How sure that is:"),
+                    _table(judged, sureness_columns(judged, every)),
+                    Text(sureness(study)),
+                ]
         window = {row.variant: read_curve(folders[row.variant], "ne/window/fused") for row in models}
         panels = _panels(study, rows)
         caption = "Progressive NE against the number of examples"
         blocks.append(Plot(f"ne_curves{suffix}", caption, draw_ne(window, references, title, panels)))
-        if any(row.gains for row in rows):
+        if any(row.estimates for row in rows):
             lifetime = {row.variant: read_curve(folders[row.variant], "ne/lifetime/fused") for row in models}
             gains = {variant: gain_curve(curve, lifetime[baseline]) for variant, curve in lifetime.items()}
             caption = f"NE gain over {baseline} against the number of examples"
-            blocks += [
-                Plot(f"gain{suffix}", caption, draw_gain(gains, baseline, title, panels)),
-                _table(models, progressive_columns(models, lifetime, gains, every)),
-            ]
+            blocks.append(Plot(f"gain{suffix}", caption, draw_gain(gains, baseline, title, panels)))
+        further = further_columns(with_bayes, every)
+        blocks.append(Folded("Calibrated NE, NE of the last window, LogLoss", _table(with_bayes, further)))
         parts.append(
             Section(f"Compared with {baseline}", blocks, level=3) if several else Section("Results", blocks)
         )
     return parts
 
 
-def _has_gains(row: Row) -> bool:
-    """Whether the row has a gain that is defined."""
-    return row.gains is not None and any(math.isfinite(gain.point) for gain in row.gains)
+def _with_itself(study: Study, rows: Sequence[Row]) -> list[Row]:
+    """The rows of a section, and one of its baseline against itself if it has the seeds for it."""
+    own = [row_against_itself(row, study.looks) for row in rows if row.is_baseline]
+    return [*rows, *filter(None, own)]
 
 
 def _panels(study: Study, rows: Sequence[Row]) -> dict[str, list[str]] | None:
@@ -180,22 +199,13 @@ def _scaling(study: Study, folders: Folders, sections: Mapping[str, Sequence[Row
     caption = "Metrics against the number of embedding parameters"
     blocks: list[Block] = [Plot("scaling", caption, figure), Text(text)]
     if pairs := same_size_pairs(study, sections):
-        rows = same_size_rows(folders, pairs, study.split, study.paper)
+        rows = same_size_rows(study, folders, pairs)
         every = [row for of_section in sections.values() for row in of_section]
-        lifetime = {
-            row.variant: read_curve(folders[row.variant], "ne/lifetime/fused")
-            for pair in pairs
-            for row in pair
-        }
-        gains = {
-            row.variant: gain_curve(lifetime[row.variant], lifetime[same.variant]) for row, same in pairs
-        }
-        progressive = progressive_columns(rows, lifetime, gains, every)[-1]
         over = Column("over", [Cell(other.variant, other.variant) for _, other in pairs], is_text=True)
         first = next(iter(study.scaling))
         blocks += [
             Text(f"Gains over {first} with as many embedding parameters; intervals as in the tables below:"),
-            _table(rows, [over, *gain_columns(rows, every), progressive]),
+            _table(rows, [over, *gain_columns(rows, every)]),
         ]
     return [Section("Scaling of embeddings", blocks)]
 
@@ -257,75 +267,6 @@ geometric means. Every table of every run is in [embeddings.csv](embeddings.csv)
 COST_NOTE = """\
 Embedding bytes are those of the trained tables, without their optimizer's state. Training seconds do not include
 evaluation; peak memory is what the processes of a run had resident at most, summed, the highest of the seeds."""
-
-
-def _how_to_read(study: Study, rows: Sequence[Row], bayes: Row | None, missing: str | None) -> Section:
-    """What the tables of metrics and gains mean."""
-    baselines = list(study.sections)
-    seeds = {row.seeds for row in rows if row.seeds}
-    several = max(seeds) > 1
-    paired = {row.paired_seeds for row in rows if row.gains}
-    counted = (
-        f"{max(seeds)} seeds" if len(seeds) == 1 else "the seeds, of which column `seeds` has the number"
-    )
-    sentences = [f"Metrics are the mean ± standard deviation of {counted}." if several else "One seed."]
-    if missing:
-        sentences.append(f"Split {study.split} has {missing}; nor are there gains in these.")
-    if any(map(_has_gains, rows)):
-        against = f"`{baselines[0]}`"
-        if len(baselines) > 1:
-            against = f"each section's baseline ({', '.join(f'`{baseline}`' for baseline in baselines)})"
-        sentences += [
-            f"Gains are over {against}: of NE in percent of the baseline's, negative is better; of AUC and gAUC in",
-            "percentage points, positive is better. In brackets the 95 % interval by paired bootstrap over the",
-            "evaluation's groups (rows, where there are none);",
-            "it covers the choice of the evaluation data"
-            + (
-                " and the spread between seeds (Student's t)."
-                if most_paired(rows) > 1
-                else ", not the spread between seeds."
-            ),
-            "Bold: the interval is without 0; of many gains, some are so by chance.",
-        ]
-        if 1 in paired and len(paired) > 1:
-            sentences.append(
-                "A gain over one seed lacks the spread between seeds in its interval, and is never bold."
-            )
-        if 2 in paired:
-            sentences.append(
-                "With two seeds Student's t has one degree of freedom: intervals of little use, never bold."
-            )
-    if len(seeds) > 1:
-        sentences.append(
-            "Gains are over the seeds that both the variant and the baseline have; means over different seeds are "
-            "not to be compared with each other."
-        )
-    if any(max(row.metrics.get("NE") or [0]) > 1 for row in rows):
-        sentences.append("NE above 1 is worse than to predict the base rate everywhere.")
-    if any(row.gains for row in rows):
-        sentences.append(
-            "NE since the start of training scores every batch before it is learned from; the interval of its "
-            "gain is Student's t over the seeds, and covers the spread between them alone. It is measured in "
-            "training mode, with dropout and each batch's own normalisation."
-        )
-    if study.paper:
-        sentences.append(
-            f"Columns `paper`: {study.paper.source}. Levels depend on data and protocol, so compare the gains."
-        )
-    if any(row.component for row in rows):
-        sentences.append("Indented rows are an ensemble's components on their own.")
-    if bayes:
-        of_rows = ""
-        if bayes.rows and bayes.rows[0] < bayes.rows[1]:
-            of_rows = (
-                f", of the {bayes.rows[0]:,} of {bayes.rows[1]:,} rows where they are known: another level"
-            )
-        sentences.append(f"{BAYES}: the probabilities that the synthetic labels were drawn from{of_rows}.")
-    if several:
-        sentences.append(
-            "In the plots, lines are means over the seeds, bands reach from the lowest to the highest."
-        )
-    return Section("How to read it", [Text("\n".join(sentences))])
 
 
 # --- spectra -------------------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cetnet.benchmarks.study.report.bootstrap import Gain, student_t
 from cetnet.trainer.errors import UserError
 
 
@@ -55,12 +54,3 @@ def gain_curve(curve: Curve, base: Curve) -> Curve:
         if seed in before
     }
     return Curve(tuple(paired), rows, np.array(list(paired.values())))
-
-
-def final(curve: Curve) -> Gain:
-    """The last value: mean over the seeds and its 95 % interval by Student's t, NaN with a single seed."""
-    if not curve.values.size:
-        return Gain(math.nan, math.nan, math.nan)
-    last, seeds = curve.values[:, -1], len(curve.values)
-    half = student_t(seeds - 1) * last.std(ddof=1) / seeds**0.5 if seeds > 1 else math.nan
-    return Gain(float(last.mean()), float(last.mean() - half), float(last.mean() + half))

@@ -1,13 +1,19 @@
 """What a report reads of a finished run's folder: checked, since anybody may have changed it."""
 
 import json
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from cetnet.benchmarks.study.definition import Run
 from cetnet.trainer.errors import UserError, validation_message
+from cetnet.trainer.yaml_files import read_yaml
+
+Folders = Mapping[str, Mapping[int, Path]]
+"""Finished run folders of each variant that has any, by seed."""
 
 
 class _Read(BaseModel):
@@ -26,6 +32,8 @@ class _Result(_Read):
     parameters: _Parameters
     table_bytes: float | None = None
     peak_memory: float | None = None
+    multiply_adds: float | None = None
+    train: dict[str, float | None] = {}
     splits: dict[str, dict[str, float | None]]
 
 
@@ -58,6 +66,25 @@ def read_split(folder: Path, split: str) -> dict[str, Any]:
             f"{folder}: not evaluated on split {split!r}, only on {known}; change the study's split"
         )
     return result
+
+
+def predictions(folders: Mapping[int, Path], split: str) -> dict[int, Path]:
+    """The predictions' file of each run, by seed."""
+    return {seed: folder / "predictions" / f"{split}.parquet" for seed, folder in folders.items()}
+
+
+def folders_of(runs: Iterable[Run]) -> dict[str, dict[int, Path]]:
+    """The folders of the runs that are finished, by variant and seed."""
+    folders: dict[str, dict[int, Path]] = {}
+    for run in runs:
+        if run.finished:
+            folders.setdefault(run.variant, {})[run.seed] = run.folder
+    return folders
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """A run's configuration, as it was when it started."""
+    return read_yaml(folder / "config.yaml")
 
 
 def _read(path: Path, model: type[_Read]) -> dict[str, Any]:

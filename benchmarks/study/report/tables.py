@@ -2,70 +2,106 @@
 
 import csv
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from cetnet.benchmarks.study.report.bootstrap import Gain
-from cetnet.benchmarks.study.report.curves import Curve, final
+from cetnet.benchmarks.study.report.comparisons import EFFECT, Pairing
 from cetnet.benchmarks.study.report.document import Cell, Column
-from cetnet.benchmarks.study.report.rows import COSTS, GAINS, METRICS, SIZES, Row, finite
+from cetnet.benchmarks.study.report.intervals import FEWEST, Estimate, Gain
+from cetnet.benchmarks.study.report.rows import (
+    CALIBRATED,
+    COSTS,
+    FURTHER,
+    GAINS,
+    METRICS,
+    PROGRESSIVE,
+    SIZES,
+    WINDOW,
+    Row,
+    finite,
+    gain_of,
+)
 
 
 def metric_columns(rows: Sequence[Row], every: Sequence[Row]) -> list[Column]:
     """Number of seeds if it differs among `every` row of the report; metrics, each followed by the published one
     if there is any; sizes and speed."""
     columns = seeds_column(rows, every)
-    for title in METRICS:
-        ours = Column(title, [spread(row.metrics.get(title, []), "{:.5f}") for row in rows])
-        columns += [ours, _paper_column([row.published.get(title) for row in rows], _level)]
-    for title in SIZES:
-        columns.append(Column(title, [_short(row.costs.get(title, [])) for row in rows]))
+    for title in ("NE", PROGRESSIVE, "AUC", "gAUC"):
+        columns += _metric(title, rows)
+    forms = {"seconds a million rows": lambda values: spread(values, "{:.1f}")}
+    return columns + [
+        Column(title, [forms.get(title, _short)(row.costs.get(title, [])) for row in rows]) for title in SIZES
+    ]
+
+
+def further_columns(rows: Sequence[Row], every: Sequence[Row]) -> list[Column]:
+    """Number of seeds if it differs among `every` row of the report; the metrics that the first table hasn't."""
+    columns = seeds_column(rows, every)
+    for title in (CALIBRATED, WINDOW, "LogLoss"):
+        columns += _metric(title, rows)
     return columns
+
+
+def _metric(title: str, rows: Sequence[Row]) -> list[Column]:
+    ours = Column(title, [spread(row.metrics.get(title, []), "{:.5f}") for row in rows])
+    return [ours, _paper_column([row.published.get(title) for row in rows], _level)]
 
 
 def gain_columns(rows: Sequence[Row], every: Sequence[Row]) -> list[Column]:
     """Number of seeds if it differs among `every` row of the report; gains with intervals, each followed by the
-    published one if there is any."""
+    published one if there is any; what they say in words."""
     columns = seeds_column(rows, every, paired=True)
-    most = most_paired(every)
-    for title, name in GAINS.items():
-        ours = Column(title, [])
-        for row in rows:
-            bold = most == 1 or (row.paired_seeds or 0) > 2
-            ours.cells.append(gain_cell(getattr(row.gains, name), bold) if row.gains else Cell())
-        columns += [ours, _paper_column([row.published_gains.get(title) for row in rows], "{:+.3f}".format)]
+    columns += _gain("NE gain (%)", rows)
+    words = [row.comparison.verdict if row.comparison else "" for row in rows]
+    columns.append(Column("verdict", [Cell(text, text) if text else Cell() for text in words], is_text=True))
+    for title in (gain_of(PROGRESSIVE), "AUC gain (pp)", "gAUC gain (pp)"):
+        columns += _gain(title, rows)
     return columns
 
 
-def progressive_columns(
-    rows: Sequence[Row], lifetime: Mapping[str, Curve], gains: Mapping[str, Curve], every: Sequence[Row]
-) -> list[Column]:
-    """NE over all of training, each batch scored before it is learned from, and its gain; curves by variant.
+def sureness_columns(rows: Sequence[Row], every: Sequence[Row]) -> list[Column]:
+    """Number of seeds if it differs among `every` row of the report; how sure the verdicts are, and further gains."""
+    judged = [row.comparison.estimate if row.comparison else None for row in rows]
+    pairings = [row.pairing for row in rows]
 
-    Both are of the seeds and at the number of examples that the baseline has too.
-    """
-    columns = {
-        title: Column(title, [])
-        for title in ("examples", "NE since the start", "NE gain since the start (%)")
-    }
+    def of(what: Estimate | Pairing | None, name: str) -> float:
+        return getattr(what, name) if what else math.nan
+
+    def column(heading: str, form: Callable[[float], str], numbers: Sequence[float]) -> Column:
+        return Column(heading, [Cell() if math.isnan(n) else Cell(form(n), n) for n in numbers])
+
+    needed = [each.seeds_to_see(EFFECT) if each else math.nan for each in judged]
+    return [
+        *seeds_column(rows, every, paired=True),
+        column("p (Holm)", _probability, [row.comparison.p if row.comparison else math.nan for row in rows]),
+        column("smallest effect seen (%)", "{:.2f}".format, [of(each, "smallest_seen") for each in judged]),
+        column(f"seeds to see {EFFECT} %", _count, needed),
+        column("rows alone (± %)", "{:.3f}".format, [of(each, "data") for each in judged]),
+        column("seeds correlate", "{:+.2f}".format, [of(each, "correlation") for each in pairings]),
+        column("pairing saves (%)", "{:.0f}".format, [100 * of(each, "saved") for each in pairings]),
+        *_gain(gain_of(CALIBRATED), rows),
+        *_gain(gain_of(WINDOW), rows),
+    ]
+
+
+def _gain(title: str, rows: Sequence[Row]) -> list[Column]:
+    cells = []
     for row in rows:
-        curve, gain = lifetime[row.variant], gains[row.variant]
-        if not gain.values.size:
-            cells = [Cell(), Cell(), Cell()]
-        else:
-            last = curve.rows == gain.rows[-1]
-            ends = [curve.values[curve.seeds.index(seed), last].item() for seed in gain.seeds]
-            bold = len(gain.seeds) > 2
-            cells = [
-                Cell(f"{gain.rows[-1]:,.0f}", gain.rows[-1]),
-                spread(ends, "{:.5f}"),
-                Cell() if row.is_baseline else gain_cell(final(gain), bold),
-            ]
-        for column, cell in zip(columns.values(), cells, strict=True):
-            column.cells.append(cell)
-    return [*seeds_column(rows, every, paired=True), *columns.values()]
+        several = title not in row.estimates or len(row.estimates[title].seeds) >= FEWEST
+        cells.append(gain_cell(gain, several) if (gain := row.gain(title)) else Cell())
+    published = [row.published_gains.get(title) for row in rows]
+    return [Column(title, cells), _paper_column(published, "{:+.3f}".format)]
+
+
+def _probability(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _count(number: float) -> str:
+    return "∞" if math.isinf(number) else f"{number:,.0f}"
 
 
 def cost_columns(rows: Sequence[Row]) -> list[Column]:
@@ -87,12 +123,12 @@ def cost_columns(rows: Sequence[Row]) -> list[Column]:
 
 def most_paired(rows: Sequence[Row]) -> int:
     """Most seeds that a gain is over: a row with one seed, where others have more, lacks their spread."""
-    return max((row.paired_seeds or 0 for row in rows if row.gains), default=0)
+    return max((row.paired_seeds or 0 for row in rows if row.estimates), default=0)
 
 
 def seeds_column(rows: Sequence[Row], every: Sequence[Row], *, paired: bool = False) -> list[Column]:
     """Nothing where all rows of the report, `every`, have the same; else a row's seeds, or those of its gain."""
-    numbers = {row.seeds for row in every} | {row.paired_seeds for row in every if row.gains}
+    numbers = {row.seeds for row in every} | {row.paired_seeds for row in every if row.estimates}
     if len(numbers - {None}) <= 1:
         return []
     seeds = [row.paired_seeds if paired and not row.is_baseline else row.seeds for row in rows]
@@ -140,21 +176,25 @@ def short_number(number: float, unit: str = "") -> str:
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
     """The tables with full precision: a column for each mean, deviation and bound; unknown is empty."""
-    header = ["variant", "component", "seeds"]
-    header += [f"{title}{suffix}" for title in METRICS for suffix in ("", " std")]
-    header += [title.replace(" (", f"{bound} (") for title in GAINS for bound in ("", " low", " high")]
+    header, metrics = ["variant", "component", "seeds"], (*METRICS, *FURTHER)
+    header += [f"{title}{suffix}" for title in metrics for suffix in ("", " std")]
+    gains = [*GAINS, *map(gain_of, FURTHER)]
+    header += [title.replace(" (", f"{bound} (") for title in gains for bound in ("", " low", " high")]
+    header += ["verdict", "p (Holm)"]
     header += [f"paper {title}" for title in (*METRICS, *GAINS)]
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow([*header, *COSTS])
         for row in rows:
             line: list[Any] = [row.variant, row.component, row.seeds]
-            for title in METRICS:
+            for title in metrics:
                 values = row.metrics.get(title, [])
                 line += [fmean(values) if values else None, stdev(values) if len(values) > 1 else None]
-            for name in GAINS.values():
-                gain = getattr(row.gains, name) if row.gains else ()
+            for title in gains:
+                gain = row.gain(title) or ()
                 line += gain if finite(gain) else (None, None, None)
+            said = row.comparison
+            line += [said.verdict, said.p if math.isfinite(said.p) else None] if said else [None, None]
             line += [row.published.get(title) for title in METRICS]
             line += [row.published_gains.get(title) for title in GAINS]
             for title in COSTS:

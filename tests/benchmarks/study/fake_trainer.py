@@ -78,10 +78,15 @@ def write_run(
         ne = log_loss / cross_entropy(label, np.full(ROWS, label.mean()))
         scores |= {f"ne/{name}": ne, f"auc/{name}": 0.75 + seed / 1000, f"logloss/{name}": log_loss}
         scores |= {f"gauc/{name}": 0.7, f"calibration/{name}": 1.0}
+    loss, entropy = 0.0, -0.3 * np.log(0.3) - 0.7 * np.log(0.7)
     with (folder / "metrics.jsonl").open("w") as file:
         for step in range(1, 101):
-            record: dict[str, object] = {"kind": "train", "step": step, "rows": step * 40_960}
-            record["ne/window/fused"] = scores["ne/fused"] + 0.3 * np.exp(-step / 15) + noise.normal(0, 0.003)
+            rows = step * 40_960
+            record: dict[str, object] = {"kind": "train", "step": step, "rows": rows, "epoch": 1}
+            window = scores["ne/fused"] + 0.3 * np.exp(-step / 15) + noise.normal(0, 0.003)
+            loss += 40_960 * entropy * window
+            record["progressive"] = {"weight": rows, "positive": 0.3 * rows, "loss": {"fused": loss}}
+            record["ne/window/fused"] = window
             record["ne/lifetime/fused"] = scores["ne/fused"] + 4.5 / step * (1 - np.exp(-step / 15))
             file.write(json.dumps(record) + "\n")
         file.write(json.dumps({"kind": "eval", "split": "validation", "step": 100, "ne/fused": 0.9}) + "\n")
@@ -91,6 +96,8 @@ def write_run(
         "seconds": 100.0,
         "rows_per_second": 40_960.0 + seed,
         "parameters": {"tables": 12_345_678, "dense": 234_567 * len(components)},
+        "multiply_adds": 200_000.0 * len(components),
+        "train": {"ne/window/fused": window},
         "splits": {"test": {"rows": ROWS, **scores}},
     }
     environment = {

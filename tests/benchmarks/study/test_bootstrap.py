@@ -8,13 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cetnet.benchmarks.study.report.bootstrap import (
-    Baseline,
-    Gain,
-    group_auc,
-    intervals,
-    unit_auc,
-)
+from cetnet.benchmarks.study.report.bootstrap import Baseline, estimates, group_auc, unit_auc
+from cetnet.benchmarks.study.report.intervals import Gain
 from cetnet.trainer.bootstrap import CHUNK, bootstrap
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.metrics import auc, grouped_auc
@@ -82,12 +77,12 @@ def test_agrees_with_resampling_rows_one_by_one(tmp_path: Path, num_groups: int 
         before, after = (grouped_auc(label[rows], p[rows], weight[rows], groups) for p in (base, new))
         return 100 * (after - before)
 
-    check(gains.ne, ne_gain)
-    check(gains.auc, auc_gain, 0.1)  # linear in the number of times that a group is drawn
+    check(gains.ne.interval, ne_gain)
+    check(gains.auc.interval, auc_gain, 0.1)  # linear in the number of times that a group is drawn
     if num_groups:
-        check(gains.gauc, gauc_gain)
+        check(gains.gauc.interval, gauc_gain)
     else:
-        assert np.isnan(gains.gauc).all()
+        assert np.isnan(gains.gauc.interval).all()
 
 
 def test_parts_of_the_units_add_up_to_the_metrics() -> None:
@@ -138,14 +133,17 @@ def test_interval_of_several_seeds_covers_their_spread(tmp_path: Path) -> None:
         for name, shifts in (("base", (0, 0, 0)), ("new", (0, 0.1, 0.2)))
     }
     baseline = Baseline(paths["base"])
-    gain = baseline.gains(paths["new"]).ne
-    single = [Baseline({1: paths["base"][seed]}).gains({1: paths["new"][seed]}).ne for seed in range(3)]
+    gain = baseline.gains(paths["new"]).ne.interval
+    single = [
+        Baseline({1: paths["base"][seed]}).gains({1: paths["new"][seed]}).ne.interval for seed in range(3)
+    ]
     half = 4.303 * np.std([one.point for one in single], ddof=1) / 3**0.5
     assert gain.point == pytest.approx(np.mean([one.point for one in single]))
     assert gain.high - gain.low == pytest.approx(2 * half, rel=0.05)
     assert gain.high - gain.low > 5 * max(one.high - one.low for one in single)
     same = baseline.gains(paths["base"])
-    assert same == ((0, 0, 0), (0, 0, 0), same.gauc)
+    assert same.ne.interval == same.calibrated.interval == same.auc.interval == (0, 0, 0)
+    assert same.ne.p == 1
     # Only seeds that both have count, in whatever order.
     fewer = Baseline({seed: paths["base"][seed] for seed in (2, 0)}).gains(paths["new"]).ne
     assert fewer.point == pytest.approx((single[0].point + single[2].point) / 2)
@@ -158,8 +156,8 @@ def test_interval_covers_seeds_and_groups_about_95_times_in_100() -> None:
     for trial in range(300):
         groups = rng.normal(size=60) * 0.5  # mean 0: the true gain
         seeds = rng.normal(size=3)[:, None] * 0.1
-        sums = np.stack([[np.ones(60), row, row, row, np.ones(60)] for row in groups + seeds])
-        gain = intervals(sums, resamples=300, seed=trial).auc
+        sums = np.stack([[np.ones(60)] * 2 + [row] * 4 + [np.ones(60)] for row in groups + seeds])
+        gain = estimates(sums, resamples=300, seed=trial).auc.interval
         covered += gain.low <= 0 <= gain.high
     assert 0.90 < covered / 300 < 0.99
 
@@ -168,14 +166,14 @@ def test_identical_predictions_gain_exactly_nothing(tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
     columns = evaluation(rng, 1000, 70)
     path = write(tmp_path / "base.parquet", **columns, fused=rng.uniform(0.1, 0.9, 1000))
-    assert Baseline({1: path}).gains({1: path}) == ((0, 0, 0),) * 3
+    assert [gain.interval for gain in Baseline({1: path}).gains({1: path})] == [(0, 0, 0)] * 4
 
 
 def test_certain_predictions_have_a_finite_gain(tmp_path: Path) -> None:
     columns = evaluation(np.random.default_rng(4), 100, None)
     base = write(tmp_path / "base.parquet", **columns, fused=np.full(100, 0.3, np.float32))
     certain = write(tmp_path / "new.parquet", **columns, fused=np.ones(100, np.float32))
-    assert np.isfinite(Baseline({1: base}).gains({1: certain}, resamples=20).ne).all()
+    assert np.isfinite(Baseline({1: base}).gains({1: certain}, resamples=20).ne.interval).all()
 
 
 def bootstrap_gain(base: np.ndarray, new: np.ndarray, **options: int) -> np.ndarray:
@@ -269,7 +267,7 @@ def test_a_row_without_a_group_is_a_unit_of_its_own(tmp_path: Path) -> None:
             for output, fused in (("base", base), ("new", new))
         ]
         gains.append(Baseline({1: paths[0]}).gains({1: paths[1]}, resamples=50))
-    assert gains[0] == gains[1]
+    assert [gain.interval for gain in gains[0]] == [gain.interval for gain in gains[1]]
     known = ~missing
     weight = columns["weight"].astype(np.float64)
     gaucs = [grouped_auc(columns["label"][known], p[known], weight[known], apart[known]) for p in (new, base)]
@@ -286,4 +284,4 @@ def test_rows_of_a_single_class_or_without_weight_have_no_gains(tmp_path: Path, 
     )
     gains = Baseline({1: base}).gains({1: new})
     assert gains is not None
-    assert all(np.isnan(bound) for gain in gains for bound in gain)
+    assert all(np.isnan(bound) for gain in gains for bound in gain.interval)

@@ -8,23 +8,12 @@ import pytest
 from scipy import stats
 
 from cetnet.benchmarks.study.report.bootstrap import student_t
-from cetnet.benchmarks.study.report.curves import Curve, final, gain_curve, read_curve
+from cetnet.benchmarks.study.report.curves import gain_curve, read_curve
 
 
 def test_student_t() -> None:
     for freedom in (1, 2, 3, 9, 30):
         assert student_t(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=5e-3)
-
-
-def test_final_is_the_mean_of_the_last_values_and_its_interval() -> None:
-    values = np.array([[5.0, -1.0], [6.0, -2.0], [7.0, -4.5]])
-    gain = final(Curve((1, 2, 3), np.array([10.0, 20.0]), values))
-    low, high = stats.t.interval(0.95, 2, values[:, 1].mean(), stats.sem(values[:, 1]))
-    assert gain == pytest.approx((-2.5, low, high), rel=5e-3)
-    single = final(Curve((1,), np.array([10.0]), np.array([[3.0]])))
-    assert single.point == 3
-    assert np.isnan([single.low, single.high]).all()
-    assert np.isnan(final(Curve((), np.array([]), np.array([]))).point)
 
 
 def test_gains_pair_seeds_and_examples(tmp_path: Path) -> None:

@@ -50,17 +50,19 @@ def write_study(folder: Path, **changes: Any) -> Path:
 
 def test_every_variant_is_trained_and_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    path = write_study(tmp_path)
+    teaching = {"taught": {"training.teacher": "variant:pair"}}
+    pair = {"model.components": {"only": COMPONENT | {"copies": 2}}}
+    path = write_study(tmp_path, variants={**teaching, "single": {}, "pair": pair})
     for _ in range(2):  # the second replaces the first
         shown = io.StringIO()
         smoke_study(path, PlainConsole(file=shown, width=100))
-    assert "2/2 " in shown.getvalue()
+    assert "3/3 taught" in shown.getvalue()
     folder = Path("runs/smoke/small")
     report = (folder / "report.md").read_text()
     assert report.startswith("# SMOKE RUN of small\n\n**A smoke run: 160 random rows, 2 steps, one seed.")
     assert "0.8000" in report
     assert "+10.000" in report  # the paper's gain
-    for variant in ("single", "pair"):
+    for variant in ("taught", "single", "pair"):
         config = yaml.safe_load((folder / variant / "seed3" / "config.yaml").read_text())
         assert config["model"]["components"]
         assert config["evaluation"]["early_stopping"]

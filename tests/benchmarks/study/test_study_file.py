@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from cetnet.benchmarks.study.definition import Study, runs_of
 from cetnet.benchmarks.study.run import run_study
 from cetnet.trainer.errors import UserError
 from tests.benchmarks.study import fake_trainer
@@ -53,6 +54,13 @@ def test_bad_base_files(make: Make, base: str, message: str) -> None:
             {"paper": {"source": "x", "numbers": {"pair": {"acu": 0.5}}}},
             "paper.numbers.pair.acu: unknown key",
         ),
+        (
+            {"until": {}, "more_seeds": {"seeds": [3], "variants": ["pair"]}},
+            "until and more_seeds both say which variants have further seeds",
+        ),
+        ({"seeds": [1, 2, 3], "until": {"max_seeds": 2}}, "until.max_seeds is 2, but there are 3 seeds"),
+        ({"until": {"half_width": 0}}, "until.half_width: Input should be greater than 0"),
+        ({"until": {"monitor": "auc"}}, "until.monitor: Input should be 'ne' or 'progressive'"),
         ({"nproc": 0}, "nproc: Input should be greater than 0"),
         ({"base": "absent.yaml"}, "absent.yaml: no such file"),
     ],
@@ -71,6 +79,22 @@ def test_files_that_are_no_study(tmp_path: Path, text: str) -> None:
     with pytest.raises(UserError, match=re.escape(str(path))) as raised:
         run_study(path, fake_trainer.train)
     assert "\n" not in str(raised.value)
+
+
+def test_further_seeds_follow_the_largest_and_those_begun_are_not_forgotten(make: Make) -> None:
+    path = make(seeds=[7, 2], until={"max_seeds": 5})
+
+    def seeds(wanted: dict[str, int] | None = None) -> dict[str, list[int]]:
+        runs = runs_of(Study.load(path), path, wanted)
+        return {name: [run.seed for run in runs if run.variant == name] for name in ("single", "pair")}
+
+    assert seeds() == {"single": [7, 2], "pair": [7, 2]}
+    assert seeds({"single": 4}) == {"single": [7, 2, 8, 9], "pair": [7, 2]}
+    assert seeds({"single": 9}) == {"single": [7, 2, 8, 9, 10], "pair": [7, 2]}
+    begun = [run for run in runs_of(Study.load(path), path, {"pair": 4}) if run.seed == 9]
+    begun[0].write_settings()
+    assert seeds() == {"single": [7, 2], "pair": [7, 2, 8, 9]}
+    assert seeds({"pair": 3, "single": 3}) == {"single": [7, 2, 8], "pair": [7, 2, 8, 9]}
 
 
 def test_study_that_is_not_there() -> None:

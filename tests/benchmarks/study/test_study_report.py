@@ -6,9 +6,7 @@ import json
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
-from scipy import stats
 
 from cetnet.benchmarks.study.definition import Study
 from cetnet.benchmarks.study.run import report_study
@@ -95,51 +93,6 @@ def test_several_baselines_each_head_their_section(make: Make) -> None:
     ]
 
 
-def test_gains_since_the_start_of_training_have_an_interval_over_the_seeds(make: Make) -> None:
-    path = make(seeds=[1, 2, 3], variants={"single": {}, "pair": {"components": ["left", "right"]}})
-    run(path)
-    ends = {}
-    for variant in ("single", "pair"):
-        for seed in (1, 2, 3):
-            lines = (
-                Path(f"runs/small/{variant}/seed{seed}/metrics.jsonl")
-                .read_text(encoding="utf-8")
-                .splitlines()
-            )
-            train = [json.loads(line) for line in lines if '"train"' in line]
-            ends[variant, seed] = train[-1]["ne/lifetime/fused"]
-    gains = [100 * (ends["pair", seed] / ends["single", seed] - 1) for seed in (1, 2, 3)]
-    low, high = stats.t.interval(0.95, 2, np.mean(gains), stats.sem(gains))
-    report = Path("runs/small/report.md").read_text(encoding="utf-8")
-    line = re.search(
-        r"NE since the start \| NE gain since.*\n.*\n\| single .*\| – \|\n\| pair (.*)\n", report
-    )
-    assert line
-    numbers = [float(number) for number in re.findall(r"[+-]\d+\.\d+", line[1])]
-    assert numbers == pytest.approx([np.mean(gains), low, high], abs=0.02)
-
-
-def test_gains_since_the_start_are_of_the_seeds_that_the_baseline_has(make: Make) -> None:
-    path = make(
-        seeds=[1],
-        more_seeds={"seeds": [2, 3], "variants": ["pair", "third"]},
-        variants={"single": {}, "pair": {"components": ["left", "right"]}, "third": {}},
-    )
-    run(path)
-    records = {
-        variant: Path(f"runs/small/{variant}/seed1/metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        for variant in ("single", "pair")
-    }
-    ends = {
-        variant: [json.loads(line) for line in lines if '"train"' in line][-1]["ne/lifetime/fused"]
-        for variant, lines in records.items()
-    }
-    report = Path("runs/small/report.md").read_text(encoding="utf-8")
-    gain = 100 * (ends["pair"] / ends["single"] - 1)
-    assert f"| single | 1 | 4,096,000 | {ends['single']:.5f} | – |" in report
-    assert f"| pair | 1 | 4,096,000 | {ends['pair']:.5f} | {gain:+.3f} |" in report
-
-
 def test_published_numbers_stand_beside_ours(make: Make) -> None:
     paper = {
         "source": "Somebody (2024), table 1",
@@ -166,8 +119,9 @@ def test_published_numbers_stand_beside_ours(make: Make) -> None:
 
     lines = Path("runs/small/report.md").read_text(encoding="utf-8").splitlines()
     table = next(index for index, line in enumerate(lines) if line.startswith("| variant | NE |"))
-    assert "| AUC | paper | gAUC | paper | LogLoss | paper | embedding parameters |" in lines[table]
+    assert "| AUC | paper | gAUC | paper | embedding parameters |" in lines[table]
     assert "| 0.74565 | 0.70000 ± 0.00000 | 0.6700 |" in lines[table + 3]
+    assert any(line.endswith("| LogLoss | paper |") for line in lines)
     assert any(line.startswith("| third |") and "| -0.062 |" in line for line in lines)
     assert any("Somebody (2024), table 1" in line for line in lines)
     assert "0.6700" in shown
@@ -180,7 +134,9 @@ def test_metrics_that_nobody_knows_have_no_column(make: Make) -> None:
         result.write_text(re.sub(r'"gauc/\w+": [0-9.]+', '"gauc/none": null', result.read_text()))
     shown = io.StringIO()
     report_study(path, console=PlainConsole(file=shown, width=100))
-    assert "| AUC | LogLoss |" in Path("runs/small/report.md").read_text(encoding="utf-8")
+    assert "| progressive NE | AUC | embedding parameters |" in Path("runs/small/report.md").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_runs_on_other_data_are_not_compared(make: Make) -> None:

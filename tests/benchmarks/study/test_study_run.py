@@ -3,6 +3,7 @@
 import csv
 import io
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -93,13 +94,48 @@ def test_more_seeds_of_some_variants(make: Make) -> None:
     assert re.search(r"\| third \| 1 \| [\d.]+ \|", report)
     assert re.search(r"\| pair \| 3 \| \**[+-][\d.]+\** \[", report)
     assert re.search(r"\| third \| 1 \| [+-][\d.]+ \[", report)  # of one seed: not bold, however large
-    assert "A gain over one seed lacks the spread between seeds" in report
+    assert "of one the spread between seeds is not in the interval" in report
     # Gains are over the seeds that both have.
     with Path("runs/small/table.csv").open(encoding="utf-8") as file:
         third = {row["variant"]: row for row in csv.DictReader(file)}["third"]
     run(make(seeds=[1], variants=variants))
     with Path("runs/small/table.csv").open(encoding="utf-8") as file:
         assert {row["variant"]: row for row in csv.DictReader(file)}["third"] == third
+
+
+def test_seeds_are_added_in_pairs_until_gains_are_known_well_enough(make: Make) -> None:
+    variants = {"single": {}, "same": {}, "pair": {"components": ["left", "right"]}, "third": {"skill": 0.4}}
+    study = {
+        "seeds": [3, 5],
+        "variants": variants,
+        "until": {"half_width": 0.1, "max_seeds": 7},
+    }
+    path = make(**study)
+    shown = run(path)
+    finished = {
+        name: sorted(path.parent.name for path in Path("runs/small", name).glob("*/result.json"))
+        for name in variants
+    }
+    # `same` is the baseline itself, whose gain is exactly 0 and known from the first.
+    assert finished["same"] == ["seed3", "seed5"]
+    assert (
+        finished["pair"]
+        == finished["single"]
+        == ["seed10", "seed3", "seed5", "seed6", "seed7", "seed8", "seed9"]
+    )
+    assert re.search(r"within ±0.1 % of ne: not yet .*pair ±\d", shown)
+    assert shown.count("not yet") == 4  # after 2, 4, 6 and 7 seeds
+    assert "no more than 7 seeds" in shown
+    calls()
+    # Reported, and gone on with, as if all these seeds had been in the file.
+    report_study(path, console=PlainConsole(file=io.StringIO()))
+    first = Path("runs/small/table.csv").read_text(encoding="utf-8")
+    shutil.rmtree("runs/small/pair/seed8")
+    run(path)
+    assert [call[-4:-2] for call in calls()] == [["training.seed=8", "run_dir=runs/small/pair/seed8"]]
+    assert Path("runs/small/table.csv").read_text(encoding="utf-8") == first
+    run(make(**study | {"until": {"half_width": 50}}))
+    assert calls() == []
 
 
 def test_a_failing_run_is_named(make: Make) -> None:

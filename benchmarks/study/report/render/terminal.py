@@ -20,7 +20,9 @@ def print_table(table: Table, title: str, console: Console, *, give_way: tuple[s
     )
     shown.add_column(table.heading, overflow="fold", min_width=14)
     for column in table.columns:
-        heading = column.heading.replace(" (", "\n(").replace(" parameters", "\nparams")
+        heading = (
+            column.heading.replace(" (", "\n(").replace(" parameters", "\nparams").replace(" a ", "\na ")
+        )
         shown.add_column(heading.replace("embedding", "embed."), justify="right", no_wrap=True)
     for name, cells in table.rows:
         head = Padding(name.text, (0, 0, 0, 2)) if name.is_component else name.text
