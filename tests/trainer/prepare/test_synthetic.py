@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 from itertools import combinations, pairwise, permutations
 from pathlib import Path
@@ -15,6 +16,7 @@ from cetnet.trainer.prepare.sources.synthetic import (
     CROSSES,
     GROUPS,
     HISTORY_LENGTH,
+    MODEL,
     RANK,
     RECENCY,
     TERM_SCALES,
@@ -148,6 +150,14 @@ def test_appeal_has_a_direction_and_no_sums(world: World) -> None:
     assert np.abs(appeal - appeal.T).std() > 0.5 * appeal.std()
 
 
+def test_familiar_and_dense_one_row_at_a_time(world: World) -> None:
+    columns = world.draw(np.arange(0, ROWS, 500))
+    *_, familiar, dense = world.terms(columns)
+    for row in range(len(dense)):
+        assert familiar[row] == (columns["category"][row] in columns["history_category"][row].tolist())
+        assert dense[row] == -columns["price"][row] - 0.7 * columns["relevance"][row] ** 2
+
+
 def test_history_is_a_sliding_window(world: World) -> None:
     user = np.full(50, 7)
     day = np.linspace(8, 10, 50)
@@ -194,6 +204,14 @@ def test_columns(out: Path) -> None:
     lengths = [len(tags) for tags in rows["train"]["tags"].to_pylist()]
     tags = next(feature for feature in schema.features if feature.name == "tags")
     assert tags.mean_length == pytest.approx(sum(lengths) / len(lengths), abs=1e-4)
+
+
+def test_the_card_says_how_clicks_are_made(out: Path, world: World) -> None:
+    notes = json.loads((out / "card.json").read_text(encoding="utf-8"))["notes"]
+    assert set(MODEL) <= set(notes)
+    worths = next(note for note in notes if note.startswith("NE that the best predictor loses without: "))
+    for name, worth in world.worths().items():
+        assert f" {name} {worth:.3f}" in worths
 
 
 def test_seeds_differ(world: World) -> None:

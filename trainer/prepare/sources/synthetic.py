@@ -54,7 +54,7 @@ MODEL = (
     f"r = 1 to {RANK} of (1 + x_rf)(1 + x_rg)..., where x_rf is a number that the row's id in field f has in this "
     "cross: of mean 0 and variance 1 over the ids, of `tags` the mean over the list. Multiplied out, the products of "
     "one, two and three such numbers are its part in sums, pairs and triples. So pairs and triples come with effects "
-    "of their members, from which a model can begin, but hold nothing that sums could say.",
+    "of their members, from which a model can begin, but hold little that sums could say.",
     f"The crosses: {', '.join(' x '.join(cross) for cross in CROSSES)}.",
     "taste is the mean over the history of A[category read, category shown], A a random matrix of rank "
     f"{APPEAL_DIM}, not symmetric, whose rows and columns have mean 0; 0 without a history.",
