@@ -17,7 +17,7 @@ help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
 demo: data/demo/schema.yaml ## train CETNet and its components alone on generated clicks; print the NE-gain table
-	$(VENV)/bin/cetnet study benchmarks/studies/demo.yaml
+	$(VENV)/bin/cetnet study benchmarks/studies/demo.yaml --jobs 2
 
 test: $(SYNCED) ## run the tests
 	OMP_NUM_THREADS=1 $(VENV)/bin/pytest --numprocesses logical --maxprocesses 4 --dist loadfile
