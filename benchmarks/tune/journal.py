@@ -120,16 +120,22 @@ class Journal:
             return dict(zip(self._space, next(itertools.islice(points, number, None)), strict=True))
         if number == 0:
             return {}
-        # Of the number alone: what was drawn before a kill doesn't matter, and variants share the points of what
-        # they share.
-        seed = crc32(f"trial {number}".encode())
-        sampler: BaseSampler = RandomSampler(seed)
         if self._tune.sampling == "tpe":
-            sampler = TPESampler(seed=seed)
+            drawn = self._ask(TPESampler(seed=crc32(f"trial {number}".encode())), self._distributions)
+        else:  # of the number and the key alone: variants have the same values of the keys that they share
+            drawn = {
+                key: self._ask(RandomSampler(crc32(f"trial {number}, {key}".encode())), {key: distribution})[
+                    key
+                ]
+                for key, distribution in self._distributions.items()
+            }
+        return {key: _short(setting, _value(setting, drawn[key])) for key, setting in self._space.items()}
+
+    def _ask(self, sampler: BaseSampler, distributions: dict[str, BaseDistribution]) -> dict[str, Any]:
+        """Values from a sampler that knows the trials so far: drawn apart, so that the journal has them whole."""
         aside = optuna.create_study(sampler=sampler)
         aside.add_trials(self._trials())
-        drawn = aside.ask(self._distributions).params
-        return {key: _short(setting, _value(setting, drawn[key])) for key, setting in self._space.items()}
+        return aside.ask(distributions).params
 
     def _trials(self) -> Sequence[FrozenTrial]:
         return self._study.get_trials(deepcopy=False)

@@ -152,7 +152,7 @@ class Trials:
         config = parse_config(read_settings(run.base, run.overrides), where, resolve=False)
         evaluation = config.evaluation
         reads = {evaluation.validation} if evaluation.every_epoch or evaluation.every_steps else set()
-        if self.study.split in reads | {config.data.split}:
+        if self.study.split in {*reads, *evaluation.splits, config.data.split}:
             raise UserError(
                 f"{where}: a trial would read split {self.study.split!r}, which the study reports; choose another "
                 "data.split and evaluation.validation"

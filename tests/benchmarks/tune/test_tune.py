@@ -110,7 +110,7 @@ def test_killed_in_the_middle_and_begun_again_it_chooses_as_if_unbroken(folder: 
     assert [row["state"] for row in at_rung[2:]] == ["stopped at rung 1"] * 2
     by_validation = sorted(at_rung[:2], key=lambda row: float(row["NE of validation"]))
     assert [row["state"] for row in by_validation] == ["chosen", "finished"]
-    assert {row["model.components.*.hidden_units2"] for row in resumed} == {"", "[8]", "[16]"}
+    assert {""} < {row["model.components.*.hidden_units2"] for row in resumed} <= {"", "[8]", "[16]"}
     if best := by_validation[0]["optimizer.dense.lr"]:
         assert chosen["finalmlp"]["optimizer.dense.lr"] == float(best)
 
