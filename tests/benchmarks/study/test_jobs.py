@@ -16,6 +16,7 @@ from cetnet.trainer.console import PlainConsole
 from cetnet.trainer.errors import UserError
 from tests.benchmarks.study import fake_trainer
 from tests.benchmarks.study.studies import Make, calls, run
+from tests.paths import ROOT
 from tests.waiting import until
 
 SECONDS = 200
@@ -119,9 +120,11 @@ def end_as_told(arguments: list[str]) -> None:
 @pytest.mark.parametrize("told", [signal.SIGINT, signal.SIGKILL])
 def test_told_to_stop_or_killed_its_runs_write_checkpoints_and_end(make: Make, told: signal.Signals) -> None:
     make()
-    with subprocess.Popen([sys.executable, "-c", STUDY]) as study:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen([sys.executable, "-c", STUDY], env=environment) as study:
         try:
-            until(lambda: len(list(Path().glob("ready.*"))) == 2, "two runs")
+            until(lambda: study.poll() is not None or len(list(Path().glob("ready.*"))) == 2, "two runs")
+            assert study.poll() is None
             os.kill(study.pid, told)
             code = study.wait(SECONDS)
         finally:

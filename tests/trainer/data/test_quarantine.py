@@ -26,7 +26,7 @@ from cetnet.trainer.session import Session, run_pipeline
 from cetnet.trainer.train import train
 from cetnet.trainer.yaml_files import save_yaml
 from tests.data import make_schema, make_table, write_split
-from tests.processes import run_processes, run_settings
+from tests.processes import TRAINING, run_processes, run_settings
 from tests.trainer.data.test_reader import contents
 
 ROWS, LAYOUT = 1290, [[100] * 6, [100] * 6 + [90]]
@@ -164,6 +164,8 @@ def settings(folder: Path, data: str, run: str, **changes: Any) -> dict[str, Any
         folder / run,
         model={"components": {"dcnv2": {"kind": "dcnv2", "embedding_dim": 4, "hidden_units": [16]}}},
         checkpoint={"every_steps": 5},
+        # The base rate is of rows whose label and weight are good, whatever their features.
+        training=TRAINING | {"start_at_base_rate": False},
     )
     return sections | {"data": sections["data"] | {"bad_rows": "quarantine"} | changes}
 
