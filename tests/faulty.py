@@ -21,7 +21,7 @@ class Faulty(Component):
         self.steps_begun = 0
 
     def forward(self, inputs: Inputs) -> Output:
-        self.steps_begun += 1
+        self.steps_begun += self.training
         if self.steps_begun > STEPS_DONE and os.environ["RANK"] == "1":
             come_to_grief()
         embedding = inputs.tokens.mean(1)
