@@ -4,8 +4,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from multiprocessing import Pipe
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from cetnet.trainer.data.statistics import only_value
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.failures import tell
 from cetnet.trainer.files import check_writable
-from cetnet.trainer.processes.fork_server import start
+from cetnet.trainer.processes.fork_server import ask
 from cetnet.trainer.processes.launcher import end_with_parent, load_libraries
 from cetnet.trainer.run_folder import check_folder
 
@@ -84,26 +83,17 @@ def check_runs(runs: Sequence[Run], path: Path) -> None:
 
     That needs torch: it happens in a fork of the server that the runs will be forks of. Leaves nothing behind.
     """
-    receiver, sender = Pipe(duplex=False)
-    child = start(_check_and_tell, (runs, path, sender), runs[0].nproc)
-    sender.close()
-    mistake = None
-    try:
-        with suppress(EOFError):
-            mistake = receiver.recv()
-        child.join()
-    finally:
-        child.kill()  # if this was interrupted: there is nothing to save
+    mistake, code = ask(_check_and_tell, (runs, path), runs[0].nproc)
     if mistake is not None:
         raise mistake
-    if failed := failure(child.exitcode):
+    if failed := failure(code):
         raise UserError(
             f"{path}: its runs could not be checked ({failed}); fix that and start the study again"
         )
 
 
-def _check_and_tell(arguments: tuple[Sequence[Run], Path, Connection]) -> None:
-    runs, path, sender = arguments
+def _check_and_tell(asked: tuple[tuple[Sequence[Run], Path], Connection]) -> None:
+    (runs, path), sender = asked
     end_with_parent(signal.SIGKILL)  # the server, which ends with the study
     quieten()
     try:

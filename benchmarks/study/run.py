@@ -180,11 +180,15 @@ def _mistake(job: Job) -> str | None:
         return None
     run, log = job.run, log_file(job.run)
     why = failure(job.process.exitcode) or "no result.json"
-    kept = f", its checkpoints are in {run.checkpoints}" if run.checkpoints else ""
     return (
         f"run {run.variant}, seed {run.seed} failed ({why}: {last_line(log)}; its log is {log}, its folder is "
-        f"{run.folder}{kept})"
+        f"{_kept(run)})"
     )
+
+
+def _kept(run: Run) -> str:
+    """What is left of a run that failed, and where."""
+    return f"{run.folder}" + (f", its checkpoints are in {run.checkpoints}" if run.checkpoints else "")
 
 
 def _outcome(job: Job, split: str) -> str:
@@ -218,8 +222,7 @@ def _train(run: Run, train: Train, study: str) -> None:
         raise
     failed = failure(child.exitcode)
     if failed or not run.finished:
-        kept = f", its checkpoints are in {run.checkpoints}" if run.checkpoints else ""
         raise UserError(
             f"study {study}: run {run.variant}, seed {run.seed} failed ({failed or 'no result.json'}; its messages "
-            f"are above, its folder is {run.folder}{kept}); fix it and start the study again, which goes on from here"
+            f"are above, its folder is {_kept(run)}); fix it and start the study again, which goes on from here"
         )

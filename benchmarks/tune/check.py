@@ -3,8 +3,6 @@
 import signal
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import suppress
-from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -18,7 +16,7 @@ from cetnet.trainer.check_settings import check_settings
 from cetnet.trainer.console import quieten
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.failures import tell
-from cetnet.trainer.processes.fork_server import start
+from cetnet.trainer.processes.fork_server import ask
 from cetnet.trainer.processes.launcher import end_with_parent, load_libraries
 from cetnet.trainer.run_folder import check_folder
 
@@ -61,22 +59,14 @@ def spaces_of(study: Study, path: Path, fields: Fields) -> list[tuple[Trials, Sp
 
 def component_fields(nproc: int) -> Mapping[str, frozenset[str]]:
     """What keys each kind of component has that is registered here; asked in a fork, as it needs torch."""
-    receiver, sender = Pipe(duplex=False)
-    child = start(_tell_fields, sender, nproc)
-    sender.close()
-    found: dict[str, frozenset[str]] = {}
-    try:
-        with suppress(EOFError):
-            found = receiver.recv()
-        child.join()
-    finally:
-        child.kill()  # if this was interrupted: there is nothing to save
-    if failed := failure(child.exitcode):
+    found, code = ask(_tell_fields, None, nproc)
+    if failed := failure(code):
         raise UserError(f"the keys of the components could not be read ({failed}), as said above")
-    return found
+    return found or {}
 
 
-def _tell_fields(sender: Connection) -> None:
+def _tell_fields(asked: tuple[None, Connection]) -> None:
+    sender = asked[1]
     end_with_parent(signal.SIGKILL)
     quieten()
     try:

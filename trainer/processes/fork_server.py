@@ -4,11 +4,12 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
-from multiprocessing import forkserver, get_context, resource_tracker
+from contextlib import contextmanager, suppress
+from multiprocessing import Pipe, forkserver, get_context, resource_tracker
+from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from cetnet.trainer.processes.launcher import FROM_TERMINAL, share_cores, signals_blocked
 from cetnet.trainer.processes.signals import SIGNALS
@@ -44,6 +45,26 @@ def start(function: Callable[[Argument], object], argument: Argument, nproc: int
     with signals_blocked():
         process.start()
     return process
+
+
+def ask(
+    function: Callable[[tuple[Any, Connection]], object], argument: Any, nproc: int
+) -> tuple[Any, int | None]:
+    """What a module's function sends from a fork, None if nothing, and the fork's exit code.
+
+    The function is called with the argument and the pipe to send by. Raises SystemExit as `start`.
+    """
+    receiver, sender = Pipe(duplex=False)
+    child = start(function, (argument, sender), nproc)
+    sender.close()
+    answer = None
+    try:
+        with suppress(EOFError):
+            answer = receiver.recv()
+        child.join()
+    finally:
+        child.kill()  # if this was interrupted: there is nothing to save
+    return answer, child.exitcode
 
 
 def wait_until_loaded(context: ForkServerContext) -> None:
