@@ -201,29 +201,37 @@ def inferenceservice(
     _write(inference_service(_service(folder, image, mount, replicas, cpu, memory, serve, name)), out)
 
 
+StudyFile = Annotated[Path, typer.Argument(help="Study file (YAML).")]
+Scheduler = Annotated[str, typer.Option("-s", "--scheduler", help="slurm, kubernetes, aws_batch, ...")]
+SchedulerArgs = Annotated[
+    str,
+    typer.Option(
+        "-cfg",
+        "--scheduler-args",
+        help="The scheduler's options, partition=gpu,time=60; see `torchx runopts`.",
+    ),
+]
+RunShape = Annotated[
+    str | None,
+    typer.Option("-j", help="Nodes x processes of each run. Default: one node, the study's `nproc`."),
+]
+TorchxMounts = Annotated[
+    str, typer.Option("--mount", help="As TorchX has it: type=volume,src=CLAIM,dst=/PATH,...")
+]
+Image = Annotated[str, typer.Option(help="Container image, where the scheduler uses one.")]
+
+
 @app.command()
 def study(
-    file: Annotated[Path, typer.Argument(help="Study file (YAML).")],
-    scheduler: Annotated[str, typer.Option("-s", "--scheduler", help="slurm, kubernetes, aws_batch, ...")],
-    cfg: Annotated[
-        str,
-        typer.Option(
-            "-cfg",
-            "--scheduler-args",
-            help="The scheduler's options, partition=gpu,time=60; see `torchx runopts`.",
-        ),
-    ] = "",
-    shape: Annotated[
-        str | None,
-        typer.Option("-j", help="Nodes x processes of each run. Default: one node, the study's `nproc`."),
-    ] = None,
+    file: StudyFile,
+    scheduler: Scheduler,
+    cfg: SchedulerArgs = "",
+    shape: RunShape = None,
     cpu: Cpu = None,
     gpu: Gpu = 0,
     memory: Memory = None,
-    mounts: Annotated[
-        str, typer.Option("--mount", help="As TorchX has it: type=volume,src=CLAIM,dst=/PATH,...")
-    ] = "",
-    image: Annotated[str, typer.Option(help="Container image, where the scheduler uses one.")] = "",
+    mounts: TorchxMounts = "",
+    image: Image = "",
     retries: Retries = 0,
     env: Env = None,
     dryrun: Annotated[bool, typer.Option("--dryrun", help="Show the jobs; submit nothing.")] = False,
@@ -234,12 +242,53 @@ def study(
     """
     from cetnet.benchmarks.study.check import check_configurations
     from cetnet.benchmarks.study.definition import Study, runs_of
-    from cetnet.launch.submit import Resources, submit_study
+    from cetnet.launch.cluster import Resources
+    from cetnet.launch.submit import submit_study
 
     study = Study.load(file)
     check_configurations(study, runs_of(study, file), file)
     resources = Resources(shape, cpu, gpu, _mebibytes(memory), mounts, image, retries, _pairs("env", env))
     submit_study(file, scheduler, cfg, resources, dryrun=dryrun)
+
+
+@app.command()
+def tune(
+    file: Annotated[Path, typer.Argument(help="Study file (YAML) with a `tune` section.")],
+    scheduler: Scheduler,
+    cfg: SchedulerArgs = "",
+    jobs: Annotated[
+        int, typer.Option("--jobs", min=1, help="Jobs under way at a time, waiting ones included.")
+    ] = 8,
+    shape: RunShape = None,
+    cpu: Cpu = None,
+    gpu: Gpu = 0,
+    memory: Memory = None,
+    mounts: TorchxMounts = "",
+    image: Image = "",
+    retries: Retries = 0,
+    env: Env = None,
+    poll: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks at the jobs.")] = 15.0,
+    dryrun: Annotated[
+        bool, typer.Option("--dryrun", help="Show the first job of each variant; submit nothing.")
+    ] = False,
+) -> None:
+    """Choose settings as `cetnet tune` does, each trial being a job up to the rung where it is compared.
+
+    It waits for the jobs, and ends with the files of `cetnet tune`. The study's
+    folder must be the same here and in the jobs. Ended or killed, the command
+    leaves its jobs alone; started again, it finds them, and goes on.
+
+    Example: cetnet launch tune study.yaml -s slurm -cfg partition=gpu,time=60 --jobs 8 -j 1x4 --gpu 4
+    """
+    from cetnet.benchmarks.tune.check import check_optuna, check_tuning
+    from cetnet.launch.cluster import Resources
+
+    check_optuna()
+    check_tuning(file)
+    from cetnet.launch.trials import tune_as_jobs
+
+    resources = Resources(shape, cpu, gpu, _mebibytes(memory), mounts, image, retries, _pairs("env", env))
+    tune_as_jobs(file, scheduler, cfg, resources, jobs=jobs, poll=poll, dryrun=dryrun)
 
 
 def _job(

@@ -20,11 +20,16 @@ from cetnet.trainer.session import build_model, count_parameters
 
 @dataclass(frozen=True)
 class CheckedRun:
-    """A training run of which everything was checked that can be, and its training split."""
+    """A training run of which everything was checked that can be, and its training split.
+
+    Attributes:
+        pause_at: the step after which it ends with a checkpoint, to be resumed.
+    """
 
     config: RunConfig
     dataset: Dataset
     resume: bool
+    pause_at: int | None = None
 
 
 def check_run(config: RunConfig, world_size: int, resume: bool = False) -> CheckedRun:

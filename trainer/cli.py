@@ -6,8 +6,8 @@ Heavy libraries are imported inside the commands, so that `--help` and mistakes 
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from signal import SIGHUP
 from typing import Annotated, Any, Literal
@@ -118,6 +118,15 @@ def train(
             help="Continue from the newest checkpoint in run_dir, on any world size; start if there is none.",
         ),
     ] = False,
+    pause_at: Annotated[
+        int | None,
+        typer.Option(
+            "--pause-at",
+            metavar="STEP",
+            min=1,
+            help="After this step write a checkpoint and end, with code 0; --resume goes on as if unbroken.",
+        ),
+    ] = None,
     nproc: NumProcesses = 1,
 ) -> None:
     """Train a model for one epoch; alone, with --nproc, or under torchrun.
@@ -140,7 +149,8 @@ def train(
     dataset = check_settings(settings, processes, resume)
     # From here on torch is needed, which takes seconds to load.
     if is_launcher:
-        arguments = ["train", str(config), *(overrides or []), *(["--resume"] if resume else [])]
+        options = [*(["--resume"] if resume else []), *(["--pause-at", str(pause_at)] if pause_at else [])]
+        arguments = ["train", str(config), *(overrides or []), *options]
         _launch(arguments, nproc, partial(_check_training, content, config, nproc, resume))
     check_loading()
     from cetnet.trainer.check_run import check_model
@@ -149,7 +159,7 @@ def train(
 
     run = check_model(parse_config(content, config), dataset, resume)
     with process_group(run.config.training.device, run.config.training.timeout_minutes) as group:
-        train(run, group)
+        train(replace(run, pause_at=pause_at), group)
 
 
 @app.command()
@@ -310,19 +320,31 @@ def tune(
     killed, the command goes on where it was when it is started again. Settings
     go to <study folder>/tune/variants.yaml, for a study's `variants`.
     """
-    from cetnet.benchmarks.tune.check import check_tuning, component_fields
+    from cetnet.benchmarks.tune.check import check_optuna, check_tuning, component_fields
     from cetnet.trainer.processes.signals import pass_on_signals
 
-    if find_spec("optuna") is None:
-        raise UserError("cetnet tune draws its trials with Optuna; install it: pip install 'cetnet[tune]'")
+    check_optuna()
     pass_on_signals(SIGHUP)
     with cleaning_up():
         if not report_only:
             check_tuning(file)
         from cetnet.benchmarks.study.check import check_runs
+        from cetnet.benchmarks.study.definition import Study
+        from cetnet.benchmarks.study.jobs import Jobs as Pool
         from cetnet.benchmarks.tune.run import tune_study
+        from cetnet.trainer.processes.launcher import share_cores
 
-        tune_study(file, run_in_fork, component_fields, check_runs, jobs=jobs, report_only=report_only)
+        if jobs > 1:
+            os.environ |= share_cores(Study.load(file).nproc * jobs)
+
+        tune_study(
+            file,
+            lambda _, console: Pool(run_in_fork, console),
+            component_fields,
+            check_runs,
+            jobs=jobs,
+            report_only=report_only,
+        )
 
 
 @app.command()

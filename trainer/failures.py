@@ -14,6 +14,7 @@ import threading
 import traceback
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,9 @@ from cetnet.trainer.errors import UserError
 
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
+
+FAILURE_FILE = "CETNET_FAILURE_FILE"
+"""Variable that names a file for the line in which a command says why it failed; of several ranks the first does."""
 
 _ANOTHER_PLACE = "name another place"
 _REMEDIES = {
@@ -152,6 +156,9 @@ def tell(error: BaseException) -> int:
         if code == 1:
             line += "; please report it"
     say(line)
+    if name := os.environ.get(FAILURE_FILE):
+        with suppress(OSError), Path(name).open("x", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(f"{line}\n")
     return code
 
 

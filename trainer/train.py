@@ -29,7 +29,7 @@ from cetnet.trainer.checkpoint.trainer_state import TrainState, read_train_state
 from cetnet.trainer.clock import Clock, TimedBatches
 from cetnet.trainer.codistillation import taught_by_peers
 from cetnet.trainer.config import RunConfig
-from cetnet.trainer.console import TrainingProgress, console, shown
+from cetnet.trainer.console import TrainingProgress, console
 from cetnet.trainer.data.bad_rows import BadRow
 from cetnet.trainer.data.dataset import Dataset
 from cetnet.trainer.data.quarantine import Quarantine
@@ -39,13 +39,13 @@ from cetnet.trainer.divergence import Divergence
 from cetnet.trainer.early_stopping import take_in
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.files import disk_errors, written_aside
-from cetnet.trainer.metrics import LABELS
 from cetnet.trainer.nonfinite import FaultPolicy, check_parameters
 from cetnet.trainer.optimizers import set_fused_step
 from cetnet.trainer.processes.distributed import Processes, on_every_rank
 from cetnet.trainer.processes.hang_detector import LOADING, MEASURING, SAVING, TRAINING
 from cetnet.trainer.processes.signals import StopSignals
 from cetnet.trainer.progressive_ne import ProgressiveNE
+from cetnet.trainer.remarks import describe, nothing_learned
 from cetnet.trainer.run_folder import check_free, locked_run
 from cetnet.trainer.run_writer import RunWriter
 from cetnet.trainer.schedule import LearningRate
@@ -73,6 +73,7 @@ class Trainer:
     writer: RunWriter | None
     display: TrainingProgress
     total_steps: int
+    pause_at: int | None
     state: TrainState = field(default_factory=TrainState)
     said: set[str] = field(default_factory=set)
     saved: TrainState | None = None  # as the newest `step-*` has it
@@ -83,7 +84,8 @@ def train(run: CheckedRun, processes: Processes) -> dict[str, Any] | None:
 
     Raises:
         UserError: bad data, no plan, or a run folder that can't be used.
-        SystemExit: a rank was told to stop (SIGTERM, SIGUSR1), and a checkpoint is written: code 75.
+        SystemExit: a checkpoint is written, and the run ends before its end: a rank was told to stop (SIGTERM,
+            SIGUSR1), code 75, or it is to pause here, code 0.
     """
     with StopSignals() as signals, ExitStack() as locks:
         if processes.is_main:
@@ -106,6 +108,7 @@ def _run(trainer: Trainer) -> dict[str, Any] | None:
     if trainer.state.evaluation_left:
         evaluate_if_due(trainer)
     while trainer.state.step < trainer.total_steps and not trainer.state.stopped:
+        _pause_if_due(trainer)
         train_segment(trainer)
         evaluate_if_due(trainer)
         save_if_due(trainer)
@@ -164,7 +167,9 @@ def _start(
         writer=writer,
         display=TrainingProgress(int(total_steps), state.step, processes.is_main),
         total_steps=int(total_steps),
+        pause_at=run.pause_at,
         state=state,
+        saved=replace(state) if checkpoint else None,
     )
     parameters = session.num_parameters
     trainer.display.say(
@@ -218,14 +223,15 @@ def train_segment(trainer: Trainer) -> None:
         trainer.quarantine.add(state.step, bad_rows)
         trainer.lr.set(state.step)
         trainer.display.step(state.step)
-        if state.step % config.training.log_every == 0 or state.step == segment_end:
+        if state.step % config.training.log_every == 0 or state.step in (segment_end, trainer.pause_at):
             _log(trainer, clock, loss)
             loss.zero_()
         state.seconds = clock.seconds()
         trainer.agreement.step()
         if state.step < segment_end:
             if trainer.agreement.stop:
-                _leave(trainer)
+                _stop(trainer)
+            _pause_if_due(trainer)
             save_if_due(trainer)
 
 
@@ -318,7 +324,7 @@ def _evaluate(trainer: Trainer, split: str, write: bool) -> dict[str, float]:
             bad_rows.extend(skipped)
         trainer.agreement.step()
         if trainer.agreement.stop:
-            _leave(trainer)
+            _stop(trainer)
 
     config = trainer.config
     dataset = Dataset(config.data.path, split, config.data.bad_rows)
@@ -344,16 +350,6 @@ def _evaluate(trainer: Trainer, split: str, write: bool) -> dict[str, float]:
             _say_once(trainer, f"{split}: {note}")
     dist.broadcast_object_list(shared, group=trainer.processes.cpu_group)
     return shared[0]
-
-
-def describe(metrics: dict[str, float]) -> str:
-    """The fused output's metrics in a line."""
-    parts = [
-        f"{label} {shown(metrics[f'{key}/fused'])}"
-        for key, label in LABELS.items()
-        if f"{key}/fused" in metrics
-    ]
-    return f"{metrics['rows']:,} rows, " + ", ".join(parts)
 
 
 def _say_once(trainer: Trainer, line: str) -> None:
@@ -390,15 +386,6 @@ def _log(trainer: Trainer, clock: Clock, loss: torch.Tensor) -> None:
         trainer.display.warn(line)
 
 
-def nothing_learned(dataset: Dataset, why: str) -> str:
-    """What is said of rows that can't teach a model anything."""
-    columns = ", ".join(repr(name) for name in (dataset.schema.label, dataset.schema.weight) if name)
-    return (
-        f"WARNING: {dataset.path / dataset.split}: {why}, so NE is undefined and nothing is learned but that; "
-        f"look at column {columns}"
-    )
-
-
 def _count_bad_rows(trainer: Trainer) -> None:
     if more := trainer.quarantine.recount():
         trainer.display.say(more)
@@ -412,8 +399,19 @@ def _rows_seen(trainer: Trainer) -> int:
     return positions - trainer.quarantine.count
 
 
-def _leave(trainer: Trainer) -> NoReturn:
-    """End as told: the state of this step is saved, and the exit code says "try again"."""
+def _stop(trainer: Trainer) -> NoReturn:
+    """End as told: the exit code says "try again"."""
+    told = trainer.signals.seen.name if trainer.signals.seen else "a signal to another rank"
+    _leave(trainer, f"stopped by {told}", os.EX_TEMPFAIL)
+
+
+def _pause_if_due(trainer: Trainer) -> None:
+    if trainer.pause_at is not None and trainer.pause_at <= trainer.state.step < trainer.total_steps:
+        _leave(trainer, "paused as asked", os.EX_OK)
+
+
+def _leave(trainer: Trainer, why: str, code: int) -> NoReturn:
+    """End with the state of this step saved."""
     unsaved = trainer.saved != trainer.state
     try:
         with trainer.processes.hang_detector.while_doing(SAVING):
@@ -424,11 +422,8 @@ def _leave(trainer: Trainer) -> NoReturn:
     if unsaved:
         _save_step(trainer)
     _close_checkpoints(trainer)
-    told = trainer.signals.seen.name if trainer.signals.seen else "a signal to another rank"
-    trainer.display.say(
-        f"stopped by {told} at step {trainer.state.step}, which is saved; go on with --resume"
-    )
-    sys.exit(os.EX_TEMPFAIL)
+    trainer.display.say(f"{why} at step {trainer.state.step}, which is saved; go on with --resume")
+    sys.exit(code)
 
 
 def _close_checkpoints(trainer: Trainer) -> None:

@@ -47,6 +47,19 @@ class Job:
         """How long it has been under way."""
         return time.monotonic() - self.began
 
+    @property
+    def mistake(self) -> str | None:
+        """Why it did not finish, with its last words; None if it did, or was told to stop."""
+        code, log = self.process.exitcode, log_file(self.run)
+        if self.run.finished or told_to_stop(code):
+            return None
+        return f"{failure(code) or 'no result.json'}: {last_line(log)}; its log is {log}"
+
+    @property
+    def killed(self) -> bool:
+        """Whether it had no last words."""
+        return (self.process.exitcode or 0) < 0
+
 
 class Jobs(AbstractContextManager["Jobs"]):
     """Runs under way; on a terminal each has a line, with the last one of its log.
@@ -67,14 +80,7 @@ class Jobs(AbstractContextManager["Jobs"]):
         self._train = train
         self._under_way: list[Job] = []
         self._stopped: set[BaseProcess] = set()
-        self._display = Progress(
-            TimeElapsedColumn(),
-            TextColumn("{task.description}", markup=False),
-            TextColumn("{task.fields[last]}", markup=False, style="dim"),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
+        self._display = lines_of_jobs(console)
 
     def __enter__(self) -> Self:
         numbers = (*SIGNALS, signal.SIGHUP, signal.SIGINT)
@@ -101,14 +107,19 @@ class Jobs(AbstractContextManager["Jobs"]):
         """Those that have not ended."""
         return self._under_way
 
-    def start(self, run: Run, label: str) -> None:
-        """Begin a run, or go on with it. Raises SystemExit if a signal ends the wait for the fork server."""
-        resume = ["--resume"] if run.folder.exists() else []
-        if resume:
+    def start(self, run: Run, label: str, pause_at: int | None = None) -> None:
+        """Begin a run, or go on with it, to its end or to a step.
+
+        Raises SystemExit if a signal ends the wait for the fork server.
+        """
+        options = ["--resume"] if run.folder.exists() else []
+        if options:
             _wait_for_what_is_left(run.folder)
+        if pause_at:
+            options += ["--pause-at", str(pause_at)]
         run.write_settings()
         reader, lifeline = Pipe(duplex=False)
-        argument = (self._train, ["train", *run.arguments, *resume], log_file(run), reader)
+        argument = (self._train, ["train", *run.arguments, *options], log_file(run), reader)
         process = start(_be_job, argument, run.nproc)
         reader.close()
         line = self._display.add_task(label, total=None, last="starting")
@@ -151,6 +162,18 @@ class Jobs(AbstractContextManager["Jobs"]):
             with suppress(ProcessLookupError):
                 if job.process.pid and job.process.exitcode is None:
                     os.kill(job.process.pid, number)
+
+
+def lines_of_jobs(console: Console) -> Progress:
+    """A line for each of several jobs, on a terminal: how long, its description, and `last`."""
+    return Progress(
+        TimeElapsedColumn(),
+        TextColumn("{task.description}", markup=False),
+        TextColumn("{task.fields[last]}", markup=False, style="dim"),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
 
 
 def _be_job(argument: tuple[Train, list[str], Path, Connection]) -> None:

@@ -3,6 +3,7 @@
 import signal
 import sys
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -22,6 +23,12 @@ from cetnet.trainer.run_folder import check_folder
 
 Fields = Callable[[int], Mapping[str, frozenset[str]]]
 """Tells what keys each kind of component has; the argument is the number of processes of a run."""
+
+
+def check_optuna() -> None:
+    """Raise UserError if Optuna isn't installed."""
+    if find_spec("optuna") is None:
+        raise UserError("cetnet tune draws its trials with Optuna; install it: pip install 'cetnet[tune]'")
 
 
 def check_tuning(path: Path) -> None:

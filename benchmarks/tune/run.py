@@ -4,11 +4,11 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol, Self, TypeVar
 
 from rich.console import Console
 
 from cetnet.benchmarks.study.definition import Run, Study, refuse_changed
-from cetnet.benchmarks.study.jobs import Job, Jobs, Train, failure, last_line, log_file, told_to_stop
 from cetnet.benchmarks.tune.check import Fields, spaces_of
 from cetnet.benchmarks.tune.journal import JOURNAL
 from cetnet.benchmarks.tune.search import Search, Task
@@ -16,15 +16,66 @@ from cetnet.benchmarks.tune.trials import TUNE
 from cetnet.trainer.console import output
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.files import locked
-from cetnet.trainer.processes.launcher import share_cores
 from cetnet.trainer.run_folder import LOCK
 
-_LOOK = 0.5  # seconds between looks at how far the trials are
+_LOOK = 1.0  # seconds in which a pool may look after its jobs
+
+
+class Job(Protocol):
+    """A run under way in a pool."""
+
+    @property
+    def run(self) -> Run:
+        """Which."""
+        ...
+
+    @property
+    def mistake(self) -> str | None:
+        """Once it has ended, why it did not finish; None if it did, was told to stop, or is to be asked again."""
+        ...
+
+    @property
+    def killed(self) -> bool:
+        """Whether no setting is to blame for that."""
+        ...
+
+
+J = TypeVar("J", bound=Job)
+
+
+class Pool(Protocol[J]):
+    """Trains runs side by side: `cetnet.benchmarks.study.jobs.Jobs` as processes, `cetnet.launch.trials` as jobs."""
+
+    @property
+    def told(self) -> bool:
+        """Whether it was told to stop."""
+        ...
+
+    @property
+    def under_way(self) -> Sequence[J]:
+        """Those that have not ended."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *exception: object) -> None: ...
+
+    def start(self, run: Run, label: str, pause_at: int | None = None) -> None:
+        """Begin a run, or go on with it, to its end or to a step."""
+        ...
+
+    def ended(self, timeout: float) -> Sequence[J]:
+        """Those that have ended, after waiting for some time, in seconds, for the first one of them."""
+        ...
+
+    def stop(self, jobs: Sequence[J]) -> None:
+        """End some."""
+        ...
 
 
 def tune_study(
     path: Path,
-    train: Train,
+    pool: Callable[[Sequence[Run], Console], Pool[J]],
     fields: Fields,
     check: Callable[[list[Run], Path], object] | None = None,
     *,
@@ -36,10 +87,10 @@ def tune_study(
 
     Args:
         path: The study file.
-        train: What trains one run, as for `run_study`.
+        pool: Makes what trains runs, of the runs that were begun and where it is to say what it does.
         fields: What keys the components have, asked for if a pattern needs it.
         check: Called with runs of every choice and end of a range, before the first one trains.
-        jobs: How many runs are trained side by side, sharing the cores.
+        jobs: How many runs are trained side by side.
         report_only: Train nothing, report how far it is.
         console: Where progress and the table are printed. Default: the terminal.
 
@@ -51,8 +102,6 @@ def tune_study(
     console = console or output
     study = Study.load(path)
     folder = study.folder / TUNE
-    if jobs > 1:
-        os.environ |= share_cores(study.nproc * jobs)
     if report_only and not (folder / JOURNAL).exists():
         raise UserError(f"{folder}: nothing is tuned yet; leave --report-only out")
     taken = f"another process tunes in it; wait for it, end it, or give {path} another `out`"
@@ -67,56 +116,54 @@ def tune_study(
                     f"{study.name}: checking what the settings make of the variants, {len(runs)} runs"
                 )
                 check(runs, path)
-            _train_all(study, path, searches, train, jobs, console)
+            begun = [run for search in searches for trial in search.known for run in trial.runs]
+            with pool(begun, console) as trainers:
+                _train_all(path, searches, trainers, jobs, console)
+            if trainers.told:
+                console.print(f"{study.name}: told to stop; started again, it goes on from the checkpoints")
+                sys.exit(os.EX_TEMPFAIL)
         from cetnet.benchmarks.tune.report import write_results  # draws plots: heavy
 
         write_results(study, path, searches, console)
 
 
-def _train_all(
-    study: Study, path: Path, searches: Sequence[Search], train: Train, jobs: int, console: Console
-) -> None:
-    with Jobs(train, console) as pool:
-        while not pool.told:
-            under_way = {job.run.folder for job in pool.under_way}
-            todo = {
-                task.run.folder: (search, task)
-                for search in searches
-                for task in search.tasks(under_way, console)
-            }
-            if not todo and not under_way:
-                break
-            for folder, (_, task) in todo.items():
-                if folder not in under_way and len(pool.under_way) < jobs and not pool.told:
-                    refuse_changed([task.run], path)
-                    pool.start(task.run, f"{task.run.variant}, seed {task.run.seed}")
-            # Those at their rung write a checkpoint, in case they go on.
-            pool.stop([job for job in pool.under_way if job.run.folder not in todo and not job.run.finished])
-            for job in pool.ended(_LOOK):
-                if job.run.folder in todo and not pool.told and (mistake := _mistake(job)):
-                    _take_failure(*todo[job.run.folder], job, mistake, console)
-    if pool.told:
-        console.print(f"{study.name}: told to stop; started again, it goes on from the checkpoints")
-        sys.exit(os.EX_TEMPFAIL)
-    for search in searches:
-        for trial in search.known:
-            trial.drop_checkpoints()  # also what a run wrote that was told to stop, its trial having failed
+def _train_all(path: Path, searches: Sequence[Search], pool: Pool[J], jobs: int, console: Console) -> None:
+    while not pool.told:
+        under_way = {job.run.folder for job in pool.under_way}
+        todo = {
+            task.run.folder: (search, task)
+            for search in searches
+            for task in search.tasks(under_way, console)
+        }
+        if not todo and not under_way:
+            break
+        for folder, (_, task) in todo.items():
+            if folder not in under_way and len(pool.under_way) < jobs and not pool.told:
+                refuse_changed([task.run], path)
+                pool.start(task.run, f"{task.run.variant}, seed {task.run.seed}", task.pause_at)
+        failed = {folder for search in searches for folder in search.failed_folders()}
+        pool.stop([job for job in pool.under_way if job.run.folder in failed])
+        ended: Sequence[J] = ()
+        while pool.under_way and not (ended or pool.told):
+            ended = pool.ended(_LOOK)
+        for job in ended:
+            if job.run.folder not in todo or pool.told:
+                continue
+            search, task = todo[job.run.folder]
+            if not task.done and (mistake := job.mistake):
+                _take_failure(search, task, mistake, job.killed, console)
+    if not pool.told:
+        for search in searches:
+            for trial in search.known:
+                trial.drop_checkpoints()  # also what a run wrote that was told to stop, its trial having failed
 
 
-def _mistake(job: Job) -> str | None:
-    """What is said of a run that ended before its rung, unless it was told to."""
-    if job.run.finished or told_to_stop(job.process.exitcode):
-        return None
-    return f"{failure(job.process.exitcode) or 'no result.json'}: {last_line(log_file(job.run))}"
-
-
-def _take_failure(search: Search, task: Task, job: Job, mistake: str, console: Console) -> None:
+def _take_failure(search: Search, task: Task, mistake: str, killed: bool, console: Console) -> None:
     """Leave the trial out; raises UserError if no setting is to blame."""
-    as_it_stands, killed = not task.trial.values, (job.process.exitcode or 0) < 0
-    if as_it_stands or killed:
+    if killed or not task.trial.values:
         raise UserError(
-            f"{task.trial.label}, seed {job.run.seed} failed ({mistake}; its log is {log_file(job.run)}); fix it and "
-            "start the tuning again, which goes on from here"
+            f"{task.trial.label}, seed {task.run.seed} failed ({mistake}); fix it and start the tuning again, which "
+            "goes on from here"
         )
     search.fail(task.trial, mistake)
-    console.print(f"{task.trial.label}: failed, and is left out ({mistake}; its log is {log_file(job.run)})")
+    console.print(f"{task.trial.label}: failed, and is left out ({mistake})")

@@ -23,6 +23,17 @@ class Task(NamedTuple):
 
     run: Run
     trial: Trial
+    window: Window
+
+    @property
+    def pause_at(self) -> int | None:
+        """The step of the rung, until which it trains; None: to its end."""
+        return self.window and self.window[1] // self.trial.batch_size
+
+    @property
+    def done(self) -> bool:
+        """Whether it has come to the rung."""
+        return self.trial.reached(self.run, self.window)
 
 
 class Search:
@@ -102,7 +113,9 @@ class Search:
             alive = [trial for trial in of_bracket if trial.number not in failures]
             for rung, window in enumerate(self.windows):
                 if (first, rung) not in self._going_on:
-                    waited_for = [Task(run, trial) for trial in alive for run in trial.missing(window)]
+                    waited_for = [
+                        Task(run, trial, window) for trial in alive for run in trial.missing(window)
+                    ]
                     if waited_for or any(run.folder in under_way for trial in alive for run in trial.runs):
                         return waited_for
                     going_on = self._compare(alive, window, len(of_bracket), rung, console)
@@ -114,6 +127,11 @@ class Search:
         """Leave a trial out whose run ended with an error."""
         self._journal.failed(trial.number, why)
         trial.drop_checkpoints()
+
+    def failed_folders(self) -> list[Path]:
+        """Of the runs of trials that failed."""
+        failed = self.failures
+        return [run.folder for trial in self._made if trial.number in failed for run in trial.runs]
 
     def _compare(
         self, alive: Sequence[Trial], window: Window, started: int, rung: int, console: Console

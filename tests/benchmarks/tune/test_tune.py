@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from cetnet.benchmarks.study.definition import Study, runs_of
+from cetnet.benchmarks.study.jobs import Jobs
 from cetnet.benchmarks.tune.check import check_tuning, component_fields
 from cetnet.benchmarks.tune.run import tune_study
 from cetnet.trainer.cli import run_in_fork
@@ -73,7 +74,13 @@ def write(study: dict[str, Any], base: dict[str, Any] = BASE) -> Path:
 
 def tune(path: Path = Path("study.yaml"), jobs: int = 1) -> str:
     shown = io.StringIO()
-    tune_study(path, run_in_fork, component_fields, jobs=jobs, console=PlainConsole(file=shown, width=200))
+    tune_study(
+        path,
+        lambda _, console: Jobs(run_in_fork, console),
+        component_fields,
+        jobs=jobs,
+        console=PlainConsole(file=shown, width=200),
+    )
     return shown.getvalue()
 
 
