@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from torchx.runner import Runner
 from torchx.runner.config import apply
-from torchx.specs import AppDryRunInfo, AppState, CfgVal, InvalidRunConfigException, runopts
+from torchx.specs import NONE, AppDryRunInfo, AppState, CfgVal, InvalidRunConfigException, runopts
 
 from cetnet.benchmarks.study.definition import Run
 from cetnet.launch.components import train
@@ -141,10 +141,11 @@ class Cluster:
         if status is None:
             return State(handle, "forgotten", ended=True)
         text, succeeded = status.state.name.lower(), status.state == AppState.SUCCEEDED
-        if (
-            status.msg and status.msg.lower() != text and not succeeded
-        ):  # such as TIMEOUT: to TorchX it failed
-            text += f" ({status.msg})"
+        if status.msg not in ("", NONE, status.state.name) and not succeeded:
+            text += f" ({status.msg})"  # such as TIMEOUT, of what TorchX calls failed
+        text, succeeded = status.state.name.lower(), status.state == AppState.SUCCEEDED
+        if status.msg not in ("", NONE, status.state.name) and not succeeded:
+            text += f" ({status.msg})"  # such as TIMEOUT, of what TorchX calls failed
         return State(handle, text, status.is_terminal(), succeeded)
 
     def cancel(self, handle: str) -> None:

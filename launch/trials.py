@@ -109,13 +109,13 @@ class TrialJobs(AbstractContextManager["TrialJobs"]):
             return
         if self._cluster.scheduler == _LOCAL:
             self._console.print(
-                f"{len(handles)} jobs end with this program; started again, it goes on from their checkpoints"
+                "The jobs end with this program; started again, it goes on from their checkpoints"
             )
             return
         cancel = "; ".join(f"torchx cancel {shlex.quote(handle)}" for handle in handles)
         self._console.print(
-            f"{len(handles)} jobs go on without this program, which finds them when it is started again. To end "
-            f"them: {cancel}"
+            f"Jobs that go on without this program, {len(handles)}: started again, it finds them. To end them: "
+            f"{cancel}"
         )
 
     def start(self, run: Run, label: str, pause_at: int | None = None) -> None:

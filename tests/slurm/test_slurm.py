@@ -4,6 +4,8 @@ Each job trains 50 steps on two nodes, one process each. The recorder holds it a
 of step 20, until it has been interrupted.
 """
 
+import csv
+import io
 import json
 import os
 import re
@@ -222,3 +224,43 @@ def test_two_jobs_at_once(submit: Submit, whole: Job) -> None:
         job.wait_for("SUCCEEDED")
         assert job.rows(attempt=0) == Counter(range(ROWS))
         assert job.result()["train"] == pytest.approx(whole.result()["train"], abs=1e-6)
+
+
+def test_trials_of_a_tuning(tmp_path: Path) -> None:
+    """Killed while its jobs run, it finds them again, asks again what was cancelled, and chooses as processes do."""
+    write_dataset(tmp_path / "data")
+    base = run_settings(tmp_path / "data", tmp_path / "run")
+    del base["run_dir"]
+    lr = {"optimizer.dense.lr": {"low": 1e-3, "high": 1e-1, "log": True}}
+    study = {
+        "name": "small",
+        "base": "base.yaml",
+        "nproc": 1,
+        "seeds": [1],
+        "baseline": "all",
+        "variants": {"all": {}},
+        "tune": {"trials": 2, "eta": 2, "rungs": 2, "shared": lr},
+    }
+    for name, content in {"base": base, "study": study}.items():
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(content))
+    command = [sys.executable, "-P", "-m", "cetnet", "launch", "tune", "study.yaml", "-s", "slurm"]
+    command += ["-cfg", "partition=low,time=10", "--cpu", "1", "--poll", "1"]
+    handles = [tmp_path / f"runs/small/tune/all/trial00{number}/seed1001.job" for number in (0, 1)]
+    with subprocess.Popen(command, cwd=tmp_path) as killed:
+        until(lambda: all(handle.exists() for handle in handles), "two jobs submitted")
+        killed.kill()
+    call("scancel", handles[1].read_text().strip().rpartition("/")[2], cwd=tmp_path)
+    said = call(*command, cwd=tmp_path)
+    assert "all, trial 1, seed 1001: slurm://torchx/" in said
+
+    (tmp_path / "runs").rename(tmp_path / "as-jobs")
+    call(*command[:4], "tune", "study.yaml", cwd=tmp_path)
+    tables = [(tmp_path / folder / "small/tune/trials.csv").read_text() for folder in ("runs", "as-jobs")]
+    columns = [
+        [
+            [cell for key, cell in row.items() if key != "seconds"]
+            for row in csv.DictReader(io.StringIO(table))
+        ]
+        for table in tables
+    ]
+    assert columns[0] == columns[1]
