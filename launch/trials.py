@@ -137,9 +137,10 @@ class TrialJobs(AbstractContextManager["TrialJobs"]):
     def stop(self, jobs: Sequence[TrialJob]) -> None:
         """Cancel some, once."""
         for job in jobs:
-            if job.run.folder not in self._stopped and job.state:
+            if job.run.folder not in self._stopped:
                 self._stopped.add(job.run.folder)
-                self._cluster.cancel(job.state.handle)
+                if job.state:
+                    self._cluster.cancel(job.state.handle)
 
     def _add(self, run: Run, label: str, pause_at: int | None) -> TrialJob:
         line = self._display.add_task(label, total=None, last="")
@@ -167,6 +168,8 @@ class TrialJobs(AbstractContextManager["TrialJobs"]):
     def _is_over(self, job: TrialJob) -> bool:
         """Whether a job has ended and what it wrote is here, or isn't coming; says how it does."""
         if job.state is None:
+            if job.run.folder in self._stopped:
+                return True
             self._submit(job)
             return False
         if not job.state.ended:

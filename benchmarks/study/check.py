@@ -8,8 +8,16 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from cetnet.benchmarks.study.definition import REPORT_FILES, Run, Study, refuse_changed, runs_of
+from cetnet.benchmarks.study.definition import (
+    PROGRESSIVE_NE,
+    REPORT_FILES,
+    Run,
+    Study,
+    refuse_changed,
+    runs_of,
+)
 from cetnet.benchmarks.study.jobs import failure
+from cetnet.benchmarks.study.teachers import is_student
 from cetnet.trainer.check_settings import check_settings
 from cetnet.trainer.config import RunConfig, parse_config, read_settings
 from cetnet.trainer.console import console, quieten
@@ -65,10 +73,15 @@ def check_configurations(study: Study, runs: Sequence[Run], path: Path) -> list[
     """The runs that aren't finished, and their configurations; raises UserError for one that can't be reported."""
     checked = []
     for run in runs:
+        where, settings = _where(run, path), read_settings(run.base, run.overrides)
+        if study.monitored == PROGRESSIVE_NE and is_student(settings):
+            raise UserError(
+                f"{where}: a student has no progressive NE, as its teachers have seen the rows to come, so no number "
+                "of seeds would decide it; change until.monitor to ne, or leave it to a study of its own"
+            )
         if run.finished:
             continue
-        where = _where(run, path)
-        config = parse_config(read_settings(run.base, run.overrides), where, resolve=False)
+        config = parse_config(settings, where, resolve=False)
         if study.split not in config.evaluation.splits:
             raise UserError(
                 f"{where}: the study reports split {study.split!r}, which evaluation.splits "

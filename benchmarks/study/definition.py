@@ -27,6 +27,9 @@ from cetnet.trainer.yaml_files import checked, read_yaml
 PAGE, MARKDOWN, TABLE = REPORT_FILES = ("report.html", "report.md", "table.csv")
 """The report, in the folder of the study."""
 
+PROGRESSIVE_NE = "progressive NE"
+"""The metric that `until.monitor: progressive` judges."""
+
 
 class Numbers(Strict):
     """Published numbers of a variant."""
@@ -177,7 +180,7 @@ class Study(Strict):
     @property
     def monitored(self) -> str:
         """The metric whose gains are judged: `NE` of the split, or `progressive NE`."""
-        return "progressive NE" if self.until and self.until.monitor == "progressive" else "NE"
+        return PROGRESSIVE_NE if self.until and self.until.monitor == "progressive" else "NE"
 
     @property
     def looks(self) -> tuple[int, ...]:

@@ -26,6 +26,15 @@ class _Run(Protocol):
 R = TypeVar("R", bound=_Run)
 
 
+def is_student(settings: Mapping[str, Any]) -> bool:
+    """Whether a run of a configuration learns from teachers.
+
+    Through them it has seen the rows to come: what it says of rows before it learns from them measures no model.
+    """
+    training = settings.get("training")
+    return isinstance(training, dict) and bool(training.get("teacher"))
+
+
 def teacher_variants(overrides: dict[str, Any]) -> list[str]:
     """The variants that teach the one with these overrides."""
     return [

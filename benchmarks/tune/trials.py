@@ -12,6 +12,7 @@ from typing import Any
 
 from cetnet.benchmarks.study.definition import Run, Study, runs_of
 from cetnet.benchmarks.study.report.run_files import read_split
+from cetnet.benchmarks.study.teachers import is_student
 from cetnet.benchmarks.tune.halving import window_ne
 from cetnet.benchmarks.tune.space import Setting, Values, expanded, representatives
 from cetnet.trainer.config import RunConfig, parse_config, read_settings
@@ -147,9 +148,18 @@ class Trials:
         )
 
     def config(self, run: Run) -> RunConfig:
-        """What a run would train, its components unresolved; UserError if it is wrong, or reads the study's split."""
+        """What a run would train, its components unresolved; UserError if it is wrong, or reads the study's split.
+
+        Nor may it be a student if a rung compares progressive NE.
+        """
         where = f"{self._path}, tune, variant {self.variant!r}"
-        config = parse_config(read_settings(run.base, run.overrides), where, resolve=False)
+        settings = read_settings(run.base, run.overrides)
+        if self.tune.rungs > 1 and is_student(settings):
+            raise UserError(
+                f"{where}: a student can't be judged by progressive NE, as its teachers have seen the rows to come; "
+                "make tune.rungs 1, which decides on validation, or leave it out"
+            )
+        config = parse_config(settings, where, resolve=False)
         evaluation = config.evaluation
         reads = {evaluation.validation} if evaluation.every_epoch or evaluation.every_steps else set()
         if self.study.split in {*reads, *evaluation.splits, config.data.split}:

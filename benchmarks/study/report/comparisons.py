@@ -18,6 +18,7 @@ from cetnet.benchmarks.study.report.run_files import (
     read_config,
     read_result,
 )
+from cetnet.benchmarks.study.teachers import is_student
 
 EFFECT = 0.05
 """A gain, in percent of NE, that people act on."""
@@ -124,18 +125,21 @@ def _same_size(study: Study, folders: Folders) -> list[tuple[str, str]]:
 def compare_streams(
     new: Mapping[int, Path], base: Mapping[int, Path], looks: tuple[int, ...], shared: float
 ) -> Progressive | None:
-    """Gain of progressive NE of runs over others, of their folders by seed; None if they have no common records.
+    """Gain of progressive NE of runs over others, of their folders by seed.
+
+    None if they have no common records, or one of them is a student, which has no progressive NE.
 
     `shared`: the part of the variance of a seed's gain over rows that all seeds have, `Gains.shared`.
     """
     seeds = new.keys() & base.keys()
-    if not seeds:
+    configs = [read_config(folders[min(seeds)]) for folders in (new, base)] if seeds else []
+    if not seeds or any(map(is_student, configs)):
         return None
     after, before = (
         {seed: stream for seed in folders if seed in seeds and (stream := read_stream(folders[seed]))}
         for folders in (new, base)
     )
-    order = read_config(base[min(seeds)]).get("data", {}).get("order", "shuffled")
+    order = configs[1].get("data", {}).get("order", "shuffled")
     return progressive_gain(after, before, looks, shared if order == "shuffled" else None)
 
 

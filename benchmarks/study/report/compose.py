@@ -136,6 +136,9 @@ def _results(
         with_bayes = [*rows, bayes] if bayes else rows
         blocks: list[Block] = [_table(with_bayes, metric_columns(with_bayes, every))]
         models = [row for row in rows if not row.component]
+        if students := [f"`{row.variant}`" for row in models if row.is_student]:
+            blocks.append(Text(STUDENTS_NOTE.format(names=", ".join(students))))
+        followed = [row.variant for row in models if not row.is_student]
         gaining = [row for row in _with_itself(study, rows) if has_gains(row)]
         if any(row.estimates for row in gaining):
             margin = (study.until or Until()).half_width
@@ -154,12 +157,13 @@ def _results(
                     _table(judged, sureness_columns(judged, every)),
                     Text(sureness(study, models)),
                 ]
-        window = {row.variant: read_curve(folders[row.variant], "ne/window/fused") for row in models}
-        panels = _panels(study, rows)
-        caption = "Progressive NE against the number of examples"
-        blocks.append(Plot(f"ne_curves{suffix}", caption, draw_ne(window, references, title, panels)))
-        if any(row.estimates for row in rows):
-            lifetime = {row.variant: read_curve(folders[row.variant], "ne/lifetime/fused") for row in models}
+        window = {variant: read_curve(folders[variant], "ne/window/fused") for variant in followed}
+        panels = _panels(study, [row for row in rows if not row.is_student])
+        if window:
+            caption = "Progressive NE against the number of examples"
+            blocks.append(Plot(f"ne_curves{suffix}", caption, draw_ne(window, references, title, panels)))
+        if any(row.estimates for row in rows) and baseline in followed:
+            lifetime = {variant: read_curve(folders[variant], "ne/lifetime/fused") for variant in followed}
             gains = {variant: gain_curve(curve, lifetime[baseline]) for variant, curve in lifetime.items()}
             caption = f"NE gain over {baseline} against the number of examples"
             blocks.append(Plot(f"gain{suffix}", caption, draw_gain(gains, baseline, title, panels)))
@@ -263,6 +267,11 @@ the width. An ensemble's tables of a feature are taken side by side, which compa
 width; *of one table* is the mean of its tables alone. Numbers are plain means over the tables that have as many
 values as the widest is wide ({few} of {all}: {tables}), then means ± standard deviations over seeds; spectra are
 geometric means. Every table of every run is in [embeddings.csv](embeddings.csv)."""
+
+STUDENTS_NOTE = """\
+Students, which learn from teachers: {names}. Their teachers have seen the rows to come, so a student's NE along
+training, before it learns from the rows, says nothing of it: neither progressive NE nor that of the last window is
+given, and gains and plots of these are without students. What compares them is the split."""
 
 COST_NOTE = """\
 Embedding bytes are those of the trained tables, without their optimizer's state. Training seconds do not include

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 import yaml
 
-from cetnet.benchmarks.study.definition import Numbers, Paper, Study
+from cetnet.benchmarks.study.definition import PROGRESSIVE_NE, Numbers, Paper, Study
 from cetnet.benchmarks.study.report.bootstrap import (
     Baseline,
     Gains,
@@ -29,13 +29,14 @@ from cetnet.benchmarks.study.report.comparisons import (
 from cetnet.benchmarks.study.report.document import Name
 from cetnet.benchmarks.study.report.intervals import Estimate, Gain
 from cetnet.benchmarks.study.report.progressive import Progressive, progressive_ne, read_stream
-from cetnet.benchmarks.study.report.run_files import Folders, predictions, read_split
+from cetnet.benchmarks.study.report.run_files import Folders, predictions, read_config, read_split
+from cetnet.benchmarks.study.teachers import is_student
 from cetnet.trainer.metrics import binary_metrics, why_missing
 
 METRICS = {"NE": "ne", "AUC": "auc", "gAUC": "gauc", "LogLoss": "logloss"}
 """Metrics of the split, and their names in result.json."""
 
-CALIBRATED, PROGRESSIVE, WINDOW = FURTHER = ("calibrated NE", "progressive NE", "last-window NE")
+CALIBRATED, PROGRESSIVE, WINDOW = FURTHER = ("calibrated NE", PROGRESSIVE_NE, "last-window NE")
 """Metrics that result.json doesn't have for the split."""
 
 GAINS = {"NE gain (%)": "ne", "AUC gain (pp)": "auc", "gAUC gain (pp)": "gauc"}
@@ -61,6 +62,7 @@ class Row:
     variant: str
     component: str | None = None
     is_baseline: bool = False
+    is_student: bool = False  # which has no NE along training
     seeds: int | None = None
     paired_seeds: int | None = None  # those that the baseline has too, which gains are over
     metrics: dict[str, list[float]] = field(default_factory=dict)  # a value per seed, by METRICS' titles
@@ -134,6 +136,7 @@ def _variant_rows(
     outputs = ["fused", *(outputs if study.components and len(outputs) > 1 else [])]
     paths = predictions(folders, study.split)
     fitted = [calibrated_ne(path, outputs) for path in paths.values()]
+    student = is_student(read_config(next(iter(folders.values()))))
     streams = [stream for folder in folders.values() if (stream := read_stream(folder))]
     rows = []
     for output in outputs:
@@ -141,17 +144,21 @@ def _variant_rows(
         itself = variant == baseline and component is None
         published, published_gains = _published(study.paper, variant, component, baseline)
         window = {
-            seed: result.get("train", {}).get(f"ne/window/{output}") for seed, result in results.items()
+            seed: None if student else result.get("train", {}).get(f"ne/window/{output}")
+            for seed, result in results.items()
         }
         metrics = _metrics(splits, output) | {
             CALIBRATED: finite([of_run.get(output) for of_run in fitted]),
-            PROGRESSIVE: [] if component else finite([progressive_ne(stream) for stream in streams]),
+            PROGRESSIVE: []
+            if component or student
+            else finite([progressive_ne(stream) for stream in streams]),
             WINDOW: finite(list(window.values())),
         }
         row = Row(
             variant,
             component,
             is_baseline=itself,
+            is_student=student,
             seeds=len(folders),
             paired_seeds=None if itself else len(folders.keys() & of_baseline.keys()),
             metrics=metrics,

@@ -172,3 +172,41 @@ def test_files_of_runs_that_somebody_changed(
     changed.write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(UserError, match=re.escape(f"single/seed1/{file}: {said}")):
         report_study(path, console=PlainConsole(file=io.StringIO()))
+
+
+def test_students_have_no_ne_along_training(make: Make) -> None:
+    path = make(seeds=[1, 2, 3], variants={"single": {}, "other": {"skill": 0.6}, "student": {"skill": 0.55}})
+    run(path)
+    before = table()
+    for seed in (1, 2, 3):  # of which the fake trainer knows nothing
+        config = Path(f"runs/small/student/seed{seed}/config.yaml")
+        config.write_text("training: {teacher: {runs: [runs/small/single/seed1]}}", encoding="utf-8")
+    report_study(path, console=PlainConsole(file=io.StringIO()))
+    after = table()
+    assert all(
+        after[variant][title] == before[variant][title]
+        for variant in before
+        for title in before[variant]
+        if variant != "student" or not title.startswith(("progressive NE", "last-window NE"))
+    )
+    for metric in ("progressive NE", "last-window NE"):
+        assert before["student"][metric]
+        assert before["student"][f"{metric} gain (%)"]
+        assert not after["student"][metric]
+        assert not after["student"][f"{metric} gain (%)"]
+    assert after["student"]["verdict"] == "better"
+    report = Path("runs/small/report.md").read_text(encoding="utf-8")
+    assert "Students, which learn from teachers: `student`." in report
+
+    # Nothing is told from a student by progressive NE, either.
+    report_study(
+        make(seeds=[1, 2, 3], variants={"student": {"skill": 0.55}, "single": {}}, baseline="student")
+    )
+    assert not table()["single"]["progressive NE gain (%)"]
+    assert table()["single"]["progressive NE"]
+
+
+def table() -> dict[str, dict[str, str]]:
+    """The rows of table.csv, by variant."""
+    with Path("runs/small/table.csv").open(encoding="utf-8") as file:
+        return {row["variant"]: row for row in csv.DictReader(file) if not row["component"]}

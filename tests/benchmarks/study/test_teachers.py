@@ -8,8 +8,8 @@ import yaml
 
 from cetnet.benchmarks.study.check import check_study
 from cetnet.benchmarks.study.definition import Run, Study, runs_of
-from cetnet.benchmarks.study.teachers import waves
-from cetnet.trainer.config import load_config
+from cetnet.benchmarks.study.teachers import is_student, waves
+from cetnet.trainer.config import load_config, read_settings
 from cetnet.trainer.errors import UserError
 from tests.data import write_dataset
 
@@ -115,3 +115,24 @@ def test_teachers_that_are_still_to_be_trained_are_none_to_be_checked(folder: Pa
     check_study(write(folder, {name: VARIANTS[name] for name in ("student", "single", "pair")}))
     with pytest.raises(UserError, match=r"'of_another': training.teacher: elsewhere: no config\.yaml"):
         check_study(write(folder, {name: VARIANTS[name] for name in ("of_another", "single")}))
+
+
+def test_students_are_those_that_learn_from_runs_here_or_elsewhere(folder: Path) -> None:
+    found = runs(write(folder, {**VARIANTS, "none": {"training.teacher": None}}))
+    assert {run.variant for run in found if is_student(read_settings(run.base, run.overrides))} == {
+        "student",
+        "of_two",
+        "of_another",
+        "pupil",
+    }
+
+
+def test_until_can_not_decide_students_by_progressive_ne(folder: Path) -> None:
+    write_dataset(folder / "data", {"train": 100, "validation": 50, "test": 50})
+    variants = {name: VARIANTS[name] for name in ("student", "single", "pair")}
+    check_study(write(folder, variants, until={"monitor": "ne"}))
+    with pytest.raises(
+        UserError, match=r"variant 'student': a student has no progressive NE, .* until\.monitor"
+    ):
+        check_study(write(folder, variants, until={"monitor": "progressive"}))
+    check_study(write(folder, {"single": {}, "pair": VARIANTS["pair"]}, until={"monitor": "progressive"}))

@@ -158,5 +158,10 @@ def test_values_that_no_run_takes_are_found_before_one_trains(folder: Path) -> N
     wrong = {"trials": 3, "shared": {"optimizer.dense.lr": {"low": -1, "high": 1.0}}}
     with pytest.raises(UserError, match=r"study\.yaml, tune, variant 'finalmlp': optimizer\.dense\.lr"):
         check_tuning(write(STUDY | {"tune": wrong}))
+    students = {"trials": 3, "shared": {"training.teacher": {"choices": [None, "runs/before"]}}}
+    with pytest.raises(UserError, match=r"a student can't be judged by progressive NE, .*make tune\.rungs 1"):
+        check_tuning(write(STUDY | {"tune": students}))
+    with pytest.raises(UserError, match=r"training\.teacher: runs/before: no config\.yaml"):
+        check_tuning(write(STUDY | {"tune": students | {"rungs": 1}}))
     with pytest.raises(UserError, match="there is no `tune` section"):
         check_tuning(write({key: value for key, value in STUDY.items() if key != "tune"}))
