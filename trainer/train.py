@@ -36,6 +36,7 @@ from cetnet.trainer.data.quarantine import Quarantine
 from cetnet.trainer.data.reader import Reader
 from cetnet.trainer.data.statistics import only_value
 from cetnet.trainer.divergence import Divergence
+from cetnet.trainer.draws import seed_draws
 from cetnet.trainer.early_stopping import take_in
 from cetnet.trainer.errors import UserError
 from cetnet.trainer.files import disk_errors, written_aside
@@ -208,6 +209,7 @@ def train_segment(trainer: Trainer) -> None:
     trainer.lr.set(state.step)
     hang_detector.report(TRAINING, state.step)
     loss = torch.zeros(2, dtype=torch.float64, device=trainer.processes.device)  # sum, steps
+    seed_draws(config.training.seed, state.step, trainer.processes.rank, trainer.processes.device)
     parts = taught_by_peers(trainer.session, batches, state.step, config, trainer.processes)
     for predictions in chain.from_iterable(run_pipeline(trainer.session, part) for part in parts):
         bad_rows = reader.bad_rows.pop(state.step % reader.steps_per_epoch, [])
@@ -233,6 +235,7 @@ def train_segment(trainer: Trainer) -> None:
                 _stop(trainer)
             _pause_if_due(trainer)
             save_if_due(trainer)
+        seed_draws(config.training.seed, state.step, trainer.processes.rank, trainer.processes.device)
 
 
 def save_if_due(trainer: Trainer) -> None:

@@ -1,22 +1,30 @@
 """A run killed in the middle and resumed on another world size ends as if nothing had happened."""
 
+import itertools
 import json
 import os
 import shutil
 import signal
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
+import torch
 from torch.multiprocessing.spawn import ProcessExitedException
 
 import cetnet.trainer.train
 from cetnet.models.batch import Batch
 from cetnet.models.cetnet import Predictions
-from cetnet.trainer.processes.distributed import Processes
+from cetnet.trainer.check_run import check_run
+from cetnet.trainer.config import RunConfig
+from cetnet.trainer.draws import seed_draws
+from cetnet.trainer.processes.distributed import Processes, process_group
 from cetnet.trainer.session import Session, run_pipeline
+from cetnet.trainer.train import train
 from tests.data import write_dataset
 from tests.processes import early_stopping_settings, run_processes, run_settings, train_all
 
@@ -111,3 +119,52 @@ def test_early_stopping_goes_on_where_it_was(tmp_path: Path) -> None:
         return [line for line in lines if line["kind"] == "eval"]
 
     assert [e["step"] for e in evaluations("killed")] == [e["step"] for e in evaluations("whole")]
+
+
+def train_whole_and_broken_off(
+    processes: Processes, whole: dict[str, Any], broken_off: dict[str, Any]
+) -> None:
+    train_all(processes, [whole])
+    for pause_at in (3, 5):  # where a segment ends, and inside one
+        run = check_run(RunConfig.model_validate(broken_off), processes.world_size, resume=pause_at > 3)
+        with pytest.raises(SystemExit) as ended:
+            train(replace(run, pause_at=pause_at), processes)
+        assert ended.value.code == 0
+        torch.manual_seed(pause_at)  # as in another process
+    train_all(processes, [broken_off], resume=True)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_what_is_drawn_at_random_is_drawn_again(tmp_path: Path, world_size: int) -> None:
+    """Dropout in towers, attention and fusion, and the negatives of DIEN's auxiliary loss."""
+    data = tmp_path / "data"
+    write_dataset(data, {"train": 8 * 64, "validation": 100, "test": 100})
+    small = {"embedding_dim": 4, "hidden_units": [8], "dropout": 0.3}
+    model = {
+        "components": {
+            # Not Dice, whose running averages are each rank's own: a checkpoint has those of one.
+            "dien": {"kind": "dien", **small, "attention_activation": "relu", "attention_dropout": 0.2},
+            "finalmlp": {"kind": "finalmlp", **small, "hidden_units2": [8], "dropout2": 0.3},
+        },
+    }
+    sections: dict[str, Any] = {"model": model, "evaluation": {"splits": ["test"], "every_steps": 3}}
+    settings = [run_settings(data, tmp_path / run, **sections) for run in ("whole", "broken-off")]
+    if world_size == 1:
+        with process_group("cpu") as alone:
+            train_whole_and_broken_off(alone, *settings)
+    else:
+        run_processes(train_whole_and_broken_off, world_size, *settings)
+    predicted = [
+        pq.read_table(tmp_path / run / "predictions" / "test.parquet") for run in ("whole", "broken-off")
+    ]
+    assert predicted[0].equals(predicted[1])
+
+
+def test_every_step_and_rank_draws_other_numbers() -> None:
+    def drawn(seed: int, step: int, rank: int) -> list[float]:
+        with torch.random.fork_rng(devices=[]):
+            seed_draws(seed, step, rank, torch.device("cpu"))
+            return torch.rand(3).tolist()
+
+    assert drawn(1, 2, 3) == drawn(1, 2, 3)
+    assert len({tuple(drawn(*each)) for each in itertools.product(range(4), repeat=3)}) == 64
