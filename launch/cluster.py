@@ -143,9 +143,6 @@ class Cluster:
         text, succeeded = status.state.name.lower(), status.state == AppState.SUCCEEDED
         if status.msg not in ("", NONE, status.state.name) and not succeeded:
             text += f" ({status.msg})"  # such as TIMEOUT, of what TorchX calls failed
-        text, succeeded = status.state.name.lower(), status.state == AppState.SUCCEEDED
-        if status.msg not in ("", NONE, status.state.name) and not succeeded:
-            text += f" ({status.msg})"  # such as TIMEOUT, of what TorchX calls failed
         return State(handle, text, status.is_terminal(), succeeded)
 
     def cancel(self, handle: str) -> None:

@@ -90,6 +90,7 @@ class TrialJobs(AbstractContextManager["TrialJobs"]):
         self._display: Progress = lines_of_jobs(console)
         self._deaths: dict[Path, _Deaths] = {}
         self._stopped: set[Path] = set()
+        self._waiting: set[Path] = set()  # for somebody else to leave these folders
         self._next_look = 0.0
         self.under_way: list[TrialJob] = []
         for run in begun:
@@ -154,7 +155,10 @@ class TrialJobs(AbstractContextManager["TrialJobs"]):
                 with locked(run.folder, LOCK, "another process trains in it"):
                     pass
             except UserError as error:  # a job that its scheduler has forgotten
-                self._display.update(job.line, last=f"waits: {error}")
+                if run.folder not in self._waiting:
+                    self._console.print(f"{job.label}: waits, as {error}")
+                self._waiting.add(run.folder)
+                self._display.update(job.line, last="waits")
                 return
         note = _failure_file(run)
         note.unlink(missing_ok=True)
