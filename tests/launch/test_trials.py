@@ -4,7 +4,6 @@ What they run stands in for `cetnet train`: it writes what trials are judged by.
 """
 
 import csv
-import json
 import os
 import signal
 import subprocess
@@ -196,11 +195,9 @@ def test_a_trial_that_says_twice_why_it_fails_is_left_out_and_one_that_only_dies
         UserError, match=r"trial 0, seed 1001 failed \(3 jobs ended at step 0: failed, without a"
     ):
         launch()
-    assert json.loads(Path("runs/small/tune/dnn/trial000/seed1001.settings.json").read_text(encoding="utf-8"))
 
     Path("die").unlink()
-    shown = launch()
-    assert "trial 1, seed 1001: slurm://torchx/" in shown
+    launch()
     rows = table()
     assert [row["state"] for row in rows] == ["chosen", "failed"]
     assert rows[1]["why it failed"].startswith("twice: lr: too large; its log: torchx log slurm://torchx/")
