@@ -64,7 +64,7 @@ class SparseOptimizerConfig(Strict):
     kind: Literal["rowwise_adagrad", "adagrad", "sgd", "adam"] = Field(
         "rowwise_adagrad", description="`adam` runs on CUDA only."
     )
-    lr: LearningRate = 0.02
+    lr: LearningRate = 0.1
     eps: float = Field(1e-8, ge=1e-30, le=1e6)
 
 
@@ -92,13 +92,13 @@ class OptimizerConfig(Strict):
     clip_norm: float | None = Field(None, gt=0, description="Largest norm of the dense gradients.")
     warmup_steps: int = Field(0, ge=0, description="Steps over which the learning rate rises linearly.")
     decay: Literal["none", "linear", "cosine"] = Field(
-        "none", description="How the learning rate falls from the end of the warm-up to the last step."
+        "linear", description="How the learning rate falls in the last steps; `none`: it stays the full one."
     )
     decay_share: float = Field(
-        1.0,
+        0.2,
         gt=0,
         le=1,
-        description="It falls in the last steps only, this share of all; before, it is the full one.",
+        description="Those steps, as a share of all; 1: it falls from the end of the warm-up.",
     )
     final_lr: float = Field(
         0.0, ge=0, le=1, description="Learning rate of the last step, as a share of the full."

@@ -150,7 +150,9 @@ def test_the_configuration_is_frozen(file: Path) -> None:
     ],
 )
 def test_schedule(decay: str, expected: list[float]) -> None:
-    config = OptimizerConfig.model_validate({"warmup_steps": 4, "decay": decay, "final_lr": 0.2})
+    config = OptimizerConfig.model_validate(
+        {"warmup_steps": 4, "decay": decay, "decay_share": 1, "final_lr": 0.2}
+    )
     assert [schedule(config, step, 9) for step in range(9)] == pytest.approx(expected)
 
 
@@ -158,6 +160,8 @@ def test_it_falls_in_the_last_steps_only() -> None:
     config = OptimizerConfig.model_validate({"warmup_steps": 2, "decay": "linear", "decay_share": 0.3})
     expected = [0.5, 1, 1, 1, 1, 1, 1, 1, 0.5, 0, 0]
     assert [schedule(config, step, 10) for step in range(11)] == pytest.approx(expected)
+    by_default = [schedule(OptimizerConfig(), step, 20) for step in range(20)]
+    assert by_default == pytest.approx([1.0] * 17 + [2 / 3, 1 / 3, 0])
 
 
 @given(

@@ -19,6 +19,7 @@ from cetnet.trainer.config import RunConfig
 from cetnet.trainer.data.dataset import Dataset
 from cetnet.trainer.data.reader import Reader
 from cetnet.trainer.processes.distributed import Processes
+from cetnet.trainer.schedule import schedule
 from cetnet.trainer.session import build_session
 from tests.data import write_dataset
 from tests.processes import run_processes, run_settings, train_all
@@ -153,7 +154,10 @@ def plain_losses(path: Path) -> list[float]:
     moments = {key: torch.zeros(len(table.weight)) for key, table in tables.items()}
     reader = Reader(dataset, 64, lanes=4, shuffle_rows=100, seed=config.training.seed)
     losses = []
-    for batch in reader.batches(0):
+    batches = list(reader.batches(0))
+    for number, batch in enumerate(batches):
+        scale = schedule(config.optimizer, number, len(batches))
+        optimizer.param_groups[0]["lr"] = config.optimizer.dense.lr * scale
         step = [rows[i] for i in batch.row.tolist() if i >= 0]
         members = [
             tower.component(plain_inputs(schema, step, name, tables, tower.assembly.shape.num_sequences))
@@ -171,7 +175,7 @@ def plain_losses(path: Path) -> list[float]:
         optimizer.step()
         for key, table in tables.items():
             row_wise_adagrad(
-                table.weight, moments[key], config.optimizer.sparse.lr, config.optimizer.sparse.eps
+                table.weight, moments[key], config.optimizer.sparse.lr * scale, config.optimizer.sparse.eps
             )
     return losses
 
