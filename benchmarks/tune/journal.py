@@ -193,4 +193,4 @@ def _short(setting: Setting, value: Any) -> Any:
 def _settings(tune: Tune, space: Space) -> Mapping[str, Any]:
     how = tune.model_dump(mode="json", exclude={"shared", "variants"})
     keys = {key: setting.model_dump(mode="json", exclude_defaults=True) for key, setting in space.items()}
-    return json.loads(json.dumps({**how, "space": keys}))
+    return json.loads(json.dumps({**how, "sampler": tune.sampling, "space": keys}))

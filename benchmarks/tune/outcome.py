@@ -13,7 +13,7 @@ import yaml
 
 from cetnet.benchmarks.study.definition import Study
 from cetnet.benchmarks.tune.search import Search
-from cetnet.benchmarks.tune.trials import Trial
+from cetnet.benchmarks.tune.trials import Trial, in_any_study
 from cetnet.trainer.files import without_nonfinite, write_json, write_text, written_aside
 
 VARIANTS, TRIALS, TUNING = "variants.yaml", "trials.csv", "tune.json"
@@ -73,12 +73,14 @@ def write_variants(study: Study, path: Path, searches: Sequence[Search], out: Pa
         f"Spent: {rows:,} rows, {seconds:,.0f} seconds of training. sha256 of the study file: {_digest(path)}",
     ]
     content = {
-        variant: dict(trial.overrides) if (trial := chosen.get(variant)) else overrides
-        for variant, overrides in study.variants.items()
+        variant: dict(trial.overrides) if (trial := chosen.get(variant)) else in_any_study(study, variant)
+        for variant in study.variants
         if variant not in chosen or chosen[variant]  # not tuned, or to the end
     }
     text = "".join(f"# {line}\n" for line in lines)
-    write_text(out / VARIANTS, text + yaml.safe_dump(content, sort_keys=False, width=100))
+    content = json.loads(json.dumps(content))  # no mapping occurs twice, which yaml would name &id001
+    text += yaml.safe_dump(content, sort_keys=False, width=100)
+    write_text(out / VARIANTS, text)
 
 
 def write_trials(searches: Sequence[Search], found: Mapping[str, Sequence[Outcome]], out: Path) -> None:

@@ -33,7 +33,7 @@ class Trial:
         number: from 0, which is the variant as it stands.
         values: by the keys of the space, patterns as they are.
         changes: the overrides that they are, patterns written out.
-        overrides: all of the variant's, these included.
+        overrides: all of the variant's, as `in_any_study` has them, these included.
         runs: one for each seed.
         batch_size: of all of them.
     """
@@ -142,7 +142,7 @@ class Trials:
             number,
             values,
             changes,
-            _with(self.study.variants[self.variant], changes),
+            _with(in_any_study(self.study, self.variant), changes),
             self._runs(number, overrides),
             batch_size,
         )
@@ -195,6 +195,14 @@ class Trials:
         }
         runs = runs_of(self.study.model_copy(update=alone), self._path)
         return [run._replace(variant=f"{self.variant}, trial {number}") for run in runs]
+
+
+def in_any_study(study: Study, variant: str) -> dict[str, Any]:
+    """The overrides of a variant, and those of `common` without which another study would train another model."""
+    common = {
+        key: value for key, value in study.common.items() if key.split(".")[0] in ("model", "optimizer")
+    }
+    return common | study.variants[variant]
 
 
 def _with(overrides: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -36,6 +36,7 @@ STUDY = {
     "nproc": 1,
     "seeds": [1, 2],
     "baseline": "finalmlp",
+    "common": {"optimizer.clip_norm": 5.0, "data.prefetch": 2},
     "variants": {"finalmlp": {"model.components": {"finalmlp": FINALMLP}}},
     "tune": {
         "trials": 4,
@@ -118,6 +119,8 @@ def test_killed_in_the_middle_and_begun_again_it_chooses_as_if_unbroken(folder: 
     by_validation = sorted(at_rung[:2], key=lambda row: float(row["NE of validation"]))
     assert [row["state"] for row in by_validation] == ["chosen", "finished"]
     assert {""} < {row["model.components.*.hidden_units2"] for row in resumed} <= {"", "[8]", "[16]"}
+    assert chosen["finalmlp"]["optimizer.clip_norm"] == 5.0  # another study's `common` may be another
+    assert "data.prefetch" not in chosen["finalmlp"]
     if best := by_validation[0]["optimizer.dense.lr"]:
         assert chosen["finalmlp"]["optimizer.dense.lr"] == float(best)
 
