@@ -111,6 +111,11 @@ class Study(Strict):
         description="The variant that gains are over. Several: each is the baseline of the variants from it to "
         "the next."
     )
+    also: dict[str, tuple[str, ...]] = Field(
+        {},
+        description="Variants, and others than their baseline that their gains are over as well: "
+        "`cetnet: [best_single_twice]`.",
+    )
     components: bool = Field(True, description="Whether the tables list the components of ensembles.")
     scaling: dict[str, str] = Field(
         {},
@@ -152,6 +157,11 @@ class Study(Strict):
                 raise ValueError(f"{key}: {pattern!r} is none of the variants {', '.join(self.variants)}")
         if unknown := [name for name in self._baselines if name not in self.variants]:
             raise ValueError(f"baseline {unknown[0]!r} is not one of the variants {', '.join(self.variants)}")
+        named = [name for variant, others in self.also.items() for name in (variant, *others)]
+        if unknown := [name for name in named if name not in self.variants]:
+            raise ValueError(f"also: {unknown[0]!r} is not one of the variants {', '.join(self.variants)}")
+        if itself := [variant for variant, others in self.also.items() if variant in others]:
+            raise ValueError(f"also: {itself[0]!r} would be compared with itself")
         if len(self._baselines) > 1 and self._baselines[0] != next(iter(self.variants)):
             raise ValueError("with several baselines, the first variant must be one")
         for name, overrides in {"common": self.common, **self.variants}.items():

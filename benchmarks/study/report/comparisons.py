@@ -57,7 +57,8 @@ def undecided(study: Study, runs: Sequence[Run]) -> dict[str, float]:
     Returns:
         By variant, half of its gain's interval, in percent of NE; infinite if it shares fewer than three seeds with
         its baseline. Without those that no number of seeds would decide, since the rows alone leave more than that.
-        With `scaling`, gains over the first method at the same size count as well, and both variants are undecided.
+        Gains that `also` asks for count as well and, with `scaling`, those over the first method at the same size;
+        then both variants are undecided.
 
     Raises:
         UserError: files of a run cannot be read or compared.
@@ -72,7 +73,8 @@ def undecided(study: Study, runs: Sequence[Run]) -> dict[str, float]:
         for variant in variants
         if variant != baseline
     ]
-    for new, base in [*pairs, *_same_size(study, folders)]:
+    also = [(variant, other) for variant, others in study.also.items() for other in others]
+    for new, base in [*pairs, *also, *_same_size(study, folders)]:
         if base not in bases and base in folders:
             bases[base] = Baseline(predictions(folders[base], study.split), study.looks)
         of_new, of_base = folders.get(new, {}), folders.get(base, {})

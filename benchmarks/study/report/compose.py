@@ -31,7 +31,7 @@ from cetnet.benchmarks.study.report.rows import (
     Row,
     bayes_row,
     row_against_itself,
-    same_size_rows,
+    rows_over_others,
     section_rows,
     undefined,
 )
@@ -85,6 +85,9 @@ def write_report(study: Study, command: str, runs: Sequence[Run], console: Conso
     write_csv(written + ([bayes] if bayes else []), out / TABLE)
     if spectra:
         _write_spectra(spectra, out / "embeddings.csv")
+    also = _also(study, folders, sections)
+    if also:
+        print_table(also, "Further comparisons", console, give_way=("AUC gain (pp)", "gAUC gain (pp)"))
     document = Document(
         title=study.title or study.name,
         description=study.description,
@@ -93,6 +96,7 @@ def write_report(study: Study, command: str, runs: Sequence[Run], console: Conso
         sections=[
             *_scaling(study, folders, sections),
             *_results(study, folders, sections, bayes),
+            *([Section("Further comparisons", [Text(ALSO_NOTE), also])] if also else []),
             *_embeddings(study, sections, spectra),
             Section("Cost", [_table(rows, cost_columns(rows)), Text(COST_NOTE)]),
             how_to_read(study, rows, bayes, undefined(folders, study.split)),
@@ -203,15 +207,36 @@ def _scaling(study: Study, folders: Folders, sections: Mapping[str, Sequence[Row
     caption = "Metrics against the number of embedding parameters"
     blocks: list[Block] = [Plot("scaling", caption, figure), Text(text)]
     if pairs := same_size_pairs(study, sections):
-        rows = same_size_rows(study, folders, pairs)
-        every = [row for of_section in sections.values() for row in of_section]
-        over = Column("over", [Cell(other.variant, other.variant) for _, other in pairs], is_text=True)
         first = next(iter(study.scaling))
         blocks += [
             Text(f"Gains over {first} with as many embedding parameters; intervals as in the tables below:"),
-            _table(rows, [over, *gain_columns(rows, every)]),
+            _over_others(rows_over_others(study, folders, pairs), pairs, sections),
         ]
     return [Section("Scaling of embeddings", blocks)]
+
+
+def _over_others(
+    rows: Sequence[Row], pairs: Sequence[tuple[Row, Row]], sections: Mapping[str, Sequence[Row]]
+) -> Table:
+    """The gains of the first row of each pair over the second."""
+    every = [row for of_section in sections.values() for row in of_section]
+    over = Column("over", [Cell(other.variant, other.variant) for _, other in pairs], is_text=True)
+    return _table(rows, [over, *gain_columns(rows, every)])
+
+
+def _also(study: Study, folders: Folders, sections: Mapping[str, Sequence[Row]]) -> Table | None:
+    """Gains over others than the baselines, which the study asks for."""
+    rows = {row.variant: row for of_section in sections.values() for row in of_section if not row.component}
+    pairs = sorted(
+        (
+            (rows[variant], rows[other])
+            for variant, others in study.also.items()
+            for other in others
+            if variant in rows and other in rows
+        ),
+        key=lambda pair: pair[1].variant,
+    )
+    return _over_others(rows_over_others(study, folders, pairs), pairs, sections) if pairs else None
 
 
 def _embeddings(
@@ -267,6 +292,8 @@ the width. An ensemble's tables of a feature are taken side by side, which compa
 width; *of one table* is the mean of its tables alone. Numbers are plain means over the tables that have as many
 values as the widest is wide ({few} of {all}: {tables}), then means ± standard deviations over seeds; spectra are
 geometric means. Every table of every run is in [embeddings.csv](embeddings.csv)."""
+
+ALSO_NOTE = "Gains over others than the baseline; verdicts by Holm's method over this table."
 
 STUDENTS_NOTE = """\
 Students, which learn from teachers: {names}. Their teachers have seen the rows to come, so a student's NE along

@@ -235,7 +235,7 @@ def row_against_itself(base: Row, looks: tuple[int, ...]) -> Row | None:
     return Row(f"A/A: {base.variant}", against_itself=gain, comparison=Comparison(None, same(gain), math.nan))
 
 
-def same_size_rows(study: Study, runs: Folders, pairs: Sequence[tuple[Row, Row]]) -> list[Row]:
+def rows_over_others(study: Study, runs: Folders, pairs: Sequence[tuple[Row, Row]]) -> list[Row]:
     """The first row of each pair, with its gains over the second one in place of those over the baseline.
 
     Args:

@@ -70,6 +70,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "seeds": [1, 2],
             "baseline": ["a", "c"],
             "variants": {"a": {}, "b_2x": {}, "c": {}, "d_2x": {}, "d_10x": {"x": "</pre>" + EVIL}},
+            "also": {"c": ["b_2x"]},
             "scaling": {f"wide {EVIL}": "*_2x", "wider": "*_10x"},
             "embeddings": True,
             "paper": {"source": f"A <b>{EVIL}", "numbers": {"b_2x": {"auc": 0.7}}},
@@ -180,11 +181,14 @@ def test_numbers_are_those_of_the_csv(page: Page, folder: Path) -> None:
     assert {("embedding parameters", "a", ""), ("rows/s", "d_10x", "")} <= checked
 
 
-def test_methods_are_compared_at_the_same_size(folder: Path) -> None:
+@pytest.mark.parametrize(("number", "pair"), [(1, ("d_10x", "d_2x")), (2, ("c", "b_2x"))])
+def test_methods_are_compared_at_the_same_size_and_what_the_study_names(
+    folder: Path, number: int, pair: tuple[str, str]
+) -> None:
     tables = (folder / "report.md").read_text().split("| variant | over |")
-    assert len(tables) == 2
-    variant, over, gain, *_ = re.split(r" *\| *", tables[1].splitlines()[2].strip("| "))
-    assert (variant, over) == ("d_10x", "d_2x")
+    assert len(tables) == 3
+    variant, over, gain, *_ = re.split(r" *\| *", tables[number].splitlines()[2].strip("| "))
+    assert (variant, over) == pair
     losses = []
     for name in (variant, over):
         of_seeds = [pq.read_table(folder / name / f"seed{seed}/predictions/test.parquet") for seed in (1, 2)]
@@ -219,7 +223,7 @@ def test_markdown_has_the_same_sections_and_plots(page: Page, folder: Path) -> N
     report = (folder / "report.md").read_text()
     assert re.findall(r"^##+ (.*)", report, re.MULTILINE) == [
         *["Scaling of embeddings", "Results", "Compared with a", "Compared with c"],
-        *["Embeddings", "Cost", "How to read it", "Runs"],
+        *["Further comparisons", "Embeddings", "Cost", "How to read it", "Runs"],
     ]
     plots = re.findall(r"!\[.*\]\((\w+\.png)\)", report)
     assert len(plots) == 7

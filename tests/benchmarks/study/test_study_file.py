@@ -44,6 +44,8 @@ def test_bad_base_files(make: Make, base: str, message: str) -> None:
         ({"variants": {"single": {"run_dir": "x"}}}, "'single' sets 'run_dir', which the study sets"),
         ({"variants": {"single": {}, "../up": {}}}, "variants.../up"),
         ({"baseline": ["single", "double"]}, "baseline 'double' is not one of the variants single, pair"),
+        ({"also": {"pair": ["double"]}}, "also: 'double' is not one of the variants single, pair"),
+        ({"also": {"pair": ["pair"]}}, "also: 'pair' would be compared with itself"),
         ({"baseline": ["pair", "single"]}, "with several baselines, the first variant must be one"),
         ({"common": {"training.seed": 1}}, "'common' sets 'training.seed', which the study sets"),
         (
