@@ -19,6 +19,9 @@ cetnet_if_if cetnet_if_dcnv2 cetnet_if_dhen"""
 TABLE3 = """full without_confidence without_kl without_multi_embedding without_gradient_stop single_embedding_concat
 multi_embedding_concat"""
 
+TUNED = ["table1_amazon_toys"]
+"""Those with models beyond the paper's."""
+
 TOTALS = {
     "amazon_electronics": (4, 63_806),
     "taobao_ad": (20, 1_295_075),
@@ -68,7 +71,7 @@ def test_every_model_can_be_built(path: Path) -> None:
 def test_every_table_of_the_paper_has_its_studies() -> None:
     names = {path.stem: list(Study.load(path).variants) for path in STUDIES}
     for data in ("amazon_electronics", "taobao_ad", "kuaivideo", "ebnerd", "amazon_sports", "amazon_toys"):
-        assert names[f"table1_{data}"] == TABLE1.split()
+        assert set(TABLE1.split()) <= set(names[f"table1_{data}"])
         assert names[f"table3_{data}"] == TABLE3.split()
     methods = [f"_{method}_{times}x" for method in ("se", "me", "sum", "concat") for times in (2, 3, 4, 10)]
     grid = [
@@ -85,7 +88,8 @@ def test_a_table_of_the_paper_shows_all_its_numbers(path: Path) -> None:
     study = Study.load(path)
     if path.stem.startswith("table"):
         assert study.paper is not None
-        assert set(study.paper.numbers) == set(study.variants)
+        assert set(study.paper.numbers) <= set(study.variants)
+        assert (set(study.paper.numbers) < set(study.variants)) == (path.stem in TUNED)
 
 
 def test_embeddings_of_the_multi_embedding_study_have_the_size_that_their_name_says() -> None:

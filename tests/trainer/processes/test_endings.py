@@ -104,7 +104,8 @@ import os, signal, time
 from pathlib import Path
 from cetnet.trainer.files import written_aside
 
-signal.signal(signal.SIGINT, signal.SIG_DFL)
+for number in (signal.SIGINT, signal.SIGHUP):  # which a shell in the background, or nohup, has ignored
+    signal.signal(number, signal.SIG_DFL)
 with written_aside(Path("scores")) as aside:
     aside.touch()
     os.kill(os.getpid(), {int(number)})
